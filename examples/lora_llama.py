@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
-    bits_per_byte,
     load_embedder,
+    score_text,
     tiny_lm_path,
 )
 
@@ -51,10 +51,10 @@ def main() -> dict[str, float]:
         ttft = TestTimeFinetuner(
             model, tokenizer, store, embedder, n_select=20, lr=1e-2
         )
-        before = bits_per_byte(model, tokenizer, PROMPT)
+        before = score_text(model, tokenizer, PROMPT).value
         with ttft.adapted(PROMPT) as adaptation:
-            adapted = bits_per_byte(model, tokenizer, PROMPT)
-        restored = bits_per_byte(model, tokenizer, PROMPT)
+            adapted = score_text(model, tokenizer, PROMPT).value
+        restored = score_text(model, tokenizer, PROMPT).value
 
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{trainable} of {total} parameters trained")

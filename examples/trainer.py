@@ -22,8 +22,8 @@ from hullft_ops.ttft import (
     Datastore,
     ReplayTrainer,
     TestTimeFinetuner,
-    bits_per_byte,
     load_embedder,
+    score_text,
     tiny_lm_path,
 )
 
@@ -40,7 +40,7 @@ def main() -> dict[str, float]:
         tiny_lm_path(), trust_remote_code=False
     )
     embedder = load_embedder()
-    before = bits_per_byte(model, tokenizer, PROMPT)
+    before = score_text(model, tokenizer, PROMPT).value
     with tempfile.TemporaryDirectory() as folder:
         store = Datastore.build(TEXTS, embedder, Path(folder) / "store")
         support = TestTimeFinetuner(
@@ -69,7 +69,7 @@ def main() -> dict[str, float]:
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         )
         trainer.train()
-    after = bits_per_byte(model, tokenizer, PROMPT)
+    after = score_text(model, tokenizer, PROMPT).value
     steps = int(next(iter(trainer.optimizer.state.values()))["step"])
     print(f"{steps} steps with {len(rows)} gradients")
     print(f"bits per byte: {before:.3f} before, {after:.3f} after")

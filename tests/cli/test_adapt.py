@@ -11,9 +11,9 @@ from command import hullft_ops, succeeded
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
-    bits_per_byte,
     load_embedder,
     load_model,
+    score_text,
 )
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.generation import continue_prompt
@@ -61,7 +61,7 @@ def test_it_prints_what_the_finetuner_does(
         n_select=6,
         lr=0.02,
     )
-    before = bits_per_byte(model, tokenizer, PROMPT)
+    before = score_text(model, tokenizer, PROMPT).value
     unadapted = continue_prompt(
         model, tokenizer, PROMPT, finetuner.window, max_new_tokens=8
     )
@@ -161,10 +161,10 @@ def test_a_saved_adapter_loads_with_peft(
     assert re.search(f"^saved to {folder}: a LoRA with .* %", printed, re.MULTILINE)
 
     model, tokenizer = load_model(str(model_directory))
-    before = bits_per_byte(model, tokenizer, PROMPT)
+    before = score_text(model, tokenizer, PROMPT).value
     adapted = PeftModel.from_pretrained(model, folder)
 
-    assert bits_per_byte(adapted, tokenizer, PROMPT) < before
+    assert score_text(adapted, tokenizer, PROMPT).value < before
     assert (
         "exists, and --overwrite is not set"
         in hullft_ops(*arguments, "--save", folder).last

@@ -17,9 +17,9 @@ from hullft_ops.ttft import (
     Datastore,
     Support,
     TestTimeFinetuner,
-    bits_per_byte,
     load_embedder,
     load_model,
+    score_text,
 )
 
 Evaluate = Callable[..., Result]
@@ -90,7 +90,7 @@ def test_a_row_says_what_the_finetuner_does(
         text = texts_of[row.prompt]
 
         score = row.scores["prompt"]
-        assert score.before == bits_per_byte(model, tokenizer, text)
+        assert score.before == score_text(model, tokenizer, text).value
 
         with finetuner.adapted(text) as adaptation:
             assert score.after == adaptation.score(text).value

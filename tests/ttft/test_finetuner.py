@@ -1,10 +1,8 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
-from itertools import chain
-
 import pytest
 
-from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.scoring import ReadContext, score_text
 
 PROMPT = "the cat sat on the red mat"
 
@@ -84,15 +82,14 @@ def test_a_text_is_scored_behind_the_retrieved_passages(
         passages = adaptation.support.context_ids
         assert len(passages) > 1
 
-        prefix = [*chain.from_iterable(passages)]
-        whole = score_text(gpt2, tokenizer, PROMPT, prefix_ids=prefix)
-        score = adaptation.score(PROMPT)
+        context = ReadContext(gpt2, tokenizer, passages)
+        score = score_text(gpt2, tokenizer, PROMPT, context=context)
 
-        expected = score_text(gpt2, tokenizer, "a", after=PROMPT, prefix_ids=prefix)
-        answer = adaptation.score("a", after=PROMPT)
+        assert adaptation.score(PROMPT) == score != score_text(gpt2, tokenizer, PROMPT)
 
-    assert score.nll == pytest.approx(whole.nll, rel=1e-5)
-    assert answer.nll == pytest.approx(expected.nll, rel=1e-5)
+        answer = score_text(gpt2, tokenizer, "a", after=PROMPT, context=context)
+
+        assert adaptation.score("a", after=PROMPT) == answer
 
 
 def test_after_the_block_the_model_is_restored(gpt2, make, tmp_path):

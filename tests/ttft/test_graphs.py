@@ -10,7 +10,7 @@ import torch
 from hullft_ops.ttft import capture, loss, training
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.graphs import PassGraphs
-from hullft_ops.ttft.steps import StageClock
+from hullft_ops.ttft.steps import StageClock, schedule
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.training import SupportTrainer
 
@@ -85,7 +85,8 @@ def train(trainer, model):
     """Losses and trained parameters; the model is as before."""
     parameters = list(model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
-    losses = trainer.train(SUPPORT, NO_CLOCK)
+    passes = schedule(SUPPORT.counts, trainer.config)
+    losses = trainer.train(SUPPORT, passes, NO_CLOCK)
     after = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         torch._foreach_copy_(parameters, before)

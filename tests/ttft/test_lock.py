@@ -4,7 +4,9 @@ import asyncio
 import threading
 
 import pytest
+import torch
 
+from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.scoring import score_text
 
 PROMPT = "the cat sat on the red mat"
@@ -68,6 +70,14 @@ def test_a_peft_model_and_its_base_are_one(llama, tokenizer, make, with_lora):
 
         with pytest.raises(RuntimeError, match="is adapted here already"):
             adapt(make(llama))
+
+
+def test_a_compiled_model_and_its_original_are_one(gpt2, make):
+    with (
+        exclusive(torch.compile(gpt2), adapts=True),
+        pytest.raises(RuntimeError, match="is adapted here already"),
+    ):
+        adapt(make(gpt2))
 
 
 def test_another_task_is_refused(gpt2, tokenizer, make):

@@ -1,13 +1,13 @@
 """Bits per byte, against a computation that predicts one token at a time."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
 
-from hullft_ops.ttft.context import ReadContext
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.scoring import bits_per_byte, score_text
+from hullft_ops.ttft.scoring import ReadContext, score_text
 
 CONTEXT = 32
 TEXTS = {
@@ -40,14 +40,25 @@ def opened_ids(tokenizer, text):
     return ids[: opening + len(plain)], opening
 
 
+class StandingBefore:
+    """Passages without a cache, which the model reads again with each window."""
+
+    def __init__(self, passages):
+        self.passages = passages
+        self.ids = [*chain.from_iterable(passages)]
+
+    def arguments(self, tokens):
+        return {}
+
+
 @torch.no_grad()
-def one_by_one(model, ids, window, stride, first, head=()):
+def one_by_one(model, ids, window, first, head=()):
     """One forward pass for every token, from the context that the window gives it."""
     total = 0.0
     begin = 0
     for position in range(first, len(ids)):
         while position >= begin + window:
-            begin += stride
+            begin += window // 2
 
         tokens = torch.tensor([[*head, *ids[begin:position]]])
         logits = model(tokens).logits[0, -1]
@@ -60,39 +71,37 @@ def one_by_one(model, ids, window, stride, first, head=()):
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
 @pytest.mark.parametrize("size", [0, 3, 100])
 def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, size):
-    """A prefix stands before every window, as much of it as leaves room for the text."""
+    """A passage stands before every window, as much of it as leaves room for the text."""
     tokenizer = tokenizers[kind]
     ids, opening = opened_ids(tokenizer, text)
-    prefix = [5 + i % 200 for i in range(size)]
-    score = score_text(gpt2.double(), tokenizer, text, prefix_ids=prefix)
+    passage = [5 + i % 200 for i in range(size)]
+    context = StandingBefore([passage] if size else [])
+    score = score_text(gpt2.double(), tokenizer, text, context=context)
 
     head = []
     first = max(opening, 1)
     if size:
         room = max(CONTEXT - len(ids), CONTEXT // 2 - opening)
-        head = [*ids[:opening], *prefix[-room:]]
+        head = [*ids[:opening], *passage[-room:]]
         first -= opening
         ids = ids[opening:]
 
     window = CONTEXT - len(head)
-    nll = one_by_one(gpt2, ids, window, window // 2, first, head)
+    nll = one_by_one(gpt2, ids, window, first, head)
     bits = nll / math.log(2)
 
     assert score.nll == pytest.approx(nll, rel=1e-12)
     assert score.tokens == len(ids) - first
     assert score.value == pytest.approx(bits / score.bytes, rel=1e-12)
-    assert bits_per_byte(gpt2, tokenizer, text, prefix_ids=prefix) == score.value
 
 
-@pytest.mark.parametrize(
-    ("length", "stride"), [(2, 1), (8, 1), (8, 5), (8, 7), (32, 5), (32, 29), (32, 31)]
-)
-def test_windows_and_strides(llama, tokenizer, length, stride):
-    options = {"max_length": length, "stride": stride}
-    score = score_text(llama.double(), tokenizer, TEXTS["long"], **options)
+@pytest.mark.parametrize("length", [2, 7, 8, 32])
+def test_windows(llama, tokenizer, length):
+    text = TEXTS["long"]
+    score = score_text(llama.double(), tokenizer, text, max_length=length)
 
-    ids, _ = opened_ids(tokenizer, TEXTS["long"])
-    nll = one_by_one(llama, ids, length, stride, 1)
+    ids, _ = opened_ids(tokenizer, text)
+    nll = one_by_one(llama, ids, length, 1)
 
     assert score.nll == pytest.approx(nll, rel=1e-12)
 
@@ -108,7 +117,7 @@ def test_a_text_is_scored_after_a_prompt(gpt2, tokenizers, kind, prompt, text):
     score = score_text(gpt2.double(), tokenizer, text, after=prompt)
 
     ids = [*before, *tokens]
-    nll = one_by_one(gpt2, ids, CONTEXT, CONTEXT // 2, len(before))
+    nll = one_by_one(gpt2, ids, CONTEXT, len(before))
 
     assert score.nll == pytest.approx(nll, rel=1e-12)
     assert score.tokens == len(tokens)
@@ -134,7 +143,7 @@ def test_a_space_that_the_tokenizer_adds_is_no_byte(gpt2, tokenizers):
 
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
 @pytest.mark.parametrize("text", [TEXTS["ascii"], TEXTS["long"]])
-def test_a_read_context_is_a_prefix_that_is_read_once(model, tokenizers, kind, text):
+def test_a_context_is_read_once(model, tokenizers, kind, text):
     tokenizer = tokenizers[kind]
     context = ReadContext(model, tokenizer, [[40, 41, 42], [90, 91], [60]])
     lengths = []
@@ -143,11 +152,12 @@ def test_a_read_context_is_a_prefix_that_is_read_once(model, tokenizers, kind, t
         lengths.append(kwargs["input_ids"].shape[1])
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    expected = score_text(model, tokenizer, text, prefix_ids=context.ids)
+    again = StandingBefore(context.passages)
+    expected = score_text(model, tokenizer, text, context=again)
     whole = lengths[-1]
 
     for _ in range(2):
-        score = score_text(model, tokenizer, text, read_context=context)
+        score = score_text(model, tokenizer, text, context=context)
         assert score.nll == pytest.approx(expected.nll, rel=1e-5)
         assert score.tokens == expected.tokens
         # Its last token is read again: those logits predict the first of the text.
@@ -160,8 +170,6 @@ def test_a_read_context_is_a_prefix_that_is_read_once(model, tokenizers, kind, t
         (None, {}, "text must be a str, got NoneType"),
         ("a", {}, "text must have at least 2 tokens, got 'a' with 1"),
         ("ab c", {"max_length": 33}, "max_length is 33, the model's context is 32"),
-        ("ab c", {"stride": 32}, r"stride must be in 1\.\.31, got 32"),
-        ("ab c", {"stride": 29, "prefix_ids": [5] * 3}, "stride must be .*28, got 29"),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, text, options, message):

@@ -1,20 +1,17 @@
-"""The plan of the steps on a support, the budget in seconds, and the clock of the stages."""
+"""The schedule of the passes on a support, the budget in seconds, and the clock of the stages."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from hullft_ops.ttft import steps as steps_module
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.steps import Deadline, plan
+from hullft_ops.ttft.steps import Deadline, schedule
 
 PROMPT = "the cat sat on the red mat"
 COUNTS = [5, 0, 2, 1]
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -26,44 +23,34 @@ def time(monkeypatch):
     return clock
 
 
-def test_refresh_may_be_a_function_of_the_count():
-    asked = []
+def test_grouped_passes_on_a_passage_follow_one_another():
+    passes = schedule(COUNTS, TTFTConfig(refresh=3, order="grouped"))
 
-    def halved(count):
-        asked.append(count)
-        return math.ceil(count / 2)
-
-    sweeps = plan(COUNTS, TTFTConfig(refresh=halved, order="grouped"))
-
-    assert asked == [5, 2, 1]
-    assert [sweep.passage for sweep in sweeps] == [0, 0, 2, 2, 3]
-    assert [sweep.repeats for sweep in sweeps] == [3, 2, 1, 1, 1]
-
-    with pytest.raises(ValueError, match="refresh must be .*, got 0"):
-        plan(COUNTS, TTFTConfig(refresh=lambda count: 0))
+    assert [one.passage for one in passes] == [0, 0, 2, 3]
+    assert [one.repeats for one in passes] == [3, 2, 2, 1]
 
 
 def test_balanced_steps_follow_the_counts():
-    sweeps = plan(COUNTS, TTFTConfig(refresh=1))
+    passes = schedule(COUNTS, TTFTConfig(refresh=1))
 
-    assert [sweep.passage for sweep in sweeps] == [0, 2, 0, 0, 3, 0, 2, 0]
+    assert [one.passage for one in passes] == [0, 2, 0, 0, 3, 0, 2, 0]
 
     done = np.zeros(len(COUNTS))
-    for steps, sweep in enumerate(sweeps, start=1):
-        done[sweep.passage] += 1
+    for steps, one in enumerate(passes, start=1):
+        done[one.passage] += 1
         share = steps * np.array(COUNTS) / sum(COUNTS)
 
         assert np.abs(done - share).max() < 1
 
-    sweeps = plan(COUNTS, TTFTConfig(refresh=2))
+    passes = schedule(COUNTS, TTFTConfig(refresh=2))
 
-    assert [sweep.passage for sweep in sweeps] == [0, 3, 2, 0, 0]
-    assert [sweep.repeats for sweep in sweeps] == [2, 1, 2, 2, 1]
-    assert [sweep.start for sweep in sweeps] == [0, 2, 3, 5, 7]
+    assert [one.passage for one in passes] == [0, 3, 2, 0, 0]
+    assert [one.repeats for one in passes] == [2, 1, 2, 2, 1]
+    assert [one.start for one in passes] == [0, 2, 3, 5, 7]
 
 
 def test_a_deadline_expects_the_slowest_pass_so_far(time):
-    deadline = Deadline(10.0, [CPU])
+    deadline = Deadline(10.0)
 
     def takes(seconds, tokens):
         assert deadline.allows(tokens)
@@ -110,10 +97,9 @@ def test_a_budget_skips_the_steps_that_would_end_late(gpt2, make, passes, second
     assert adaptation.losses == whole.losses[:count]
     assert len(passes) == count
 
-    sweeps = plan(whole.support.counts, finetuner.config)
     taken = [0] * len(whole.steps)
-    for sweep in sweeps[:count]:
-        taken[sweep.passage] += sweep.repeats
+    for one in whole.schedule[:count]:
+        taken[one.passage] += one.repeats
 
     assert adaptation.steps == taken
     assert adaptation.skipped_steps == 12 - sum(taken)

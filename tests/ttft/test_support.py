@@ -2,9 +2,9 @@
 
 import pytest
 
-from hullft_ops.ttft.context import SEPARATOR
 from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.base import MemoryStore
+from hullft_ops.ttft.support import SEPARATOR
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
@@ -62,6 +62,7 @@ def test_the_nearest_that_fit_stand_before_the_prompt(gpt2, tokenizer, make, sto
         count = min(context, fitting)
 
         assert support.context_indices == list(range(5 - count, 5))
+        assert support.context_texts == [t + SEPARATOR for t in SHORT[5 - count :]]
         assert [len(ids) for ids in support.context_ids] == sizes[:count][::-1]
 
 

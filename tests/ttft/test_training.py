@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from hullft_ops.ttft.steps import plan
+from hullft_ops.ttft.steps import schedule
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
@@ -25,8 +25,8 @@ def plain_loop(finetuner, support, clip):
     optimizer = torch.optim.Adam(parameters, lr=LR)
     losses = []
 
-    for sweep in plan(support.counts, finetuner.config):
-        tokens = torch.tensor([support.input_ids[sweep.passage]])
+    for one in schedule(support.counts, finetuner.config):
+        tokens = torch.tensor([support.input_ids[one.passage]])
         optimizer.zero_grad()
         logits = model(input_ids=tokens).logits
         loss = cross_entropy(logits[0, :-1], tokens[0, 1:])
@@ -35,7 +35,7 @@ def plain_loop(finetuner, support, clip):
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, clip)
 
-        for _ in range(sweep.repeats):
+        for _ in range(one.repeats):
             optimizer.step()
 
     optimizer.zero_grad()
@@ -51,7 +51,7 @@ def assert_equals_plain_loop(finetuner, clip=None):
 
     expected, losses = plain_loop(finetuner, support, clip)
     with finetuner.adapted(PROMPT) as adaptation:
-        actual = values_of(finetuner._trained)
+        actual = values_of(finetuner._trainer.trained)
 
     for value, other in zip(actual, expected, strict=True):
         # Relative to a step: a parameter's own size says nothing about it.

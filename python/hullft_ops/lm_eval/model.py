@@ -23,7 +23,6 @@ from hullft_ops.ttft import (
     load_embedder,
     load_model,
 )
-from hullft_ops.ttft.context import SEPARATOR
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 
 # The arguments of `HFLM` that concern a loaded model. It would ignore the others.
@@ -177,8 +176,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
             support = adaptation.support
             lengths = [len(tokens) for tokens in reversed(support.context_ids)]
             count = sum(total <= room for total in accumulate(lengths))
-            indices = support.context_indices[len(lengths) - count :]
-            passages = [finetuner.store.texts[index] + SEPARATOR for index in indices]
+            passages = support.context_texts[len(lengths) - count :]
             behind = []
             for request in requests:
                 context = "".join([*passages, request.args[0]])

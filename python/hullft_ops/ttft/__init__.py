@@ -20,7 +20,7 @@ try:
     from hullft_ops.ttft.models.memory import keep_freed_memory
     from hullft_ops.ttft.plot import plot_adaptation
     from hullft_ops.ttft.saving import SavedAdapter
-    from hullft_ops.ttft.scoring import BitsPerByte, bits_per_byte, score_text
+    from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
@@ -65,7 +65,6 @@ __all__ = [
     "Support",
     "TTFTConfig",
     "TestTimeFinetuner",
-    "bits_per_byte",
     "index_corpus",
     "keep_freed_memory",
     "load_embedder",

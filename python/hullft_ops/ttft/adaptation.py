@@ -1,53 +1,75 @@
 """An adapted model: its support, losses and times, and what it can do until it is restored."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hullft_ops.ttft.context import SEPARATOR, ReadContext
 from hullft_ops.ttft.generation import chat_message, continue_prompt
+from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.saving import SavedAdapter, save_adapter
-from hullft_ops.ttft.scoring import BitsPerByte, score_text
-from hullft_ops.ttft.steps import plan, steps_on_each
+from hullft_ops.ttft.scoring import BitsPerByte, ReadContext, score_text
+from hullft_ops.ttft.steps import Deadline, StageClock, schedule
 from hullft_ops.ttft.support import Support
+from hullft_ops.ttft.training import SupportTrainer
 
 if TYPE_CHECKING:
-    from hullft_ops.ttft.finetuner import TestTimeFinetuner
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_OUT_OF_MEMORY = (
+    "TestTimeFinetuner: out of memory, adapting; the model has been restored. Lower max_length, "
+    'context or n_select, use dtype="bfloat16", or train less of the model: PEFT adapters, or '
+    "requires_grad_(False) for some of it"
+)
 
 
-@dataclass(eq=False, repr=False)
 class Adaptation:
     """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
 
     Attributes:
         support: the passages to train on, and those before the prompt.
-        losses: the mean loss of each pass, in nats.
+        schedule: the passes that all steps need.
+        losses: the mean loss of each pass so far, in nats.
         seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
             step, prefill (reading the retrieved passages), and finetune: all from the support to
             the trained model.
         has_ended: whether the model is restored.
     """
 
-    support: Support
-    _finetuner: "TestTimeFinetuner"
-    _original: list[Tensor]
-    seconds: dict[str, float]
-    losses: list[float] = field(default_factory=list)
-    has_ended: bool = False
-    _context: ReadContext = field(init=False)
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        trainer: SupportTrainer,
+        support: Support,
+        original: list[Tensor],
+        window: int,
+    ) -> None:
+        self.support = support
+        self.schedule = schedule(support.counts, trainer.config)
+        self.losses: list[float] = []
+        tokenize = support.seconds.get("tokenize", 0.0)
+        self.seconds = support.seconds | {"finetune": tokenize}
+        self.has_ended = False
+        self._model = model
+        self._tokenizer = tokenizer
+        self._trainer = trainer
+        self._original = original
+        self._window = window
+        self._context = ReadContext(model, tokenizer, [])
 
     @property
     def steps(self) -> list[int]:
         """The optimizer steps taken on each passage of the support."""
-        sweeps = plan(self.support.counts, self._finetuner.config)
-        return steps_on_each(sweeps[: self.passes], len(self.support.counts))
+        steps = [0] * len(self.support.counts)
+        for taken in self.schedule[: self.passes]:
+            steps[taken.passage] += taken.repeats
+        return steps
 
     @property
     def passes(self) -> int:
-        """Forward-backward passes, one for each gradient."""
+        """Forward-backward passes so far, one for each gradient."""
         return len(self.losses)
 
     @property
@@ -55,17 +77,29 @@ class Adaptation:
         """Steps that did not fit into the budget of seconds or passes."""
         return sum(self.support.counts) - sum(self.steps)
 
-    def train(self, passes: int | None = None) -> None:
-        """Go on training, until the passes are so many; None for all that the steps need.
+    def train(
+        self, passes: int | None = None, deadline: Deadline | None = None
+    ) -> None:
+        """Continue until ``passes`` passes in total; None for all that the steps need.
+
+        Args:
+            passes: how many; fewer than there are already change nothing.
+            deadline: ends the training before a pass that it expects to end late.
 
         Raises:
             RuntimeError: the with block has ended.
             NonFiniteLossError, torch.OutOfMemoryError: as `TestTimeFinetuner.adapted`.
         """
         self._check_alive("train")
-        before = self.passes
-        self._finetuner._train(self, passes, perf_counter())
-        if self.passes > before:
+        start = perf_counter()
+        clock = StageClock(self._model.device)
+        with out_of_memory_explained(_OUT_OF_MEMORY):
+            losses = self._trainer.train(
+                self.support, self.schedule[self.passes : passes], clock, deadline
+            )
+        self.losses += losses
+        self._add_seconds(clock.seconds() | {"finetune": perf_counter() - start})
+        if losses and self._context.passages:
             self.read(len(self._context.passages))
 
     def read(self, context: int | None = None) -> None:
@@ -74,7 +108,10 @@ class Adaptation:
         passages = self.support.context_ids
         if context is not None:
             passages = passages[max(0, len(passages) - context) :]
-        self._context, self.seconds["prefill"] = self._finetuner._read(passages)
+        clock = StageClock(self._model.device)
+        with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
+            self._context = ReadContext(self._model, self._tokenizer, passages)
+        self.seconds |= clock.seconds()
 
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
         """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages.
@@ -83,12 +120,12 @@ class Adaptation:
         """
         self._check_alive("score")
         return score_text(
-            self._finetuner.model,
-            self._finetuner.tokenizer,
+            self._model,
+            self._tokenizer,
             text,
             after=after,
-            max_length=self._finetuner.window,
-            read_context=self._context,
+            max_length=self._window,
+            context=self._context,
         )
 
     def generate(
@@ -114,15 +151,15 @@ class Adaptation:
         self._check_alive("generate")
         passages = self._context.passages
         if chat:
-            texts = self._finetuner.store.texts
-            before = [texts[index] for index in self.support.context_indices]
-            message = SEPARATOR.join([*before, prompt])
-            prompt, passages = chat_message(self._finetuner.tokenizer, message), []
+            texts = self.support.context_texts
+            texts = texts[len(texts) - len(passages) :]
+            message = "".join([*texts, prompt])
+            prompt, passages = chat_message(self._tokenizer, message), []
         return continue_prompt(
-            self._finetuner.model,
-            self._finetuner.tokenizer,
+            self._model,
+            self._tokenizer,
             prompt,
-            self._finetuner.window,
+            self._window,
             passages,
             **generate_kwargs,
         )
@@ -159,14 +196,18 @@ class Adaptation:
         if not self._original:
             raise RuntimeError("save_adapter: nothing was trained, n_select is 0")
         return save_adapter(
-            self._finetuner.model,
-            self._finetuner._trained,
+            self._model,
+            self._trainer.trained,
             self._original,
             path,
             rank=rank,
             base_model=base_model,
             overwrite=overwrite,
         )
+
+    def _add_seconds(self, seconds: dict[str, float]) -> None:
+        for stage, spent in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def _check_alive(self, function: str) -> None:
         if self.has_ended:

@@ -1,7 +1,7 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adapter import add_adapter, lora_differences
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.context import ReadContext
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.models.checks import (
@@ -24,18 +23,11 @@ from hullft_ops.ttft.models.checks import (
     context_length,
     context_window,
 )
-from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.restore import restored
-from hullft_ops.ttft.steps import Deadline, StageClock
+from hullft_ops.ttft.steps import Deadline
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import Support, SupportSelector
 from hullft_ops.ttft.training import SupportTrainer
-
-_OUT_OF_MEMORY = (
-    "TestTimeFinetuner: out of memory, adapting; the model has been restored. Lower max_length, "
-    'context or n_select, use dtype="bfloat16", or train less of the model: PEFT adapters, or '
-    "requires_grad_(False) for some of it"
-)
 
 
 class TestTimeFinetuner:
@@ -84,14 +76,14 @@ class TestTimeFinetuner:
         self.tokenizer = tokenizer
         self.store = store
         check_embedder("TestTimeFinetuner", embedder, store)
-        self._trained = _trained_parameters(model)
+        trained = _trained_parameters(model)
         check_causal(model, tokenizer)
         max_length = context_length(model, tokenizer, self.config.max_length)
         self.window = context_window(model, tokenizer, max_length)
         self._selector = SupportSelector(
             store, embedder, tokenizer, self.config, max_length, self.window
         )
-        self._trainer = SupportTrainer(model, self._trained, self.config)
+        self._trainer = SupportTrainer(model, trained, self.config)
         # What the configuration's adapter adds to the weights.
         self._adapter: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         if self.config.adapter is not None:
@@ -127,23 +119,33 @@ class TestTimeFinetuner:
             RuntimeError: the model is adapted already, or the loss depends on no trained parameter.
             NonFiniteLossError, torch.OutOfMemoryError: training failed. The model is restored.
         """
-        deadline = self._deadline(seconds)
-        support = self._support_of(prompt)
-        with exclusive(self.model, adapts=True):
-            start = perf_counter()
-            trained = self._parameters_changed_by(support)
-            with restored(self.model, trained, self._copies) as original:
-                tokenize = support.seconds.get("tokenize", 0.0)
-                seconds_of = support.seconds | {"finetune": tokenize}
-                adaptation = Adaptation(support, self, original, seconds_of)
-                with out_of_memory_explained(_OUT_OF_MEMORY):
-                    add_adapter(self._adapter)
-                self._train(adaptation, self.config.passes, start, deadline)
-                adaptation.read()
-                try:
-                    yield adaptation
-                finally:
-                    adaptation.has_ended = True
+        deadline = None if seconds is None else Deadline(seconds)
+        support = prompt if isinstance(prompt, Support) else self.select(prompt)
+        self._check_datastore(support)
+        is_changed = any(support.counts) or self._adapter
+        trained = self._trainer.trained if is_changed else []
+        start = perf_counter()
+        with (
+            exclusive(self.model, adapts=True),
+            restored(self.model, trained, self._copies) as original,
+        ):
+            add_adapter(self._adapter)
+            adaptation = Adaptation(
+                self.model,
+                self.tokenizer,
+                self._trainer,
+                support,
+                original,
+                self.window,
+            )
+            # Copying the parameters is a part of it.
+            adaptation.seconds["finetune"] += perf_counter() - start
+            adaptation.train(self.config.passes, deadline)
+            adaptation.read()
+            try:
+                yield adaptation
+            finally:
+                adaptation.has_ended = True
 
     def generate(
         self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any
@@ -155,56 +157,12 @@ class TestTimeFinetuner:
         with self.adapted(prompt, seconds=seconds) as adaptation:
             return adaptation.generate(prompt, **generate_kwargs)
 
-    def _support_of(self, prompt: str | Support) -> Support:
-        if not isinstance(prompt, Support):
-            return self.select(prompt)
-        if prompt.datastore not in ("", self.store.identity):
+    def _check_datastore(self, support: Support) -> None:
+        if support.datastore not in ("", self.store.identity):
             raise ValueError(
-                f"adapted: the support belongs to datastore {prompt.datastore[:12]}, the "
+                f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
                 f"finetuner has {self.store.identity[:12]}"
             )
-        return prompt
-
-    def _parameters_changed_by(self, support: Support) -> Sequence[nn.Parameter]:
-        """Those to copy and to restore: none if there is nothing to train or add."""
-        is_changed = sum(support.counts) > 0 or self.config.adapter is not None
-        return self._trained if is_changed else []
-
-    def _deadline(self, seconds: float | None) -> Deadline | None:
-        if seconds is None:
-            return None
-        if not seconds > 0:  # NaN too
-            raise ValueError(f"adapted: seconds must be above 0, got {seconds}")
-        return Deadline(seconds, {parameter.device for parameter in self._trained})
-
-    def _train(
-        self,
-        adaptation: Adaptation,
-        passes: int | None,
-        start: float,
-        deadline: Deadline | None = None,
-    ) -> None:
-        """Train up to so many passes. All since ``start``, a `perf_counter`, is finetuning."""
-        clock = StageClock(self.model.device)
-        with out_of_memory_explained(_OUT_OF_MEMORY):
-            adaptation.losses += self._trainer.train(
-                adaptation.support,
-                clock,
-                deadline,
-                start=adaptation.passes,
-                stop=passes,
-            )
-        seconds = adaptation.seconds
-        seconds["finetune"] += perf_counter() - start
-        for stage, spent in clock.seconds().items():
-            seconds[stage] = seconds.get(stage, 0.0) + spent
-
-    def _read(self, passages: Sequence[Sequence[int]]) -> tuple[ReadContext, float]:
-        """The context of these passages, and the seconds that the model read."""
-        clock = StageClock(self.model.device)
-        with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
-            context = ReadContext(self.model, self.tokenizer, passages)
-        return context, clock.seconds()["prefill"]
 
 
 def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:

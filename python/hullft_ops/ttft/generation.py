@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_text
-from hullft_ops.ttft.context import context_room, opened_tokens
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.models.forwards import eval_mode
+from hullft_ops.ttft.support import opened_tokens, room_before
 
 # transformers' default. It is named here because the prompt must leave room for it.
 _NEW_TOKENS = 20
@@ -94,9 +94,8 @@ def _tokens_before(
     tokens, opening = opened_tokens(tokenizer, prompt)
     if not tokens:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
-    room_before = context_room(room, len(tokens), opening)
     passages = list(passages)
-    while sum(map(len, passages)) > room_before:
+    while sum(map(len, passages)) > room_before(len(tokens), opening, room):
         passages.pop(0)
     if not passages:
         return tokens[-room:]

@@ -27,9 +27,9 @@ _locks: "WeakKeyDictionary[nn.Module, _Use]" = WeakKeyDictionary()
 def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
     """Keep other threads and tasks from the model in the body.
 
-    A PEFT model and the model within it are one. Whoever adapts a model may read it too. A reader
-    may have to wait for another, and so may whoever adapts; nobody waits for the end of an
-    adaptation.
+    The wrappers of PEFT and ``torch.compile`` and the model within them are one. Whoever adapts a
+    model may read it too. A reader may have to wait for another, and so may whoever adapts; nobody
+    waits for the end of an adaptation.
 
     Raises:
         RuntimeError: the model is adapted already, or, to read it, adapted elsewhere.

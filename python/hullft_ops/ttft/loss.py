@@ -156,27 +156,17 @@ def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) ->
             checkpoints that share the parameter.
     """
     gradients = _Gradients(parameters, take)
+    handles = []
     try:
         for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
+            handle = parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
+            handles.append(handle)
         torch.autograd.backward(loss)
         gradients.hand_over(parameters)
     finally:
-        try:
-            _remove_hooks(parameters)
-        except BaseException:
-            # Ctrl-C may have cut it short. It can be repeated.
-            _remove_hooks(parameters)
-            raise
-
-
-def _remove_hooks(parameters: Sequence[Tensor]) -> None:
-    """Also one that Ctrl-C has cut off from its handle."""
-    for parameter in parameters:
-        hooks = parameter._post_accumulate_grad_hooks or {}
-        for key, hook in list(hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), _Gradients):
-                del hooks[key]
+        # What Ctrl-C leaves of them, `restored` removes.
+        for handle in handles:
+            handle.remove()
 
 
 class _Gradients:

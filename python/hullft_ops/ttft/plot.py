@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.files import replacing
-from hullft_ops.ttft.steps import plan
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _BLUE, _SKY, _RED, _ORANGE, _GREY = (
@@ -56,7 +55,7 @@ def plot_adaptation(
     figure = Figure(figsize=(8, 10), layout="constrained")
     passages, losses = figure.subplots(2, 1, height_ratios=[3, 2])
     _draw_passages(passages, finetuner, adaptation, query)
-    _draw_losses(losses, finetuner, adaptation)
+    _draw_losses(losses, adaptation)
     figure.suptitle(
         f"Bits per byte of the prompt: {before:.3f} before, {after:.3f} after"
     )
@@ -107,15 +106,12 @@ def _draw_passages(
     axes.legend()
 
 
-def _draw_losses(
-    axes: "Axes", finetuner: "TestTimeFinetuner", adaptation: "Adaptation"
-) -> None:
-    sweeps = plan(adaptation.support.counts, finetuner.config)
-    starts = [sweep.start for sweep in sweeps]
+def _draw_losses(axes: "Axes", adaptation: "Adaptation") -> None:
     losses = adaptation.losses
     # A budget may have ended before the last passes. Each loss is of another passage, so no line
     # joins them.
-    axes.plot(starts[: len(losses)], losses, "o", color=_BLUE)
+    starts = [taken.start for taken in adaptation.schedule[: len(losses)]]
+    axes.plot(starts, losses, "o", color=_BLUE)
     axes.locator_params(axis="x", integer=True)
     axes.set_title(
         f"{sum(adaptation.steps)} steps with {len(losses)} gradients", loc="left"

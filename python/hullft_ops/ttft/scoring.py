@@ -4,23 +4,27 @@
 things differ: only the bytes of scored tokens count, and long texts are scored in full.
 """
 
+import copy
+import inspect
 import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hullft_ops._checks import check_integer, check_text
-from hullft_ops.ttft.context import ReadContext, context_room, opened_tokens
+from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.loss import next_token_losses
-from hullft_ops.ttft.models.checks import check_causal, context_length
+from hullft_ops.ttft.models.cache import cache_keyword, is_plain
+from hullft_ops.ttft.models.checks import check_causal, context_length, unwrapped
 from hullft_ops.ttft.models.forwards import eval_mode
 from hullft_ops.ttft.models.onednn import wide_products
+from hullft_ops.ttft.support import opened_tokens, room_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,24 +53,64 @@ class BitsPerByte:
         return self.nll / (math.log(2) * self.bytes)
 
 
-def bits_per_byte(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    text: str,
-    *,
-    max_length: int | None = None,
-    stride: int | None = None,
-    prefix_ids: Sequence[int] = (),
-) -> float:
-    """Bits per byte of ``text`` under ``model``. `score_text` explains it and returns the parts."""
-    return score_text(
-        model,
-        tokenizer,
-        text,
-        max_length=max_length,
-        stride=stride,
-        prefix_ids=prefix_ids,
-    ).value
+class ReadContext:
+    """Retrieved passages that a model has read, to score texts behind them.
+
+    Attributes:
+        passages: the tokens of each, nearest last.
+        tokens: what the cache belongs to: the tokens that open a text, and the passages.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        passages: Sequence[Sequence[int]],
+    ) -> None:
+        self.passages = [list(passage) for passage in passages]
+        tokens, opening = opened_tokens(tokenizer, "a")
+        self.tokens = [*tokens[:opening], *self.ids]
+        self._keyword = cache_keyword(model)
+        self._cache: Any = None
+        # The cache leaves the last token out: its logits predict the first of the text.
+        if passages and len(self.tokens) > 1:
+            self._cache = _read(model, self.tokens[:-1])
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens of all passages."""
+        return list(chain.from_iterable(self.passages))
+
+    def arguments(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """Arguments for one forward call behind the cache of all ``tokens`` but the last.
+
+        Empty if there is no cache, or it is of other tokens.
+        """
+        if self._cache is None or list(tokens) != self.tokens:
+            return {}
+        # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
+        cache = copy.copy(self._cache)
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        return {self._keyword: cache, "use_cache": True}
+
+
+@torch.no_grad()
+def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Any:
+    """The cache of the tokens; None if the model's cache keeps more than keys and values."""
+    ids = torch.tensor([list(tokens)], device=model.device)
+    arguments: dict[str, Any] = {"use_cache": True}
+    # The logits of long passages would take more memory than their cache.
+    if "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters:
+        arguments["logits_to_keep"] = 1
+    with eval_mode(model), wide_products(model):
+        output = model(input_ids=ids, **arguments)
+    cache: Any = getattr(output, cache_keyword(model), None)
+    if not is_plain(cache) or cache.get_seq_length() != len(tokens):
+        return None
+    if model.device.type == "cuda":
+        # The time that this took is part of the adaptation.
+        torch.cuda.current_stream(model.device).synchronize()
+    return cache
 
 
 def score_text(
@@ -76,20 +120,18 @@ def score_text(
     *,
     after: str = "",
     max_length: int | None = None,
-    stride: int | None = None,
-    prefix_ids: Sequence[int] = (),
-    read_context: ReadContext | None = None,
+    context: ReadContext | None = None,
 ) -> BitsPerByte:
     """Score every token of ``text`` once, except the first, which has no context.
 
     If the tokenizer begins a text with a special token, that token is the context of the first, and
     the whole text is scored. Special tokens are never scored, and only the tokenizer adds them. If
-    a text is longer than the context, a window moves over it by ``stride``. The model then predicts
-    each token from at least ``max_length - stride`` earlier tokens, if there are that many.
+    a text is longer than ``max_length``, a window moves over it by half of its length. The model
+    then predicts each token from at least the other half, if there is that much before it.
 
-    A prefix stands after the special tokens that open the text, and before every window of a long
-    text. The same tokens are scored as without it. It may take what the text leaves of
-    ``max_length``, or half of it if the text leaves less, for its last tokens.
+    Retrieved passages stand after the special tokens that open the text, and before every window of
+    a long text. The same tokens are scored as without them. They may take what the text leaves of
+    ``max_length``, or half of it if the text leaves less, for their last tokens.
 
     Args:
         model: a causal language model. It is scored in eval mode.
@@ -97,10 +139,8 @@ def score_text(
         text: at least 2 tokens.
         after: a prompt that comes before the text. It is not scored; all of the text is, which has
             tokens of its own, as if the model had written it.
-        max_length: tokens per forward pass, at most the model's context; None for that context.
-        stride: tokens that the window moves by; None for half of the window.
-        prefix_ids: tokens before the text, without special ones.
-        read_context: retrieved passages that the model has read, in place of ``prefix_ids``.
+        max_length: tokens per forward pass, at most what the model can read at once; None for that.
+        context: retrieved passages that the model has read. `Adaptation.score` has them.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range, there is nothing
@@ -132,20 +172,17 @@ def score_text(
             f"score_text: text must have at least {least}, got {text[:20]!r} with "
             f"{len(tokens) - opening}"
         )
-    prefix = list(prefix_ids) if read_context is None else read_context.ids
-    room = context_room(length, len(tokens), opening)
     head: list[int] = []
-    if prefix and room:
-        head = [*tokens[:opening], *prefix[-room:]]
-    # Without a prefix, only the first window reads the special tokens that open a text.
+    if context is not None and context.passages:
+        room = room_before(len(tokens), opening, length)
+        if room:
+            head = [*tokens[:opening], *context.ids[-room:]]
+    # Without passages, only the first window reads the special tokens that open a text.
     body = tokens[opening:] if head else tokens
-    window = length - len(head)
-    stride = window // 2 if stride is None else stride
-    check_integer("score_text", "stride", stride, 1, max(1, window - 1))
     first -= len(tokens) - len(body)
     with exclusive(model):
         nll = _negative_log_likelihood(
-            model, head, body, first, window, stride, read_context
+            model, head, body, first, length - len(head), context
         )
     if not math.isfinite(nll):
         raise NonFiniteLossError(f"score_text: the loss of {text[:20]!r}... is {nll}")
@@ -180,25 +217,24 @@ def _negative_log_likelihood(
     head: list[int],
     body: list[int],
     first: int,
-    length: int,
-    stride: int,
-    read_context: ReadContext | None,
+    window: int,
+    context: ReadContext | None,
 ) -> float:
-    """Of ``body`` from ``first`` on, in windows of ``length`` tokens with ``head`` before each."""
+    """Of ``body`` from ``first`` on, in windows of so many tokens with ``head`` before each."""
     tokens = torch.tensor([*head, *body], device=model.device)
     before, after = tokens[: len(head)], tokens[len(head) :]
     begin, total = 0, 0.0
     with eval_mode(model), wide_products(model):
         while first < len(body):
-            end = min(begin + length, len(body))
+            end = min(begin + window, len(body))
             if end <= first:
-                begin += stride
+                begin += window // 2
                 continue
-            cache = {} if read_context is None else read_context.arguments(head)
+            cache = {} if context is None else context.arguments(head)
             opener = before[-1:] if cache else before
-            window = torch.cat([opener, after[begin:end]])
-            losses = next_token_losses(model, window, **cache)
+            text = torch.cat([opener, after[begin:end]])
+            losses = next_token_losses(model, text, **cache)
             total += losses[len(opener) + first - begin - 1 :].double().sum().item()
             # The scored ranges join up.
-            begin, first = begin + stride, end
+            begin, first = begin + window // 2, end
     return total

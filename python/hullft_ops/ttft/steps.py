@@ -1,7 +1,7 @@
-"""The steps on a support, the gradients that they share, and the time they take."""
+"""The passes on a support, the steps that they serve, and the time they take."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hullft_ops._checks import check_integer
 from hullft_ops.ttft.config import TTFTConfig
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A pass on a passage, and the consecutive steps with its gradient.
+class Pass:
+    """A forward-backward pass on a passage, and the consecutive steps with its gradient.
 
     Attributes:
         passage: its position in the support.
@@ -29,40 +28,34 @@ class Sweep:
     repeats: int
 
 
-def plan(counts: Sequence[int], config: TTFTConfig) -> list[Sweep]:
-    """The sweeps for passages with these counts, with a gradient for every ``refresh`` steps.
+def schedule(counts: Sequence[int], config: TTFTConfig) -> list[Pass]:
+    """The passes for passages with these counts, one for every ``refresh`` steps.
 
     In the order "grouped" the passes on a passage follow one another, as in arXiv:2605.30337.
     """
-    refreshes = [_refresh_of(count, config) for count in counts]
+    order = _grouped if config.order == "grouped" else _balanced
     done = [0] * len(counts)
-    sweeps: list[Sweep] = []
+    passes: list[Pass] = []
     start = 0
-    for passage in _order(counts, refreshes, config):
-        repeats = min(refreshes[passage], counts[passage] - done[passage])
-        sweeps.append(Sweep(passage, start, repeats))
+    for passage in order(np.array(counts), config.refresh):
+        repeats = min(config.refresh, counts[passage] - done[passage])
+        passes.append(Pass(passage, start, repeats))
         done[passage] += repeats
         start += repeats
-    return sweeps
+    return passes
 
 
-def _order(
-    counts: Sequence[int], refreshes: Sequence[int], config: TTFTConfig
-) -> Iterator[int]:
-    """The passage of each pass."""
-    if config.order == "balanced":
-        yield from _balanced(np.array(counts), np.array(refreshes))
-        return
+def _grouped(counts: np.ndarray, refresh: int) -> Iterator[int]:
     for passage, count in enumerate(counts):
-        for _ in range(0, count, refreshes[passage]):
+        for _ in range(0, count, refresh):
             yield passage
 
 
-def _balanced(counts: np.ndarray, refreshes: np.ndarray) -> Iterator[int]:
+def _balanced(counts: np.ndarray, refresh: int) -> Iterator[int]:
     """Each pass is on the passage that then exceeds its share of the steps least."""
     done = np.zeros_like(counts)
     while (done < counts).any():
-        after = np.minimum(done + refreshes, counts)
+        after = np.minimum(done + refresh, counts)
         steps = done.sum() + after - done
         excess = after - steps * counts / counts.sum()
         excess[done == counts] = np.inf
@@ -71,40 +64,23 @@ def _balanced(counts: np.ndarray, refreshes: np.ndarray) -> Iterator[int]:
         yield passage
 
 
-def steps_on_each(sweeps: Sequence[Sweep], passages: int) -> list[int]:
-    """The steps of these sweeps on each passage of a support."""
-    steps = [0] * passages
-    for sweep in sweeps:
-        steps[sweep.passage] += sweep.repeats
-    return steps
-
-
-def _refresh_of(count: int, config: TTFTConfig) -> int:
-    if not callable(config.refresh):
-        return config.refresh
-    # A passage without steps has no gradient. No function should have to expect that.
-    refresh = config.refresh(count) if count else 1
-    return check_integer("TTFTConfig", "refresh", refresh, 1)
-
-
 class Deadline:
     """Tells before each pass whether it fits into a budget of seconds, counted from now.
 
     It expects a pass, with its steps, to take as long as the slowest one so far, and
-    proportionally longer on a longer passage. It waits for work on ``devices``.
+    proportionally longer on a longer passage.
     """
 
-    def __init__(self, seconds: float, devices: Iterable[torch.device]) -> None:
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:  # NaN too
+            raise ValueError(f"adapted: seconds must be above 0, got {seconds}")
         self._end = perf_counter() + seconds
-        self._devices = {device for device in devices if device.type != "cpu"}
         # The seconds of the slowest pass, and the tokens of its passage.
         self._slowest = (0.0, 1)
         self._running: tuple[float, int] | None = None
 
     def allows(self, tokens: int) -> bool:
         """Whether a pass on a passage of so many tokens may start now. If so, it must."""
-        for device in self._devices:
-            torch.accelerator.synchronize(device)
         now = perf_counter()
         if self._running is not None:
             start, length = self._running

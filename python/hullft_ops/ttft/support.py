@@ -1,7 +1,8 @@
 """A prompt's support: the passages to finetune on, and those that stand before the prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +13,6 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.context import (
-    fitting_passages,
-    retrieved_runs,
-    with_following,
-)
 from hullft_ops.ttft.embedding import Embedder, encode_checked
 from hullft_ops.ttft.methods import select_passages
 from hullft_ops.ttft.steps import StageClock
@@ -24,6 +20,8 @@ from hullft_ops.ttft.store.base import Store
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
+# Stands behind each retrieved passage: a blank line tells the model that another text begins.
+SEPARATOR = "\n\n"
 _CPU = torch.device("cpu")
 
 
@@ -43,7 +41,8 @@ class Support:
         gap: Frank-Wolfe gap over the pool.
         input_ids: the tokens of each passage, cut to the model's context.
         context_indices: positions of the retrieved passages before the prompt, nearest last.
-        context_ids: the tokens of each of those, with the passages that follow it.
+        context_texts: the text of each of those, with the passages that follow it, as it is read.
+        context_ids: the tokens of each of those texts.
         datastore: identity of the datastore that the positions belong to.
         seconds: wall-clock time by stage: embed, search, select, tokenize.
     """
@@ -55,6 +54,7 @@ class Support:
     gap: float
     input_ids: list[list[int]] = field(default_factory=list)
     context_indices: list[int] = field(default_factory=list)
+    context_texts: list[str] = field(default_factory=list)
     context_ids: list[list[int]] = field(default_factory=list)
     datastore: str = ""
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
@@ -126,21 +126,91 @@ class SupportSelector:
             nearest[: self.config.context],
             self.config.context_following,
         )
-        context_ids = fitting_passages(
-            self.store, self.tokenizer, prompt, runs, self.window
-        )
+        texts, context_ids = self._fitting(prompt, runs)
+        # The nearest stands last.
+        runs = runs[: len(texts)][::-1]
         return replace(
             support,
             counts=counts,
             input_ids=input_ids,
-            # The nearest stands last.
-            context_indices=[*chain.from_iterable(runs[: len(context_ids)][::-1])],
+            context_indices=[*chain.from_iterable(runs)],
+            context_texts=texts[::-1],
             context_ids=context_ids[::-1],
             datastore=self.store.identity,
         )
+
+    def _fitting(
+        self, prompt: str, runs: Sequence[Sequence[int]]
+    ) -> tuple[list[str], list[list[int]]]:
+        """The first runs of passages, as many as fit before the prompt: texts and tokens."""
+        tokens, opening = opened_tokens(self.tokenizer, prompt)
+        room = room_before(len(tokens), opening, self.window)
+        texts: list[str] = []
+        ids: list[list[int]] = []
+        for run in runs:
+            text = "".join(self.store.texts[index] for index in run)
+            if run:
+                text += SEPARATOR
+            encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
+            room -= len(encoding["input_ids"])
+            if room < 0:
+                break
+            texts.append(text)
+            ids.append(list(encoding["input_ids"]))
+        return texts, ids
 
     def _tokens(self, index: int) -> list[int]:
         run = with_following(self.store, index, self.config.train_following)
         text = "".join(self.store.texts[position] for position in run)
         encoding = self.tokenizer(text, truncation=True, max_length=self.max_length)
         return list(encoding["input_ids"])
+
+
+def with_following(store: Store, position: int, following: int) -> list[int]:
+    """A passage, and up to so many that follow it in its document."""
+    run = [position]
+    while len(run) <= following and (after := store.following(run[-1])) is not None:
+        run.append(after)
+    return run
+
+
+def retrieved_runs(
+    store: Store, nearest: Sequence[int], following: int
+) -> list[list[int]]:
+    """Each passage with those that follow it, up to one that stands in a run before.
+
+    The runs of the first k passages are the first k runs; one is empty if it would repeat.
+    """
+    runs = []
+    read: set[int] = set()
+    for position in nearest:
+        run = with_following(store, position, following)
+        run = [*takewhile(lambda passage: passage not in read, run)]
+        runs.append(run)
+        read.update(run)
+    return runs
+
+
+def opened_tokens(
+    tokenizer: "PreTrainedTokenizerBase", text: str
+) -> tuple[list[int], int]:
+    """The tokens without those that the tokenizer appends to end a text, and how many open it."""
+    encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    tokens = list(encoding["input_ids"])
+    is_special = list(encoding["special_tokens_mask"])
+    # Keep one token of an empty text: the model can continue the token that opens a text.
+    while len(tokens) > 1 and is_special[-1]:
+        tokens.pop()
+        is_special.pop()
+    opening = is_special.index(0) if 0 in is_special else len(is_special)
+    return tokens, opening
+
+
+def room_before(length: int, opening: int, window: int) -> int:
+    """How many tokens may stand before ``length`` tokens, of which ``opening`` special ones open.
+
+    As many as leave room for the whole text. Before a text longer than half of the window they may
+    take the other half, or a little less, because a window needs two tokens of the text.
+    """
+    room = max(window - length, window // 2 - opening)
+    return max(0, min(room, window - opening - 2))

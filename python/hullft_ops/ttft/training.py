@@ -29,7 +29,7 @@ from hullft_ops.ttft.models.checks import position_limit
 from hullft_ops.ttft.models.forwards import eval_mode, fused_activations
 from hullft_ops.ttft.models.onednn import wide_products
 from hullft_ops.ttft.precision import autocast
-from hullft_ops.ttft.steps import Deadline, StageClock, Sweep, plan
+from hullft_ops.ttft.steps import Deadline, Pass, StageClock
 from hullft_ops.ttft.support import Support
 
 
@@ -48,15 +48,15 @@ class SupportTrainer:
         trained: Sequence[nn.Parameter],
         config: TTFTConfig,
     ) -> None:
+        self.trained = list(trained)
+        self.config = config
         self._model = model
-        self._trained = list(trained)
-        self._config = config
         self._device = model.device
-        self._optimizer = ReplayAdam(self._trained, lr=config.lr)
+        self._optimizer = ReplayAdam(self.trained, lr=config.lr)
         self._loss = MeanLoss(model)
         self._graphs: PassGraphs | None = None
         if config.graphs and self._device.type == "cuda":
-            self._graphs = PassGraphs(model, self._trained)
+            self._graphs = PassGraphs(model, self.trained)
         # A graph serves one length.
         self._is_padded = self._graphs is not None and can_pad(model)
         # Where graphs read it, so that one serves any number of steps.
@@ -65,20 +65,17 @@ class SupportTrainer:
     def train(
         self,
         support: Support,
+        passes: Sequence[Pass],
         clock: StageClock,
         deadline: Deadline | None = None,
-        *,
-        start: int = 0,
-        stop: int | None = None,
     ) -> list[float]:
-        """Take ``support.counts[i]`` steps on passage i, several with each gradient.
+        """Take the steps of these passes.
 
         Args:
             support: what to train on.
+            passes: consecutive ones. After those of an earlier call, the support must be the same.
             clock: counts the seconds of each stage.
             deadline: ends the training before a pass that it does not allow.
-            start: the first pass. From above 0, it goes on with the support trained on last.
-            stop: the pass to end before; None for the last one.
 
         Returns:
             The mean loss of each pass, in nats.
@@ -86,36 +83,43 @@ class SupportTrainer:
         Raises:
             NonFiniteLossError: a loss is not finite.
         """
-        sweeps = plan(support.counts, self._config)[start:stop]
-        if not sweeps:
+        if not passes:
             return []
-        if start == 0:
+        if passes[0].start == 0:
             # The moments stay, so they are allocated before any memory that is freed again.
             self._reset_optimizer()
         graphs = self._usable_graphs()
-        passes: list[Sweep] = []
+        taken = 0
         with _training_mode(self._model):
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
-            losses = torch.empty(len(sweeps), dtype=torch.float64, device=self._device)
+            losses = torch.empty(len(passes), dtype=torch.float64, device=self._device)
             texts = on_device(self._padded(support.input_ids), self._device)
-            for sweep in sweeps:
-                tokens = texts[sweep.passage]
-                if deadline and not deadline.allows(len(tokens)):
+            for current in passes:
+                tokens = texts[current.passage]
+                if deadline is not None and not self._fits(deadline, len(tokens)):
                     break
-                loss = self._pass(sweep, tokens, graphs, clock)
-                losses[len(passes)] = loss
-                passes.append(sweep)
+                loss = self._pass(current, tokens, graphs, clock)
+                losses[taken] = loss
+                taken += 1
                 # Elsewhere, looking would stall the device.
                 if self._device.type == "cpu":
-                    _check_losses([loss.item()], [sweep], support)
+                    _check_loss(loss.item(), current, support)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
         # Reading each loss would stall a GPU every time, and reading none would leave the GPU's
         # work out of the time.
-        values: list[float] = losses[: len(passes)].tolist()
-        _check_losses(values, passes, support)
+        values: list[float] = losses[:taken].tolist()
+        for loss_value, current in zip(values, passes, strict=False):
+            _check_loss(loss_value, current, support)
         return values
+
+    def _fits(self, deadline: Deadline, tokens: int) -> bool:
+        """Whether the deadline allows a pass, once the passes before it have ended."""
+        for device in {parameter.device for parameter in self.trained}:
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+        return deadline.allows(tokens)
 
     def _reset_optimizer(self) -> None:
         self._optimizer.param_groups[0]["capturable"] = self._graphs is not None
@@ -134,31 +138,35 @@ class SupportTrainer:
         return [padded(text, padded_length(len(text), limit)) for text in texts]
 
     def _pass(
-        self, sweep: Sweep, tokens: Tensor, graphs: PassGraphs | None, clock: StageClock
+        self,
+        current: Pass,
+        tokens: Tensor,
+        graphs: PassGraphs | None,
+        clock: StageClock,
     ) -> Tensor:
         """The loss of a passage, after the steps with its gradient."""
         if graphs is None:
-            return self._eager_pass(tokens, clock, sweep.repeats)
-        self._repeats.fill_(sweep.repeats)
-        one_pass = partial(self._eager_pass, repeats=self._repeats)
-        return graphs.run(len(tokens), tokens, one_pass, clock)
+            return self._eager_pass(tokens, clock, current.repeats)
+        self._repeats.fill_(current.repeats)
+        eager_pass = partial(self._eager_pass, repeats=self._repeats)
+        return graphs.run(len(tokens), tokens, eager_pass, clock)
 
     def _eager_pass(
         self, tokens: Tensor, clock: StageClock, repeats: int | Tensor
     ) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        with clock.of("forward"), autocast(self._device, self._config.dtype):
+        with clock.of("forward"), autocast(self._device, self.config.dtype):
             mean_loss = self._loss.of_padded if self._is_padded else self._loss
             loss = mean_loss(tokens)
         _check_depends(loss)
         take = partial(self._take_steps, repeats, clock)
         with clock.of("backward"):
             # Each gradient is needed only for the steps of its own parameter.
-            if self._config.max_grad_norm is None and is_captured(self._device):
+            if self.config.max_grad_norm is None and is_captured(self._device):
                 self._backward_beside_steps(loss, take)
             # Not in an eager pass on a GPU: nobody has measured what the additional calls cost.
-            elif self._config.max_grad_norm is None and self._device.type == "cpu":
-                backward_in_parts(loss, self._trained, take)
+            elif self.config.max_grad_norm is None and self._device.type == "cpu":
+                backward_in_parts(loss, self.trained, take)
             else:
                 torch.autograd.backward(loss)
                 take()
@@ -174,7 +182,7 @@ class SupportTrainer:
                 alive.append(gradients)
                 launch(partial(take, gradients))
 
-            backward_in_parts(loss, self._trained, take_beside)
+            backward_in_parts(loss, self.trained, take_beside)
 
     def _take_steps(
         self,
@@ -184,8 +192,8 @@ class SupportTrainer:
     ) -> None:
         """Take the steps with these gradients, or with those in ``.grad`` if None."""
         with clock.of("step"):
-            if self._config.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self._trained, self._config.max_grad_norm)
+            if self.config.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
             self._optimizer.step(repeats=repeats, grads=gradients)
 
 
@@ -211,15 +219,11 @@ def _check_depends(loss: Tensor) -> None:
         )
 
 
-def _check_losses(
-    losses: Sequence[float], passes: Sequence[Sweep], support: Support
-) -> None:
+def _check_loss(loss: float, current: Pass, support: Support) -> None:
     """Refuse a loss that is not finite."""
-    for loss, sweep in zip(losses, passes, strict=True):
-        if not math.isfinite(loss):
-            index = support.indices[sweep.passage]
-            raise NonFiniteLossError(
-                f"TestTimeFinetuner: the loss of passage {index} of the datastore is {loss} at "
-                f"step {sweep.start + 1} of {sum(support.counts)}; the model has been "
-                "restored"
-            )
+    if not math.isfinite(loss):
+        index = support.indices[current.passage]
+        raise NonFiniteLossError(
+            f"TestTimeFinetuner: the loss of passage {index} of the datastore is {loss} at step "
+            f"{current.start + 1} of {sum(support.counts)}; the model has been restored"
+        )

@@ -151,6 +151,9 @@ def position_limit(model: "PreTrainedModel") -> int | None:
 
 
 def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The model without PEFT's wrapper."""
-    unwrap: Any = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
+    """The model without the wrappers of PEFT and ``torch.compile``."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    model = getattr(inner, "_orig_mod", inner)
+    return model
