@@ -2,9 +2,10 @@
 
 import torch
 
-from cuda_sim.checks import case, check_equals, of_query, permutations
+from cuda_sim.checks import case, check_equals, permutations
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
+from problems import of_query
 
 
 @case

@@ -8,7 +8,6 @@ import torch
 
 from cuda_sim.checks import (
     SMALL_SHARED,
-    VARIANTS,
     case,
     case_of_values,
     check_consistent,
@@ -18,7 +17,6 @@ from cuda_sim.checks import (
     check_same,
     check_scaled,
     hull_problem,
-    of_query,
     permutations,
     problems_of_bad_values,
     problems_of_parts,
@@ -26,6 +24,7 @@ from cuda_sim.checks import (
 )
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
+from problems import VARIANTS, of_query
 
 SIZES = (
     (1, 1, 3),

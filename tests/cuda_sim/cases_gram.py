@@ -3,8 +3,9 @@
 import torch
 
 import tf32_gram
-from cuda_sim.checks import DTYPES, case, permutations
+from cuda_sim.checks import case, permutations
 from cuda_sim.library import Launch, Library
+from problems import DTYPES
 
 
 def spread(seed: int) -> Launch:
@@ -41,7 +42,7 @@ def gram_ways(library: Library, seed: int) -> None:
     """A block a tile, runs of tiles in a triangle, and runs in squares. Rows of 16-byte vectors,
     rows that end within one, and others; so many slices that every buffer is filled again."""
     for launch in (spread(seed), in_runs(seed)):
-        for dtype in DTYPES.values():
+        for dtype in DTYPES:
             for candidates, dim, stride in ((1, 3, 3), (37, 300, 300), (64, 70, 72)):
                 pool = whole_numbers(2, candidates, stride, dtype=dtype)[..., :dim]
                 query = whole_numbers(2, stride, dtype=dtype)[..., :dim]

@@ -10,13 +10,12 @@ from cuda_sim.checks import (
     check_failed,
     check_scaled,
     hull_problem,
-    of_query,
     permutations,
     scaled_problems,
 )
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
-from problems import make_problem
+from problems import make_problem, of_query
 
 
 @case
@@ -294,7 +293,7 @@ def sizes_of_64_bits(library: Library, seed: int) -> None:
 
     nearest = library.knn(pool, query, 3, **options)
     frank_wolfe = library.frank_wolfe(pool, query, 3, **options)
-    sift, _, _ = library.sift(pool, query, 3, **options)
+    sift = library.sift(pool, query, 3, **options)
 
     for answer in (nearest, frank_wolfe, sift):
         for b in range(4):

@@ -7,7 +7,6 @@ import torch
 
 from cuda_sim.checks import (
     SMALL_SHARED,
-    assert_same_bits,
     case,
     case_of_values,
     check_empty,
@@ -16,13 +15,13 @@ from cuda_sim.checks import (
     check_same,
     check_scaled,
     hull_problem,
-    of_query,
     problems_of_bad_values,
     problems_of_parts,
     scaled_problems,
 )
-from cuda_sim.library import Answer, Launch, Library
-from hullft_ops import Selection, SiftSelection, reference
+from cuda_sim.library import Launch, Library
+from hullft_ops import SiftSelection, reference
+from problems import of_query
 from sift_checks import assert_sift_within_float32
 
 SIFT_SIZES = (
@@ -36,32 +35,26 @@ SIFT_SIZES = (
 
 
 def check_sift(
-    answer: tuple[Answer, torch.Tensor, torch.Tensor],
+    answer: SiftSelection,
     b: int,
     pool: torch.Tensor,
     query: torch.Tensor,
     noise: float,
 ) -> None:
     """One query: the oracle's picks in float64, in float32 each within rounding of the best."""
-    selection = of_query(answer[0], b)
-    picks = answer[1][b]
-    variance = answer[2][b]
+    sift = of_query(answer, b)
     if pool.dtype != torch.float64:
-        fields = [getattr(selection, name) for name in Selection._fields]
-        narrow = SiftSelection(*fields, picks=picks, variance=variance)
-
-        assert_sift_within_float32(narrow, pool, query, noise)
-
+        assert_sift_within_float32(sift, pool, query, noise)
         return
 
-    expected = reference.sift_select(pool, query, len(picks), noise=noise)
+    expected = reference.sift_select(pool, query, len(sift.picks), noise=noise)
     expected_variance = torch.tensor(expected.variance, dtype=torch.float64)
-    error = variance - expected_variance
+    error = sift.variance - expected_variance
 
-    assert picks.tolist() == expected.picks
+    assert sift.picks.tolist() == expected.picks
     assert error.abs().max() <= 1e-10
 
-    check_equals(selection, expected.selection)
+    check_equals(sift.selection, expected.selection)
 
 
 def sift_matches(
@@ -135,10 +128,10 @@ def sift_ties(library: Library, seed: int) -> None:
             pool[0, [70, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
             query = torch.tensor([[2.0, 0.5, 0, 0]], dtype=dtype)
             launch = Launch(seed, gram, 64)
-            selection, picks, _ = library.sift(pool, query, 3, launch=launch)
+            answer = library.sift(pool, query, 3, launch=launch)
 
-            assert picks.tolist() == [[70, 0, 70]]
-            assert selection.indices.tolist() == [[70, 0, -1]]
+            assert answer.picks.tolist() == [[70, 0, 70]]
+            assert answer.indices.tolist() == [[70, 0, -1]]
 
 
 @case
@@ -167,10 +160,11 @@ def sift_ragged(library: Library, seed: int) -> None:
         check_sift_failed(indexed, 2)
 
         for ragged in (answer, shared, indexed):
-            selection, picks, variance = ragged
-            check_empty(of_query(selection, 3), query[3])
-            assert (picks[3] == -1).all()
-            assert torch.allclose(variance[3], query[3].square().sum(), rtol=1e-7)
+            check_empty(of_query(ragged, 3), query[3])
+            assert (ragged.picks[3] == -1).all()
+            assert torch.allclose(
+                ragged.variance[3], query[3].square().sum(), rtol=1e-7
+            )
             check_sift_failed(ragged, 4)
 
 
@@ -180,22 +174,18 @@ def sift_empty_targets(library: Library, seed: int) -> None:
     pool, _ = hull_problem(2, 2, 9, 12, torch.float32)
     targets = hull_problem(3, 2, 3, 12, torch.float32)[0]
     sizes = torch.tensor([0, 9])
-    selection, _, variance = library.sift(
-        pool, targets, 4, sizes=sizes, launch=Launch(seed)
-    )
+    answer = library.sift(pool, targets, 4, sizes=sizes, launch=Launch(seed))
 
-    check_empty(of_query(selection, 0), targets[0].mean(0))
-    assert torch.allclose(variance[0], targets[0].square().sum(), rtol=1e-6)
+    check_empty(of_query(answer, 0), targets[0].mean(0))
+    assert torch.allclose(answer.variance[0], targets[0].square().sum(), rtol=1e-6)
 
 
-def check_sift_failed(
-    answer: tuple[Answer, torch.Tensor, torch.Tensor], b: int
-) -> None:
-    selection, picks, variance = answer
-    check_failed(of_query(selection, b), picks.shape[1])
+def check_sift_failed(answer: SiftSelection, b: int) -> None:
+    sift = of_query(answer, b)
+    check_failed(sift, len(sift.picks))
 
-    assert (picks[b] == -1).all()
-    assert variance[b].isnan().all()
+    assert (sift.picks == -1).all()
+    assert sift.variance.isnan().all()
 
 
 @case
@@ -235,9 +225,7 @@ def sift_scaled(library: Library, seed: int) -> None:
                     launch=launch,
                 )
 
-                check_scaled(answer[0], expected[0], scale)
-                assert torch.equal(answer[1], expected[1])
-                assert torch.equal(answer[2], expected[2] * scale**2)
+                check_scaled(answer, expected, scale)
 
 
 @case
@@ -258,10 +246,8 @@ def sift_parts(library: Library, seed: int) -> None:
             options = {**problem, "query": targets, "n_select": 6}
             expected = library.sift(**options, launch=whole)
 
-            assert expected[0].support_size[[0, 2, 4]].min() > 1
+            assert expected.support_size[[0, 2, 4]].min() > 1
 
             for launch in (in_parts, one_by_one):
                 answer = library.sift(**options, launch=launch)
-                check_same(answer[0], expected[0])
-                assert_same_bits(answer[1], expected[1])
-                assert_same_bits(answer[2], expected[2])
+                check_same(answer, expected)

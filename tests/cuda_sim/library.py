@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import hullft_ops
 from adam_problems import OPTIONS, AdamTensors
 from cuda_sim.structures import (
     AccumulateCase,
@@ -42,34 +43,18 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@dataclass
-class Answer:
-    """The outputs of a selection kernel, of shape [B, n_select] or [B]."""
-
-    indices: torch.Tensor
-    weights: torch.Tensor
-    counts: torch.Tensor
-    support_size: torch.Tensor
-    residual: torch.Tensor
-    gap: torch.Tensor
-    num_iter: torch.Tensor
-
-    @classmethod
-    def empty(cls, batch: int, n_select: int, dtype: torch.dtype) -> "Answer":
-        real = real_dtype(dtype)
-        return cls(
-            indices=torch.zeros(batch, n_select, dtype=torch.int64),
-            weights=torch.zeros(batch, n_select, dtype=real),
-            counts=torch.zeros(batch, n_select, dtype=torch.int64),
-            support_size=torch.zeros(batch, dtype=torch.int64),
-            residual=torch.zeros(batch, dtype=real),
-            gap=torch.zeros(batch, dtype=real),
-            num_iter=torch.zeros(batch, dtype=torch.int64),
-        )
-
-    def pointers(self) -> ctypes.Structure:
-        names = self.__dataclass_fields__
-        return Selection(**{name: _pointer(getattr(self, name)) for name in names})
+def _nothing_yet(batch: int, n_select: int, dtype: torch.dtype) -> hullft_ops.Selection:
+    """Outputs of a selection kernel, of shape [B, n_select] or [B]."""
+    real = real_dtype(dtype)
+    return hullft_ops.Selection(
+        indices=torch.zeros(batch, n_select, dtype=torch.int64),
+        weights=torch.zeros(batch, n_select, dtype=real),
+        counts=torch.zeros(batch, n_select, dtype=torch.int64),
+        support_size=torch.zeros(batch, dtype=torch.int64),
+        residual=torch.zeros(batch, dtype=real),
+        gap=torch.zeros(batch, dtype=real),
+        num_iter=torch.zeros(batch, dtype=torch.int64),
+    )
 
 
 @dataclass(frozen=True)
@@ -98,6 +83,10 @@ class Launch:
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _outputs(answer: hullft_ops.Selection) -> ctypes.Structure:
+    return Selection(**{k: _pointer(tensor) for k, tensor in answer._asdict().items()})
 
 
 def _pointers(tensors: Sequence[torch.Tensor | None]) -> ctypes.Array:
@@ -159,11 +148,11 @@ class Library:
         candidates: torch.Tensor | None = None,
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
-    ) -> Answer:
-        answer = Answer.empty(query.shape[0], n_select, pool.dtype)
+    ) -> hullft_ops.Selection:
+        answer = _nothing_yet(query.shape[0], n_select, pool.dtype)
         case = FwCase(
             pool=_pool(pool, query, candidates, sizes),
-            out=answer.pointers(),
+            out=_outputs(answer),
             n_select=n_select,
             max_iter=max_iter,
             swap_passes=swap_passes,
@@ -209,11 +198,11 @@ class Library:
         candidates: torch.Tensor | None = None,
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
-    ) -> Answer:
-        answer = Answer.empty(query.shape[0], n_select, pool.dtype)
+    ) -> hullft_ops.Selection:
+        answer = _nothing_yet(query.shape[0], n_select, pool.dtype)
         case = KnnCase(
             pool=_pool(pool, query, candidates, sizes),
-            out=answer.pointers(),
+            out=_outputs(answer),
             n_select=n_select,
         )
         self._call("sim_knn", case, launch)
@@ -229,14 +218,14 @@ class Library:
         candidates: torch.Tensor | None = None,
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
-    ) -> tuple[Answer, torch.Tensor, torch.Tensor]:
-        """The selection, the picks and the variance after each; query [B, d] or [B, m, d]."""
-        answer = Answer.empty(query.shape[0], n_select, pool.dtype)
+    ) -> hullft_ops.SiftSelection:
+        """query: [B, d] or [B, m, d]."""
+        answer = _nothing_yet(query.shape[0], n_select, pool.dtype)
         picks = torch.zeros_like(answer.indices)
         variance = torch.zeros_like(answer.weights)
         case = SiftCase(
             pool=_pool(pool, query, candidates, sizes),
-            out=answer.pointers(),
+            out=_outputs(answer),
             picks=_pointer(picks),
             variance=_pointer(variance),
             n_select=n_select,
@@ -246,7 +235,7 @@ class Library:
             force_threads=launch.threads,
         )
         self._call("sim_sift", case, launch)
-        return answer, picks, variance
+        return hullft_ops.SiftSelection(*answer, picks, variance)
 
     def lmo(
         self,

@@ -1,22 +1,348 @@
-"""What a mistake that the tests must notice is made of."""
+"""Mistakes that the checks must notice: at least one for each kernel, each detector of the
+simulator, and each check that ever noticed one."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One wrong edit, the build and the check that see it, and what they say."""
+    """One wrong edit in one source, and the checks that must report it in one build."""
 
     unit: str
     file: str
-    old: str
-    new: str
-    kind: str
-    case: str
-    report: str
+    right: str
+    wrong: str
+    checks: tuple[str, ...]
+    kind: str = "plain"
+    report: str = "AssertionError"
 
 
-WRONG = "AssertionError"
 RACE = "race on|read of uninitialised"
 OUTSIDE = "use-after-poison"
 """Of a device buffer: driver.h poisons what surrounds one."""
+MISALIGNED = "misaligned address"
+EXITED = "divergent barrier|exited"
+
+MUTANTS = {
+    # Gram matrices
+    "no mirror image": Mutant(
+        "gram",
+        "cuda/gram_tile.cuh",
+        "if (i < j &&",
+        "if (i < 0 &&",
+        (
+            "gram_ways",
+            "gram_of_sizes",
+            "gram_bits",
+            "fw_gram",
+            "fw_warp",
+            "fw_warp_converges",
+            "fw_large_support",
+            "fw_full_support",
+            "fw_drops",
+            "fw_failures",
+            "fw_scaled",
+            "fw_parts",
+        ),
+    ),
+    "a vector past d": Mutant(
+        "gram",
+        "cuda/gram.cu",
+        "start + kSlice<T> <= pool.d",
+        "start < pool.d",
+        ("gram_ways", "fw_full_support", "fw_drops", "fw_warp"),
+        "asan",
+        OUTSIDE,
+    ),
+    "a share of d forgotten": Mutant(
+        "gram",
+        "cuda/gram.cu",
+        "int s = 0; s < kGroups",
+        "int s = 1; s < kGroups",
+        ("gram_ways",),
+    ),
+    "no barrier after the wait for copies": Mutant(
+        "gram_blocks",
+        "cuda/gram_blocks.cu",
+        "wait_for_groups<kStages - 2>();\n    __syncthreads();",
+        "wait_for_groups<kStages - 2>();",
+        ("gram_ways", "fw_gram", "fw_warp"),
+        "race",
+        RACE,
+    ),
+    # Products of rows
+    "a row without its product": Mutant(
+        "correlate",
+        "cuda/correlate.cu",
+        "multiply_rows(rows, int(first), int(last)",
+        "multiply_rows(rows, int(first) + 1, int(last)",
+        ("knn", "lmo", "fw_ragged"),
+    ),
+    "a residual that is the query": Mutant(
+        "correlate",
+        "cuda/correlate.cu",
+        "value - widen_to<S>(x[i])",
+        "value - 0 * widen_to<S>(x[i])",
+        ("lmo",),
+    ),
+    # Nearest neighbours, one step
+    "no barrier after a reduction": Mutant(
+        "knn",
+        "cuda/reduce.cuh",
+        "scratch.values[w], scratch.indices[w]);\n  __syncthreads();",
+        "scratch.values[w], scratch.indices[w]);",
+        ("knn",),
+        "race",
+        RACE,
+    ),
+    "a residual that overflows unnoticed": Mutant(
+        "knn",
+        "cuda/knn.cu",
+        "known = finite(static_cast<const S*>(out.residual)[query])",
+        "known = true",
+        ("knn_overflow",),
+    ),
+    "threads that leave early": Mutant(
+        "lmo",
+        "cuda/lmo.cu",
+        "const S* c = products",
+        "if (me.thread >= 96) return;\n  const S* c = products",
+        ("lmo",),
+        report=EXITED,
+    ),
+    "a way by its absolute length": Mutant(
+        "lmo",
+        "core/frank_wolfe.h",
+        "double(larger(square, other_square))",
+        "double(square == square || other_square == square)",
+        ("lmo_scaled",),
+    ),
+    # Counts
+    "a negative number as if it were positive": Mutant(
+        "integerize",
+        "cuda/reduce.cuh",
+        "bits >> 63 ? ~bits :",
+        "bits >> 63 ? bits :",
+        ("integerize",),
+    ),
+    "the upper half of a gain alone": Mutant(
+        "integerize",
+        "cuda/reduce.cuh",
+        "upper == top && lower == under;",
+        "upper == top;",
+        ("counts_of_close_gains",),
+    ),
+    "swaps by an absolute gain": Mutant(
+        "integerize",
+        "cuda/warp_integerize.cuh",
+        "kMinImprovement * warp_best(largest_square).value *",
+        "kMinImprovement * (1 + 0 * warp_best(largest_square).value) *",
+        ("integerize_scaled",),
+    ),
+    "no warp barrier after a move": Mutant(
+        "integerize",
+        "cuda/warp_integerize.cuh",
+        "}\n    __syncwarp();\n  }\n\n  const Rows& rows_;",
+        "}\n  }\n\n  const Rows& rows_;",
+        ("integerize",),
+        "race",
+        RACE,
+    ),
+    # Frank-Wolfe by a block
+    "state that is never set": Mutant(
+        "frank_wolfe",
+        "cuda/fw_block.cuh",
+        "me_.n_threads) x_.u[k] = 0;",
+        "me_.n_threads) x_.u[0] = 0;",
+        ("fw_gram",),
+        "race",
+        RACE,
+    ),
+    "a vector past the row": Mutant(
+        "frank_wolfe",
+        "cuda/rows.cuh",
+        "vectors ? d / kStep * kStep : 0",
+        "vectors ? (d + kStep - 1) / kStep * kStep : 0",
+        ("fw_full_support_tail",),
+        "asan",
+        OUTSIDE,
+    ),
+    "a tie to the highest index": Mutant(
+        "frank_wolfe",
+        "cuda/reduce.cuh",
+        "__reduce_min_sync(kFullWarp, key == top ? uint32_t(mine.index) : uint32_t(kNoIndex))",
+        "__reduce_max_sync(kFullWarp, key == top ? uint32_t(mine.index) : 0u)",
+        ("fw_ties",),
+    ),
+    "a column of the support evicted": Mutant(
+        "frank_wolfe",
+        "cuda/fw_block.cuh",
+        "while (x_.table.atom[next_victim_] >= 0)",
+        "while (false)",
+        ("fw_evicted_columns",),
+    ),
+    # Frank-Wolfe by a warp
+    "products read before the wait": Mutant(
+        "fw_warp",
+        "cuda/fw_warp.cuh",
+        "if (!nothing) read_inputs();\n",
+        "if (!nothing) read_inputs(), load_products();\n",
+        ("fw_warp",),
+        "race",
+        "race on workspace",
+    ),
+    "no wait where there is nothing to solve": Mutant(
+        "fw_warp",
+        "cuda/fw_warp.cuh",
+        "wait_for_kernel_before();",
+        "if (!nothing) wait_for_kernel_before();",
+        ("fw_ragged",),
+        report="no wait for the kernel before",
+    ),
+    "a lane mask that leaves one out": Mutant(
+        "fw_warp",
+        "cuda/fw_warp.cuh",
+        "__shfl_sync(kFullWarp, u, k)",
+        "__shfl_sync(kFullWarp >> 1, u, k)",
+        ("fw_warp",),
+        report="warp mask leaves out its caller",
+    ),
+    "a weight that does not follow its atom": Mutant(
+        "fw_warp",
+        "cuda/fw_warp.cuh",
+        "w_[i] += loses >> i & 1 ? -step.away : more;",
+        "w_[i] += loses >> i & 0 ? -step.away : more;",
+        ("fw_pairwise",),
+    ),
+    # SIFT
+    "columns of another query": Mutant(
+        "sift",
+        "cuda/sift.cu",
+        "query * problem.n_select * problem.pool.width",
+        "query * problem.pool.width",
+        ("sift", "sift_targets"),
+        "race",
+        RACE,
+    ),
+    "vectors where targets are not aligned": Mutant(
+        "sift",
+        "cuda/sift.cu",
+        "target_bytes % 16 != 0",
+        "target_bytes % 2 != 0",
+        ("sift_targets",),
+        "asan",
+        MISALIGNED,
+    ),
+    "a pick that does not condition": Mutant(
+        "sift",
+        "cuda/sift_block.cuh",
+        "for (int j = 0; j < i; ++j)\n      c =",
+        "for (int j = 1; j < i; ++j)\n      c =",
+        ("sift", "sift_repeats"),
+    ),
+    "picks of a part where those of the first lie": Mutant(
+        "sift",
+        "cuda/sift.cu",
+        "out.picks + rows",
+        "out.picks",
+        ("sift_parts",),
+    ),
+    "one target of a query without candidates": Mutant(
+        "sift",
+        "cuda/sift_block.cuh",
+        "query_, p_.n_targets, p_.n_select,",
+        "query_, 1, p_.n_select,",
+        ("sift_empty_targets",),
+    ),
+    "a precision that overflows unnoticed": Mutant(
+        "sift",
+        "cuda/sift_block.cuh",
+        "if (!finite(best.value)) return fail(out);",
+        "if (best.index >= n_) return fail(out);",
+        ("sift_failures",),
+    ),
+    "a square of a covariance": Mutant(
+        "sift",
+        "core/sift.h",
+        "covariance * (covariance * rate)",
+        "covariance * covariance * rate",
+        ("sift_scaled",),
+    ),
+    # Adam and accumulation
+    "bias correction a step late": Mutant(
+        "adam_replay",
+        "cuda/adam_replay.cu",
+        "done + double(threadIdx.x + 1)",
+        "done + double(threadIdx.x)",
+        ("adam", "adam_many_steps"),
+    ),
+    "no barrier before the table is rewritten": Mutant(
+        "adam_replay",
+        "cuda/adam_replay.cu",
+        "AdamStep<R>* steps) {\n  __syncthreads();",
+        "AdamStep<R>* steps) {",
+        ("adam_many_steps",),
+        "race",
+        RACE,
+    ),
+    "words past the end": Mutant(
+        "adam_replay",
+        "cuda/sweep.cuh",
+        "tile + kSweepTile<R> <= numel &&",
+        "tile < numel &&",
+        ("adam", "adam_many_tensors"),
+        "asan",
+        OUTSIDE,
+    ),
+    "a step on the device not advanced": Mutant(
+        "adam_replay",
+        "cuda/adam_replay.cu",
+        "return batch.n ? flush() : cudaSuccess;",
+        "return cudaSuccess;",
+        ("adam_device_steps",),
+    ),
+    "a float64 learning rate read as float32": Mutant(
+        "adam_replay",
+        "cuda/adam_replay.cu",
+        "read_value(call.device_lr, call.wide_lr)",
+        "read_value(call.device_lr, false)",
+        ("adam_device_lr",),
+    ),
+    "the number of steps on the device not read": Mutant(
+        "adam_replay",
+        "cuda/adam_replay.cu",
+        "repeats_of(call.repeats, call.device_repeats)",
+        "call.repeats",
+        ("adam_device_repeats",),
+    ),
+    "the same random bits for every thread": Mutant(
+        "adam_replay",
+        "cuda/adam_replay.cu",
+        "rounding_words(key, pieces.at(0) / kRoundingGroup)",
+        "rounding_words(key, pieces.tile / kRoundingGroup)",
+        ("adam_stochastic",),
+    ),
+    "moments of any size": Mutant(
+        "adam_replay",
+        "cuda/adam_directions.cuh",
+        "(size < kLargestMoment) &",
+        "(size == size) &",
+        ("adam_directions",),
+    ),
+    "one element too many": Mutant(
+        "accumulate",
+        "cuda/sweep.cuh",
+        "if (pieces.at(j) < pieces.numel) p",
+        "if (pieces.at(j) <= pieces.numel) p",
+        ("accumulate",),
+        "asan",
+        OUTSIDE,
+    ),
+    "a cache read that may hold NaN": Mutant(
+        "accumulate",
+        "cuda/accumulate.cu",
+        "if (beta != R(0)) {",
+        "if (true) {",
+        ("accumulate",),
+    ),
+}
