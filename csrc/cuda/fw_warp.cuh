@@ -209,12 +209,13 @@ class FwWarp {
     return unsigned(k < n_ ? k : 0) * unsigned(p_.pool.width);
   }
 
-  // The lane's share of a column. Slots past the pool keep what they hold.
+  // The lane's share of a column. Slots past the pool keep what they hold. Not by __ldg, which is
+  // for memory that nothing writes while the kernel runs: the Gram matrix may still be on its way.
   __device__ __forceinline__ void load_column(int k, S (&to)[kSlots]) const {
     const S* from = opaque(lane_gram_ + row_start(k));
 #pragma unroll
     for (int i = 0; i < kSlots; ++i)
-      if (slots_ >> i & 1) to[i] = __ldg(from + i * kWarp);
+      if (slots_ >> i & 1) to[i] = from[i * kWarp];
   }
 
   // The solve starts at the vertex of largest correlation.
@@ -313,7 +314,7 @@ class FwWarp {
   __device__ __forceinline__ Step<S> step_between(int to, int from, S (&toward)[kSlots],
                                                   S (&away)[kSlots]) {
     load_column(to, toward), load_column(from, away);
-    const double gram_sa = double(__ldg(gram_ + row_start(to) + unsigned(from < n_ ? from : 0)));
+    const double gram_sa = double(gram_[row_start(to) + unsigned(from < n_ ? from : 0)]);
     const FwPick s = pick(to);
     FwPick a = pick(from);
     a.atom.weight = weight_of(from);

@@ -199,6 +199,15 @@ MUTANTS = {
         ("fw_ragged",),
         report="no wait for the kernel before",
     ),
+    "a constant load of what the kernel before writes": Mutant(
+        "fw_warp",
+        "cuda/fw_warp.cuh",
+        "to[i] = from[i * kWarp];",
+        "to[i] = __ldg(from + i * kWarp);",
+        ("fw_warp",),
+        "race",
+        "constant load of workspace",
+    ),
     "a lane mask that leaves one out": Mutant(
         "fw_warp",
         "cuda/fw_warp.cuh",

@@ -98,7 +98,8 @@ struct Simulator {
   void (*body)(void*) = nullptr;
   void* body_argument = nullptr;
   std::exception_ptr exception;
-  void (*on_atomic)(void*, size_t) = nullptr;  // the race checker's hook
+  void (*on_atomic)(void*, size_t) = nullptr;  // the race checker's hooks
+  void (*on_constant_load)(const void*) = nullptr;
   void* main_fake_stack = nullptr;
   const void* main_bottom = nullptr;
   size_t main_bytes = 0;

@@ -82,6 +82,7 @@ __attribute__((no_sanitize("thread"))) T atomicAdd(T* p, T value) {
 // Through the cache of what no thread of the kernel writes.
 template <class T>
 T __ldg(const T* p) {
+  if (cusim::sim.on_constant_load) cusim::sim.on_constant_load(p);
   return *p;
 }
 

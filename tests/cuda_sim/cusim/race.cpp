@@ -192,6 +192,11 @@ void clear() {
   sim.on_atomic = [](void* p, size_t n) {
     on_access(p, n, true, true, __builtin_return_address(0));
   };
+  sim.on_constant_load = [](const void* p) {
+    const Region* region = region_of(p);
+    if (region && !region->read_only)
+      fail("constant load of " + std::string(region->name) + ", which kernels write");
+  };
   dynamic_shared = {nullptr, 0, "dynamic __shared__", false, true, {}};
   if (!__start_cusim_shared) return;
   const size_t n = size_t(__stop_cusim_shared - __start_cusim_shared);

@@ -168,6 +168,8 @@ void what_must_be_reported() {
 }
 
 #ifdef CUSIM_RACE
+__global__ void constant_load(const float* in, float* out) { *out = __ldg(in); }
+
 void races_that_must_be_reported() {
   std::vector<float> floats(64);
   cusim::race::clear();
@@ -182,6 +184,12 @@ void races_that_must_be_reported() {
   CUSIM_LAUNCH(sum<true>, 7, 64, 0, nullptr, floats.data());
   expect_report("another block", "blocks race",
                 [&] { CUSIM_LAUNCH(sum<false>, 2, 64, 0, nullptr, floats.data()); });
+  cusim::race::clear();
+  cusim::race::add(in, 16, "input", true);
+  cusim::race::add(floats.data(), 16, "workspace", false);
+  CUSIM_LAUNCH(constant_load, 1, 1, 0, nullptr, in, floats.data());
+  expect_report("constant load of workspace", "__ldg of what kernels write",
+                [&] { CUSIM_LAUNCH(constant_load, 1, 1, 0, nullptr, &floats[1], floats.data()); });
   cusim::race::clear();
   cusim::race::add(floats.data(), 4, "sum", true);
   expect_report("read-only", "write to a read-only buffer",
