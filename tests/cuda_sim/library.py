@@ -43,7 +43,9 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _nothing_yet(batch: int, n_select: int, dtype: torch.dtype) -> hullft_ops.Selection:
+def _empty_selection(
+    batch: int, n_select: int, dtype: torch.dtype
+) -> hullft_ops.Selection:
     """Outputs of a selection kernel, of shape [B, n_select] or [B]."""
     real = real_dtype(dtype)
     return hullft_ops.Selection(
@@ -149,7 +151,7 @@ class Library:
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
     ) -> hullft_ops.Selection:
-        answer = _nothing_yet(query.shape[0], n_select, pool.dtype)
+        answer = _empty_selection(query.shape[0], n_select, pool.dtype)
         case = FwCase(
             pool=_pool(pool, query, candidates, sizes),
             out=_outputs(answer),
@@ -199,7 +201,7 @@ class Library:
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
     ) -> hullft_ops.Selection:
-        answer = _nothing_yet(query.shape[0], n_select, pool.dtype)
+        answer = _empty_selection(query.shape[0], n_select, pool.dtype)
         case = KnnCase(
             pool=_pool(pool, query, candidates, sizes),
             out=_outputs(answer),
@@ -220,7 +222,7 @@ class Library:
         launch: Launch = Launch(),
     ) -> hullft_ops.SiftSelection:
         """query: [B, d] or [B, m, d]."""
-        answer = _nothing_yet(query.shape[0], n_select, pool.dtype)
+        answer = _empty_selection(query.shape[0], n_select, pool.dtype)
         picks = torch.zeros_like(answer.indices)
         variance = torch.zeros_like(answer.weights)
         case = SiftCase(

@@ -192,8 +192,8 @@ def test_same_bits_whatever_the_order(library: Libraries, way: str) -> None:
 
     expected = select(first)
     for launch in other_launches(first):
-        for answer, wanted in zip(select(launch), expected, strict=True):
-            check_same(answer, wanted)
+        for answer, first_answer in zip(select(launch), expected, strict=True):
+            check_same(answer, first_answer)
 
 
 def test_the_limit_of_a_kernels_shared_memory_is_never_lowered(

@@ -15,7 +15,7 @@ struct Machine {
 };
 Machine machine{};
 cudaError_t last = cudaSuccess;
-std::string said;
+std::string message;
 
 cudaError_t done(int error) {
   if (error != cudaSuccess) last = cudaError_t(error);
@@ -53,18 +53,18 @@ void set_machine(int driver, int major, int minor, int error) {
 
 int queries() { return machine.queries; }
 
-int wanted_driver() { return CUDART_VERSION / 1000 * 1000; }
+int required_driver() { return CUDART_VERSION / 1000 * 1000; }
 
 int last_error() { return last; }
 
 const char* unusable(int device) {
-  said = hullft::cuda_unusable(device);
-  return said.c_str();
+  message = hullft::cuda_unusable(device);
+  return message.c_str();
 }
 
-const char* no_memory(int cuda, int device, const char* torch_said) {
-  said = hullft::allocation_failure("workspace", 4096, cuda != 0, device, torch_said);
-  return said.c_str();
+const char* no_memory(int cuda, int device, const char* torch_message) {
+  message = hullft::allocation_failure("workspace", 4096, cuda != 0, device, torch_message);
+  return message.c_str();
 }
 
 // What the exception says, or null.
@@ -72,8 +72,8 @@ const char* refused(int device) {
   try {
     hullft::check_usable("fw_select", device);
   } catch (const std::runtime_error& e) {
-    said = e.what();
-    return said.c_str();
+    message = e.what();
+    return message.c_str();
   }
   return nullptr;
 }
@@ -82,8 +82,8 @@ const char* failed(int error) {
   try {
     hullft::check_cuda("fw_select", done(error));
   } catch (const std::runtime_error& e) {
-    said = e.what();
-    return said.c_str();
+    message = e.what();
+    return message.c_str();
   }
   return nullptr;
 }
