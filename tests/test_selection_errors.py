@@ -1,6 +1,7 @@
 """Every error of a selection operator names the operator, the argument and what came."""
 
 from collections.abc import Iterator
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from bad_arguments import (
     Bad,
     operator_of,
 )
-from problems import ON_VALUES
+from problems import ON_VALUES, VARIANTS
 
 
 @pytest.mark.parametrize("bad", WRONG_OBJECTS + WRONG_DTYPES, ids=Bad.pattern)
@@ -100,3 +101,9 @@ def test_other_numbers_of_numpy_are_not(
 
     with pytest.raises(TypeError, match=f"{argument} must be an int, got {kind}$"):
         function(**arguments)
+
+
+@pytest.mark.parametrize("name", ["fw_select", "fw_select_indexed"])
+def test_a_type_checker_knows_the_variants(name: str) -> None:
+    hints = get_type_hints(getattr(hullft_ops, name))
+    assert list(get_args(hints["variant"])) == VARIANTS
