@@ -1,5 +1,6 @@
 """``hullft-ops adapt`` from the command line to what it prints and writes."""
 
+import io
 import re
 from pathlib import Path
 
@@ -203,6 +204,49 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     assert f"datastore: {datastore.relative_to(tmp_path)}\n" in result.stderr
     assert len(Datastore.open(datastore)) == 54
+
+
+def test_the_prompt_may_be_in_a_file_or_stdin(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    position = arguments.index("--prompt")
+    without = arguments[:position] + arguments[position + 2 :]
+    content = PROMPT.encode()
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    expected = table_of(succeeded(*arguments).stdout)
+
+    for name in (file, "-"):
+        printed = succeeded(*without, "--prompt-file", name).stdout
+        assert table_of(printed) == expected
+
+    file.write_bytes(b"\xff")
+    for words, message in (
+        (without, "give one of --prompt and --prompt-file"),
+        ([*arguments, "--prompt-file", file], "give one of --prompt and --prompt-file"),
+        ([*without, "--prompt-file", file], f"prompt {file}: 'utf-8' codec can't"),
+        ([*without, "--prompt-file", "nowhere"], "No such file or directory: 'nowhere"),
+    ):
+        assert message in hullft_ops(*words).last
+
+
+def test_a_folder_is_read_by_patterns(
+    arguments: list[object], texts: list[str], tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for number, text in enumerate(texts[6:30]):
+        (notes / f"{number}{'.md' if number % 2 else '.txt'}").write_text(text)
+
+    position = arguments.index("--store")
+    without = arguments[:position] + arguments[position + 2 :]
+    command = [*without, "--corpus", notes, "--no-generate"]
+    for patterns in (["--include", "*.md", "--exclude", "1.md"], []):
+        succeeded(*command, *patterns)
+
+    stores = (tmp_path / "hullft_datastores").iterdir()
+    assert sorted(len(Datastore.open(path)) for path in stores) == [11, 24]
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,28 @@ def test_warnings_and_log_records_do_not_steer_the_terminal(
 
 
 def test_errors_that_are_not_expected_are_raised() -> None:
-    with pytest.raises(KeyError), errors_of("adapt"):
-        raise KeyError("a mistake of ours")
+    for error in (KeyError("a mistake of ours"), ModuleNotFoundError("a typo of ours")):
+        with pytest.raises(type(error)), errors_of("adapt"):
+            raise error
+
+
+def test_a_missing_library_ends_with_one_line(
+    models_of: list[object], corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = hullft_ops(
+        *["index", corpus_file, "--output", "out", *models_of[2:], "--engine", "ray"]
+    )
+    assert result.code == 2
+    assert result.last.startswith("hullft-ops index: engine ray needs ray: pip install")
+
+
+def test_ctrl_c_while_libraries_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    assert hullft_ops("train").code == 130
 
 
 def test_the_version_is_that_of_the_package() -> None:

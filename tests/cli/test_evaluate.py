@@ -294,6 +294,10 @@ def test_a_folder_becomes_evidence(
     assert all(set(row.scores) == {"prompt", "continuation"} for row in rows)
     assert succeeded("report", "results.jsonl").stdout == f"{table}hullft_report\n"
 
+    [name, _] = held_out
+    fewer = ["--exclude", name, "--output", "fewer.jsonl", "--limit", 1]
+    assert name not in succeeded(*arguments, *fewer).stderr
+
     refused = hullft_ops(*arguments, "--output", folder / "rows.jsonl")
     assert "rows.jsonl is in the corpus" in refused.last
 
@@ -384,7 +388,7 @@ def test_a_report_of_the_rows(evaluate: Evaluate, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "No such file or directory"),
-        ("", "results must be of one run, got 0"),
+        ("", "results rows.jsonl: has no rows"),
         ("{}\n", "results rows.jsonl: line 1: run: Field required"),
         ("nonsense\n", "results rows.jsonl: line 1: Invalid JSON"),
     ],

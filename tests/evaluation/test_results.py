@@ -55,7 +55,7 @@ def test_a_row_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
 def test_a_last_line_that_a_kill_cut_off_is_dropped(file: Path) -> None:
     content = file.read_bytes()
     whole = content[: content[:-1].rfind(b"\n") + 1]
-    for end in range(len(whole), len(content)):
+    for end in range(len(whole), len(content) - 1):
         file.write_bytes(content[:end])
         assert len(read_rows(file)) == 2
 
@@ -67,13 +67,45 @@ def test_a_last_line_that_a_kill_cut_off_is_dropped(file: Path) -> None:
         assert file.read_bytes() == content
 
 
-def test_a_file_of_the_user_stays_as_it_is(file: Path) -> None:
-    for content in (b"notes without a line end", b"notes\n", b"{}\n", b'{"runs": 1'):
-        file.write_bytes(content)
-        refused(file, "line 1: " if content.endswith(b"\n") else "the last line is")
+def test_a_whole_last_row_without_a_line_end_is_kept(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert len(read_rows(file)) == 3
 
-    file.write_bytes(b"\n")
-    refused(file, "line 1: Invalid JSON")
+    with open_results(file, "r") as results:
+        results.append(result_row("p3"))
+
+    assert file.read_bytes().startswith(content)
+    assert len(read_rows(file)) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"notes without a line end",
+        b"notes\n",
+        b"{}\n",
+        b"\n",
+        b"{",
+        b'{"runs": 1',
+        b'{"run":{"cmd":"x"},"important":true}',
+    ],
+)
+def test_a_file_of_the_user_stays_as_it_is(content: bytes, file: Path) -> None:
+    rows = file.read_bytes()
+    file.write_bytes(content)
+    refused(file, "line 1: ")
+
+    if content not in (b"\n", b"{"):
+        file.write_bytes(rows + content)
+        refused(file, "line 4: ")
+
+
+def test_rows_are_not_written_into_a_file_that_is_gone(file: Path) -> None:
+    with open_results(file, "r") as results:
+        file.unlink()
+        with pytest.raises(InputError, match=f"{file.name}: was deleted or replaced"):
+            results.append(result_row("p3"))
 
 
 def test_rows_of_another_run_are_refused(file: Path) -> None:

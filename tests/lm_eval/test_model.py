@@ -356,6 +356,10 @@ def test_the_command_line_has_the_model(tmp_path, monkeypatch, capsys):
     assert "hullft (" in printed
     assert "acc_norm" in printed
 
+    monkeypatch.setattr("sys.argv", [word.replace("n_sel", "nsel") for word in command])
+    with pytest.raises(SystemExit, match="hullft_ops.lm_eval: .*option 'nselect', kn"):
+        runpy.run_module("hullft_ops.lm_eval", run_name="__main__")
+
 
 def test_the_entry_point_is_the_model():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

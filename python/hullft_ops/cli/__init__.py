@@ -27,4 +27,6 @@ def main() -> None:
         if error.name is None or error.name.startswith("hullft_ops"):
             raise
         sys.exit(_INSTALL.format(error.name.partition(".")[0]))
+    except KeyboardInterrupt:
+        sys.exit(130)
     run_command(commands)

@@ -1,5 +1,6 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from hullft_ops.ttft.models.checks import context_window
 from hullft_ops.ttft.plot import plot_adaptation
 from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import datastore_folder, folder_datastore
 
@@ -37,11 +39,13 @@ def adapt(
         dict[str, Any],
         fields_of(TTFTConfig, n_select=N_SELECT, lr="2e-4 for the shipped model, 5e-5"),
     ],
+    files: Annotated[dict[str, Any], fields_of(FilePatterns)],
     *,
     embedder: str = DEFAULT_EMBEDDER,
     store: Path | None = None,
     corpus: str | None = None,
-    prompt: str,
+    prompt: str | None = None,
+    prompt_file: str | None = None,
     seconds: float | None = None,
     generate: bool = True,
     chat: bool = False,
@@ -57,11 +61,13 @@ def adapt(
     Args:
         inputs: the language model.
         settings: how to adapt.
+        files: what is read of the folder at --corpus.
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads. Its datastore stays in
             hullft_datastores; only changed files are embedded again.
-        prompt: the text to adapt to.
+        prompt: the text to adapt to; or give --prompt-file.
+        prompt_file: file with the prompt; - for stdin.
         seconds: budget for retrieval and training; steps that do not fit are skipped.
         generate: continue the prompt.
         chat: continue it as a message, in the chat template of an instruct model.
@@ -73,10 +79,21 @@ def adapt(
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
+    if prompt is None:
+        prompt = _prompt_in(prompt_file)
+    elif prompt_file is not None:
+        raise ValueError("give one of --prompt and --prompt-file")
     language_model = ModelConfig(**inputs)
     values = {"n_select": N_SELECT, "lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
-    sources = store, corpus, language_model.model, embedder, config.adapter
+    sources = (
+        store,
+        corpus,
+        prompt_file,
+        language_model.model,
+        embedder,
+        config.adapter,
+    )
     if save is not None:
         check_output(save, inputs=sources, overwrite=overwrite)
     if plot is not None:
@@ -100,8 +117,8 @@ def adapt(
     # The slowest to import, so after what is refused.
     encoder = load_embedder(embedder)
     if corpus is not None:
-        passages = folder_datastore(corpus, encoder, DATASTORES)
-        path = datastore_folder(corpus, encoder, DATASTORES)
+        passages = folder_datastore(corpus, encoder, DATASTORES, **files)
+        path = datastore_folder(corpus, encoder, DATASTORES, **files)
         echo(f"datastore: {path}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     before = score_text(model, tokenizer, prompt, max_length=finetuner.window).value
@@ -141,6 +158,16 @@ def adapt(
         _print_continuations(unadapted, continuation)
         if not continuation.strip():
             echo("The model ended at once: its continuation is blank.")
+
+
+def _prompt_in(file: str | None) -> str:
+    if file is None:
+        raise ValueError("give one of --prompt and --prompt-file")
+    content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise ValueError(f"prompt {file}: {error}") from error
 
 
 def _print_training(adaptation: Adaptation, store: Datastore) -> None:

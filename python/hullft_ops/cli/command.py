@@ -78,7 +78,16 @@ def errors_of(command: str) -> Iterator[None]:
             warnings.showwarning = show  # type: ignore[assignment]
             logging.setLogRecordFactory(printable_record)
             yield
-    except (ValueError, OSError, NonFiniteLossError, OutOfMemoryError) as error:
+    except ModuleNotFoundError:
+        raise
+    # An ImportError of ours says which library is missing, and how to install it.
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+        NonFiniteLossError,
+        OutOfMemoryError,
+    ) as error:
         message = _FIELD.sub(
             lambda field: f"--{field[1].replace('_', '-')} must ", str(error)
         )

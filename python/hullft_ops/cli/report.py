@@ -27,7 +27,10 @@ def report(
         overwrite: replace a folder that an earlier report wrote.
     """
     check_output(output, inputs=[results], overwrite=overwrite)
-    measured = Measurements.of(read_rows(results), score)
+    rows = read_rows(results)
+    if not rows:
+        raise ValueError(f"results {results}: has no rows")
+    measured = Measurements.of(rows, score)
     with new_folder(output, overwrite=overwrite) as folder:
         write_report(measured, folder)
     print_report(measured)

@@ -12,6 +12,7 @@ from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.methods import ONE_STEP_A_PASSAGE
+from hullft_ops.ttft.store.corpus import FilePatterns
 from hullft_ops.ttft.validation import options, parse
 
 NO_STEPS = "no steps"
@@ -27,7 +28,7 @@ def _listed(settings: Any) -> Any:
 
 
 @options
-class Experiment(ModelConfig):
+class Experiment(ModelConfig, FilePatterns):
     """What ``hullft-ops evaluate`` measures, and the JSON file that its ``--config`` reads."""
 
     embedder: str = DEFAULT_EMBEDDER

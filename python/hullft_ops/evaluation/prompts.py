@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import AfterValidator, ConfigDict
@@ -128,9 +128,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def read_documents(corpus: str, skipped: list[str]) -> list[Document]:
-    """The records of a corpus as documents. Arguments and errors are those of `read_records`."""
-    records = read_records(corpus, IndexConfig(), skipped)
+def read_documents(corpus: str, skipped: list[str], **options: Any) -> list[Document]:
+    """The records of a corpus as documents, read as `read_records` does.
+
+    Args:
+        options: fields of `IndexConfig`.
+    """
+    records = read_records(corpus, IndexConfig(**options), skipped)
     return [Document("", record["source"], record["text"]) for record in records]
 
 
@@ -242,12 +246,19 @@ def open_texts(
     limit, seed = experiment.limit, experiment.seed
     if experiment.store is not None and experiment.prompts is not None:
         store = Datastore.open(experiment.store)
-        prompts = not_in_store(read_prompts(experiment.prompts), store, embedder)
+        every = read_prompts(experiment.prompts)
+        prompts = not_in_store(every, store, embedder)
+        if every and not prompts:
+            raise InputError(f"prompts {experiment.prompts}: the datastore holds all")
         return store, choose_prompts(prompts, limit, seed), []
     if experiment.store is not None or experiment.prompts is not None:
         raise InputError("store and prompts must be given together")
     corpus, skipped = experiment.corpus, list[str]()
-    documents = read_documents(corpus, skipped) if corpus else installed_documents()
+    if corpus is None:
+        documents = installed_documents()
+    else:
+        patterns = {"include": experiment.include, "exclude": experiment.exclude}
+        documents = read_documents(corpus, skipped, **patterns)
     split = hold_out(documents)
     if not (split.prompts and split.passages):
         raise InputError(

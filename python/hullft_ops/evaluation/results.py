@@ -15,6 +15,7 @@ from pydantic import (
     PositiveFloat,
     field_validator,
 )
+from pydantic_core import from_json
 
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.validation import parse
@@ -92,15 +93,21 @@ class Row(BaseModel):
 class ResultsFile:
     """Rows on disk, by prompt and configuration. `open_results` makes one."""
 
-    def __init__(self, file: BinaryIO, rows: list[Row]) -> None:
+    def __init__(self, path: Path, file: BinaryIO, rows: list[Row]) -> None:
         self.rows = {row.key: row for row in rows}
+        self._path = path
         self._file = file
 
     def append(self, row: Row) -> None:
-        """Write a row. It is on the disk when this returns."""
+        """Write a row. It is on the disk when this returns; InputError if the file is gone."""
         self._file.write(row.model_dump_json().encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise InputError(
+                f"results {self._path}: was deleted or replaced during the run, and its rows with "
+                "it; run the same command again"
+            )
         self.rows[row.key] = row
 
 
@@ -118,15 +125,20 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"results {path}: another process writes to it") from error
-        rows = _parsed(path.read_bytes(), path)
+        content = path.read_bytes()
+        rows = _parsed(content, path)
         for row in rows:
             if row.run != run:
                 raise InputError(
                     f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
                     f"or seed (run {row.run}, this is {run}); name another file"
                 )
-        os.truncate(file.fileno(), path.read_bytes().rfind(b"\n") + 1)
-        yield ResultsFile(file, rows)
+        *_, last = content.split(b"\n")
+        if last and _is_torn(last):
+            os.truncate(file.fileno(), len(content) - len(last))
+        elif last:
+            file.write(b"\n")
+        yield ResultsFile(path, file, rows)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -148,7 +160,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _parsed(content: bytes, path: Path) -> list[Row]:
-    *lines, torn = content.split(b"\n")
+    *lines, last = content.split(b"\n")
+    # Without a row before it, nothing says that the file is ours.
+    if last and not (lines and _is_torn(last)):
+        lines.append(last)
     rows: dict[tuple[str, str], Row] = {}
     for number, line in enumerate(lines, start=1):
         place = f"results {path}: line {number}"
@@ -156,8 +171,13 @@ def _parsed(content: bytes, path: Path) -> list[Row]:
         if row.key in rows:
             raise InputError(f"{place}: a second row of {row.config} on {row.prompt}")
         rows[row.key] = row
-    if torn[: len(_BEGINNING)] != _BEGINNING[: len(torn)]:
-        raise InputError(
-            f"results {path}: the last line is neither a row nor a part of one"
-        )
     return list(rows.values())
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a kill has cut off this last line: it begins as a row, and is no JSON."""
+    try:
+        from_json(line)
+    except ValueError:
+        return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
+    return False

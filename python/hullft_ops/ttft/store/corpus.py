@@ -47,18 +47,24 @@ Record = dict[str, Any]
 
 
 @options
-class IndexConfig:
+class FilePatterns:
+    """Which files of a folder are read."""
+
+    include: tuple[str, ...] = ()
+    """In a folder, read only files whose name, or path below the folder, matches one of these
+    patterns. ``*`` matches slashes too."""
+    exclude: tuple[str, ...] = ()
+    """In a folder, leave out files that match one of these patterns."""
+
+
+@options
+class IndexConfig(FilePatterns):
     """How a corpus is read, cut into passages and searched."""
 
     text_column: str = "text"
     """The column that holds the text."""
     metadata: tuple[str, ...] = ()
     """Columns to keep beside each text."""
-    include: tuple[str, ...] = ()
-    """In a folder, read only files whose name, or path below the folder, matches one of these
-    patterns. ``*`` matches slashes too."""
-    exclude: tuple[str, ...] = ()
-    """In a folder, leave out files that match one of these patterns."""
     chunk_tokens: NonNegativeInt | None = None
     """Length of a passage in the embedder's tokens: None for as many as the embedder reads, 0 for
     whole records."""
@@ -202,7 +208,7 @@ def _shown_by_browsers(html: str) -> str:
     return re.sub(r"\n\s*\n", "\n\n", page.get_text()).strip()
 
 
-def local_files(path: Path, config: IndexConfig) -> list[Path]:
+def local_files(path: Path, config: FilePatterns) -> list[Path]:
     """The file, or the files in a folder at any depth that ``config`` includes, in order.
 
     Left out are hidden files and folders, symbolic links, and folders that this package wrote.

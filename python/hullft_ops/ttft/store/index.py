@@ -166,26 +166,30 @@ def _passages(
                 yield {**record, "text": text}
 
 
-def datastore_folder(corpus: str, embedder: Embedder, root: Path) -> Path:
-    """Where below ``root`` the datastore of ``corpus`` is kept."""
+def datastore_folder(
+    corpus: str, embedder: Embedder, root: Path, **options: Any
+) -> Path:
+    """Where below ``root`` the datastore of ``corpus`` with fields of `IndexConfig` is kept."""
     place = Path(corpus).resolve()
-    key = hashlib.sha256(f"{place}\n{embedder.name}".encode()).hexdigest()
-    return root / f"{place.name}-{key[:8]}"
+    key = f"{place}\n{embedder.name}\n{options or ''}".strip()
+    return root / f"{place.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
-def folder_datastore(corpus: str, embedder: Embedder, root: Path) -> Datastore:
-    """The datastore of ``corpus``, kept below ``root``.
+def folder_datastore(
+    corpus: str, embedder: Embedder, root: Path, **options: Any
+) -> Datastore:
+    """The datastore of ``corpus`` with fields of `IndexConfig`, kept below ``root``.
 
     If a file has changed since the last call, it is written again; passages that have stayed are
     not embedded again. Raises as `index_corpus`.
     """
-    path = datastore_folder(corpus, embedder, root)
+    path = datastore_folder(corpus, embedder, root, **options)
     store = Datastore.open(path) if path.exists() else None
     if store and store.source and corpus != STDIN:
-        state = state_of(local_files(Path(corpus), IndexConfig()))
+        state = state_of(local_files(Path(corpus), IndexConfig(**options)))
         if store.source.settings["files"] == state:
             return store
-    return index_corpus(corpus, path, embedder, reuse=store, overwrite=True)
+    return index_corpus(corpus, path, embedder, reuse=store, overwrite=True, **options)
 
 
 def _reusing(store: Store, embedder: Embedder) -> Embed:
