@@ -1,7 +1,8 @@
-"""Printing: text that is not ours may not control the terminal, and lists and counts read well."""
+"""Printing: foreign text cannot control the terminal, lists read well, long waits have bars."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 # Control characters (C0 except tabs, DEL, C1), halves of surrogate pairs, which no terminal can
 # encode, and marks that change the direction of writing.
@@ -45,3 +46,20 @@ def echo(*lines: object, err: bool = False) -> None:
     for line in lines:
         print(printable(line), file=stream)
     stream.flush()
+
+
+# Whether `progress` draws, and after how many seconds.
+_progress = {"shown": False, "delay": 2}
+
+
+def show_progress() -> None:
+    """Let `progress` draw from now on, as a command does and a library does not."""
+    _progress["shown"] = True
+
+
+def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
+    """A `tqdm` bar that appears after two seconds, and goes when it ends."""
+    from tqdm import tqdm
+
+    shown, delay = _progress["shown"], _progress["delay"]
+    return tqdm(items, disable=not shown, delay=delay, leave=False, **options)

@@ -9,6 +9,7 @@ import pytest
 from peft import PeftModel
 
 from command import hullft_ops, succeeded
+from hullft_ops import _terminal
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
@@ -204,6 +205,29 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     assert f"datastore: {datastore.relative_to(tmp_path)}\n" in result.stderr
     assert len(Datastore.open(datastore)) == 54
+
+
+def test_a_prompt_of_one_token_is_continued_without_a_score(
+    arguments: list[object], tmp_path: Path
+) -> None:
+    plot = tmp_path / "plot.png"
+    printed = succeeded(*arguments, "--prompt", "A", "--plot", plot).stdout
+
+    assert "A prompt of one token has no bits per byte" in printed
+    assert "6 steps with" in printed
+    assert "with adaptation" in printed
+    assert plot.exists()
+
+
+def test_long_waits_have_a_bar(
+    arguments: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_terminal._progress, "shown", False)
+    monkeypatch.setitem(_terminal._progress, "delay", 0)
+    shown = succeeded(*arguments, "--prompt", f"{PROMPT} " * 9).stderr
+
+    assert re.search(r"training: .*pass/s", shown)
+    assert re.search(r"scoring: .*token/s", shown)
 
 
 def test_the_prompt_may_be_in_a_file_or_stdin(

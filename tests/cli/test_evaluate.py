@@ -202,6 +202,19 @@ def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) ->
     assert "Left out: knn n=3 refresh=1 lr=1e+30, which failed on 2 prompts" in printed
 
 
+def test_a_prompt_of_one_token_has_no_score_and_stops_nothing(
+    evaluate: Evaluate, prompts: Path
+) -> None:
+    lines = prompts.read_text().splitlines(keepends=True)[:2]
+    prompts.write_text("".join([*lines, '{"text": "A"}\n']))
+    result = evaluate("--method", "knn", "--limit", 3)
+
+    assert result.code == 0, result.stderr
+    assert sorted(len(row.scores) for row in read_rows(OUTPUT)) == [0, 1, 1]
+    assert "Means over 2 held-out prompts" in result.stdout
+    assert "1 prompt left out" in result.stdout
+
+
 def test_a_file_says_what_to_run_and_options_take_the_place_of_its_values(
     evaluate: Evaluate, tmp_path: Path
 ) -> None:

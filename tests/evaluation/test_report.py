@@ -178,7 +178,7 @@ def test_it_says_what_to_doubt() -> None:
 
     assert lines[:3] == [
         "Intervals of fewer than 10 prompts say little.",
-        "1 prompt left out, on which some configuration has not run.",
+        "1 prompt left out, on which some configuration has no score.",
         "Left out: sift n=3, which failed on 1 prompt.",
     ]
     assert not any("Left out" in line for line in verdicts(Measurements.of(rows[:7])))

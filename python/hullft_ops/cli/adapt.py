@@ -1,6 +1,9 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,20 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable
+from hullft_ops._terminal import counted, echo, listed, printable, show_progress
 from hullft_ops.cli.options import N_SELECT, fields_of
 from hullft_ops.evaluation.measuring import DATASTORES
 from hullft_ops.evaluation.prompts import share_held
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
+from hullft_ops.ttft.errors import NothingToScoreError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_message, continue_prompt
 from hullft_ops.ttft.models.checks import context_window
 from hullft_ops.ttft.plot import plot_adaptation
 from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
-from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import datastore_folder, folder_datastore
@@ -121,7 +125,9 @@ def adapt(
         path = datastore_folder(corpus, encoder, DATASTORES, **files)
         echo(f"datastore: {path}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
-    before = score_text(model, tokenizer, prompt, max_length=finetuner.window).value
+    show_progress()
+    score = partial(score_text, model, tokenizer, max_length=finetuner.window)
+    before = _score(score, prompt)
     continuation = saved = None
     if generate:
         unadapted = continue_prompt(
@@ -132,7 +138,7 @@ def adapt(
             max_new_tokens=max_new_tokens,
         )
     with finetuner.adapted(prompt, seconds=seconds) as adaptation:
-        after = adaptation.score(prompt).value
+        after = _score(adaptation.score, prompt)
         if generate:
             continuation = adaptation.generate(
                 prompt, chat=chat, max_new_tokens=max_new_tokens
@@ -208,9 +214,20 @@ def _source(store: Datastore, index: int) -> str:
     return str(store.rows[index].get("source", index))[-_SOURCE_CHARS:]
 
 
+def _score(score: Callable[[str], BitsPerByte], prompt: str) -> float:
+    """Bits per byte; NaN for a prompt of one token."""
+    try:
+        return score(prompt).value
+    except NothingToScoreError:
+        return nan
+
+
 def _print_scores(before: float, after: float) -> None:
+    if isnan(before):
+        echo("A prompt of one token has no bits per byte: no token has a context.")
+        return
     echo(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
-    if not after <= before:  # NaN too
+    if after > before:
         echo(
             "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
             "learning rate or passages closer to the prompt may help."

@@ -166,7 +166,7 @@ def _doubts(measured: Measurements) -> list[str]:
         lines.append(f"Intervals of fewer than {_FEW} prompts say little.")
     if measured.incomplete:
         count = counted(measured.incomplete, "prompt")
-        lines.append(f"{count} left out, on which some configuration has not run.")
+        lines.append(f"{count} left out, on which some configuration has no score.")
     for config, failures in measured.failed.items():
         count = counted(failures, "prompt")
         lines.append(f"Left out: {config}, which failed on {count}.")

@@ -1,8 +1,10 @@
 """What an evaluation scores. A new metric is a name and a line here."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from hullft_ops.evaluation.prompts import Prompt
+from hullft_ops.ttft.errors import NothingToScoreError
 from hullft_ops.ttft.scoring import BitsPerByte
 
 # What a report calls each score, and what it tells. Less is better. It compares by the first that
@@ -24,7 +26,10 @@ MEANINGS = {
 
 def scores_of(prompt: Prompt, score: Callable[..., BitsPerByte]) -> dict[str, float]:
     """The scores by name, where ``score`` takes the arguments of `Adaptation.score`."""
-    scores = {"prompt": score(prompt.text).value}
+    scores = {}
+    # A prompt of one token has no score.
+    with suppress(NothingToScoreError):
+        scores["prompt"] = score(prompt.text).value
     if prompt.continuation is not None:
         scores["continuation"] = score(prompt.continuation, after=prompt.text).value
     return scores

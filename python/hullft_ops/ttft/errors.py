@@ -5,6 +5,10 @@ class NonFiniteLossError(RuntimeError):
     """A loss was not finite, for example because the learning rate is too high."""
 
 
+class NothingToScoreError(ValueError):
+    """No token of a text has a context, so the text has no score."""
+
+
 class InputError(ValueError):
     """A command cannot run on its inputs; the message says why."""
 

@@ -1,5 +1,6 @@
 """A picture of an adaptation: the passages that it chose, and the loss of its passes."""
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def plot_adaptation(
         finetuner: what adapted.
         adaptation: what it did; the model may be restored already.
         query: float32 ``[dim]``, the prompt's embedding.
-        before, after: bits per byte of the prompt.
+        before, after: bits per byte of the prompt; NaN for a prompt of one token.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -56,9 +57,10 @@ def plot_adaptation(
     passages, losses = figure.subplots(2, 1, height_ratios=[3, 2])
     _draw_passages(passages, finetuner, adaptation, query)
     _draw_losses(losses, adaptation)
-    figure.suptitle(
-        f"Bits per byte of the prompt: {before:.3f} before, {after:.3f} after"
-    )
+    if not isnan(before):
+        figure.suptitle(
+            f"Bits per byte of the prompt: {before:.3f} before, {after:.3f} after"
+        )
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

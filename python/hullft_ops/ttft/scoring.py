@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hullft_ops._checks import check_text
-from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops._terminal import progress
+from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.loss import next_token_losses
 from hullft_ops.ttft.models.cache import cache_keyword, is_plain
@@ -168,7 +169,7 @@ def score_text(
         byte_count -= _bytes_of_first(tokenizer, text, tokens[0])
     if first >= len(tokens) or byte_count == 0:
         least = "1 token" if opening or after else "2 tokens"
-        raise ValueError(
+        raise NothingToScoreError(
             f"score_text: text must have at least {least}, got {text[:20]!r} with "
             f"{len(tokens) - opening}"
         )
@@ -224,7 +225,8 @@ def _negative_log_likelihood(
     tokens = torch.tensor([*head, *body], device=model.device)
     before, after = tokens[: len(head)], tokens[len(head) :]
     begin, total = 0, 0.0
-    with eval_mode(model), wide_products(model):
+    bar = progress(total=len(body), initial=first, desc="scoring", unit="token")
+    with eval_mode(model), wide_products(model), bar:
         while first < len(body):
             end = min(begin + window, len(body))
             if end <= first:
@@ -235,6 +237,7 @@ def _negative_log_likelihood(
             text = torch.cat([opener, after[begin:end]])
             losses = next_token_losses(model, text, **cache)
             total += losses[len(opener) + first - begin - 1 :].double().sum().item()
+            bar.update(end - first)
             # The scored ranges join up.
             begin, first = begin + window // 2, end
     return total

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops import ReplayAdam
+from hullft_ops._terminal import progress
 from hullft_ops.replay import is_captured
 from hullft_ops.ttft.capture import branch
 from hullft_ops.ttft.config import TTFTConfig
@@ -95,7 +96,7 @@ class SupportTrainer:
             # split the memory that the next pass needs for larger activations.
             losses = torch.empty(len(passes), dtype=torch.float64, device=self._device)
             texts = on_device(self._padded(support.input_ids), self._device)
-            for current in passes:
+            for current in progress(passes, desc="training", unit="pass"):
                 tokens = texts[current.passage]
                 if deadline is not None and not self._fits(deadline, len(tokens)):
                     break
