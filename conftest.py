@@ -1,9 +1,11 @@
 """``--device``, for tests and benchmarks alike, and what the tests alone have."""
 
-from pathlib import Path
+from time import monotonic
 
 import pytest
 import torch
+
+_START = monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -11,14 +13,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device", default="cpu", help="cpu (the default), cuda or cuda:N"
     )
     parser.addoption(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="skip what would start later than so many seconds after the start",
+    )
+    parser.addoption(
         "--mirrored",
         action="store_true",
         help="the CPU's kernels on copies of the tensors, as --device has a GPU's: a rehearsal",
-    )
-    parser.addoption(
-        "--findings",
-        type=Path,
-        help="a file to which each report of a test goes, as benchmarks/gpu_check.py reads it",
     )
     parser.addoption(
         "--kills",
@@ -28,11 +31,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--findings") is not None:
-        from reports import Reports
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if monotonic() - _START > item.config.getoption("--seconds"):
+        pytest.skip("no time was left")
 
-        config.pluginmanager.register(Reports(config))
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """End the process after a test that has left CUDA unusable, or all that follow would fail."""
+    if call.excinfo is None or not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        item.session.shouldstop = f"CUDA is unusable from here on: {error}"
 
 
 @pytest.fixture(scope="session")

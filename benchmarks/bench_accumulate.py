@@ -60,32 +60,8 @@ def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> Non
         torch.testing.assert_close(ours, theirs, rtol=_rounding(case), atol=0)
     recorder.ours(partial(cache.accumulate, 0, beta=case.beta))
     recorder.peer("torch foreach", foreach)
-    _time_sweep(case, recorder, gradients, copies)
 
 
 def _rounding(case: Case) -> float:
     """Only torch's bfloat16 sum rounds differently: it also rounds the gradient."""
     return 0.0 if case.beta == 0 or case.dtype == "float32" else 2**-7
-
-
-def _time_sweep(
-    case: Case,
-    recorder: Recorder,
-    gradients: list[torch.Tensor],
-    copies: list[torch.Tensor],
-) -> None:
-    """Read the gradient and write the cache. With beta = 1, read the cache too."""
-    read = torch.cat([gradient.flatten() for gradient in gradients]).view(torch.int32)
-    cached = torch.cat([copy.flatten() for copy in copies])
-    size = read.numel() * 4 + cached.numel() * cached.element_size()
-    if case.beta:
-        size += cached.numel() * cached.element_size()
-
-    def sweep() -> None:
-        read.amax()
-        if case.beta == 0:
-            cached.zero_()
-        else:
-            cached.neg_()
-
-    recorder.sweep(sweep, size)

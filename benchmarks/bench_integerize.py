@@ -57,7 +57,6 @@ def test_integerize(case: Case, recorder: Recorder, device: torch.device) -> Non
         counts = reference.integerize(pool, query, weights, case.n_select)
         assert counts.tolist() == expected
     recorder.ours(integerize)
-    recorder.sweep_of(support)
     recorder.peer("NumPy, Gram", with_gram)
     if small:
         recorder.peer("NumPy", published)

@@ -1,220 +1,43 @@
 """Adapting a model to a prompt, against the loops of `benchmarks.loops`.
 
 Ours does everything: embedding, search, selection, finetuning, restoring. A loop gets our selection
-and only finetunes and restores. The padded loop is always float32. The other has our dtype.
+and only finetunes and restores. The padded loop is always float32. The other has our dtype. On a
+GPU, where an embedder's weights may be missing, trigrams are counted instead.
 """
 
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
+import pytest
 import torch
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
-from benchmarks.loops import padded_cloning_finetune, torch_finetune
 from benchmarks.memory import added_bytes
-from benchmarks.passages import LENGTHS, build_store
 from benchmarks.recorder import Recorder
-from benchmarks.timing import Call
-from hullft_ops.ttft import (
-    Embedder,
-    TestTimeFinetuner,
-    load_embedder,
-    tiny_lm_path,
-)
 
-LR = 5e-5
-DIFFERENCE = "parameter difference, of the change"
+if TYPE_CHECKING:
+    from benchmarks import adapting
+else:
+    adapting = pytest.importorskip("benchmarks.adapting", exc_type=ImportError)
+
 MEMORY = "memory added, sizes of the model"
-# Adam follows the sign of even the smallest gradients. A sum in another order may lose that sign,
-# and bfloat16 loses it far more often.
-_ALLOWED = {None: 2e-4, "bfloat16": 0.1}
+# Two passes of a length run before the third is captured.
+_UNTIL_REPLAYED = 3
 
 
-@dataclass(frozen=True)
-class Case:
-    """``model``: "tiny"; "gpt2", GPT-2's architecture; or "gpt2-small", which proves nothing."""
-
-    model: str
-    n_select: int = 20
-    refresh: int = 2
-    lengths: str = "300"
-    texts: int = 240
-    dtype: str | None = None
-
-    def __str__(self) -> str:
-        name = f"{self.model}-{self.lengths}-N{self.n_select}-r{self.refresh}"
-        return name if self.dtype is None else f"{name}-{self.dtype}"
-
-    @property
-    def allowed_difference(self) -> float:
-        """Between the ends of ours and of a loop, by the name `DIFFERENCE`."""
-        return _ALLOWED[self.dtype]
+def cases(grid: str) -> list["adapting.Case"]:
+    return adapting.cases(grid)
 
 
-def cases(grid: str) -> list[Case]:
-    if grid == "smoke":
-        return [Case("gpt2-small", 4, lengths="short", texts=12)]
-    base, short = Case("gpt2"), Case("gpt2", 5)
-    if grid == "quick":
-        return [Case("tiny"), short, replace(short, dtype="bfloat16")]
-    return [
-        base,
-        replace(base, dtype="bfloat16"),
-        short,
-        replace(base, n_select=50),
-        *(replace(base, refresh=r) for r in (1, 4)),
-        *(replace(base, lengths=lengths) for lengths in LENGTHS if lengths != "300"),
-        *(Case("tiny", n) for n in (5, 20, 50)),
-    ]
-
-
-def test_ttft(case: Case, recorder: Recorder, device: torch.device) -> None:
-    adapting = Adapting(case, device, load_embedder())
-    assert adapting.difference() <= case.allowed_difference
-    adapting.time(recorder)
-
-
-class Adapting:
-    """One case: a finetuner with its prompt, and the loops that train on the same selection."""
-
-    def __init__(
-        self, case: Case, device: torch.device, embedder: Embedder, graphs: bool = True
-    ) -> None:
-        self.model, tokenizer = _model(case.model, device)
-        store, prompts = build_store(tokenizer, embedder, case.lengths, case.texts)
-        self.finetuner = TestTimeFinetuner(
-            self.model,
-            tokenizer,
-            store,
-            embedder,
-            n_select=case.n_select,
-            refresh=case.refresh,
-            order="grouped",  # as the plain loops
-            lr=LR,
-            dtype=case.dtype,
-            graphs=graphs,
-        )
-        self.prompt = prompts[0]
-        self._case = case
-        self._base = _copies(self.model)
-        self._support = self.finetuner.select(self.prompt)
-
-    def adapt(self) -> None:
-        with self.finetuner.adapted(self.prompt):
-            pass
-
-    def end(self) -> list[torch.Tensor]:
-        """Copies of the parameters that an adaptation ends with."""
-        with self.finetuner.adapted(self.prompt):
-            return _copies(self.model)
-
-    def difference(self) -> float:
-        """How far the loops end from ours, the larger one, as a share of the change."""
-        ours = self.end()
-        differences = []
-        for loop in self._loops().values():
-            loop()
-            differences.append(self.apart(ours, _copies(self.model)))
-            self._restore()
-        return max(differences)
-
-    def apart(self, ends: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-        """How far two adaptations end from each other, as a share of the change."""
-        off, change = [], []
-        names = [name for name, _ in self.model.named_parameters()]
-        for name, end, other, start in zip(
-            names, ends, others, self._base, strict=True
-        ):
-            # A softmax does not change if all of its arguments grow by the same number. So the
-            # gradient of GPT-2's key biases is only rounding, and Adam turns it into steps.
-            if not name.endswith("attn.c_attn.bias"):
-                off.append((end - other).double().norm())
-                change.append((other - start).double().norm())
-        return float(torch.stack(off).norm() / torch.stack(change).norm())
-
-    def time(self, recorder: Recorder) -> None:
-        """Times the adaptation and the loops, and records the memory that it adds."""
-        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        recorder.fact(MEMORY, added_bytes(self.adapt, self.model.device) / size)
-        recorder.ours(self.adapt)
-        for name, loop in self._loops().items():
-            recorder.peer(name, partial(self._loop_and_restore, loop))
-
-    def _loops(self) -> dict[str, Call]:
-        support, refresh = self._support, self._case.refresh
-        positions = self.model.config.max_position_embeddings
-        autocast = None if self._case.dtype is None else torch.bfloat16
-
-        def padded() -> None:
-            padded_cloning_finetune(
-                self.model,
-                support.input_ids,
-                support.counts,
-                refresh=refresh,
-                lr=LR,
-                max_length=positions,
-            )
-
-        def without_padding() -> None:
-            torch_finetune(
-                self.model,
-                support.input_ids,
-                support.counts,
-                refresh=refresh,
-                lr=LR,
-                autocast=autocast,
-            )
-
-        return {"padded loop": padded, "torch loop": without_padding}
-
-    def _loop_and_restore(self, loop: Call) -> None:
-        loop()
-        self._restore()
-
-    def _restore(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.model.parameters()), self._base)
-
-
-@lru_cache(maxsize=1)
-def _model(
-    name: str, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a case on the device. GPT-2 has random weights and the tiny model's tokenizer,
-    whose ids fit into its vocabulary."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
-    model: PreTrainedModel
-    torch.manual_seed(0)
-    if name == "tiny":
-        model = AutoModelForCausalLM.from_pretrained(
-            tiny_lm_path(), dtype=torch.float32, trust_remote_code=False
-        )
-    elif name == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config())
-    else:
-        config = GPT2Config(
-            vocab_size=4096,
-            n_positions=128,
-            n_embd=64,
-            n_layer=2,
-            n_head=2,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        model = GPT2LMHeadModel(config)
-    # Ours trains without dropout, so the loops do too.
-    nn.Module.to(model, device)
-    return model.train(False), tokenizer
-
-
-def _copies(model: PreTrainedModel) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters()]
+def test_ttft(case: "adapting.Case", recorder: Recorder, device: torch.device) -> None:
+    embedder = adapting.embedder_of(device)
+    ours = adapting.Adapting(case, device, embedder)
+    assert ours.difference() <= case.allowed_difference(device)
+    size = sum(p.numel() * p.element_size() for p in ours.model.parameters())
+    recorder.fact(MEMORY, added_bytes(ours.adapt, device) / size)
+    recorder.ours(ours.adapt)
+    if device.type == "cuda":
+        in_graphs = adapting.Adapting(case, device, embedder, graphs=True)
+        for _ in range(_UNTIL_REPLAYED):
+            in_graphs.adapt()
+        recorder.peer("ours with CUDA graphs", in_graphs.adapt)
+    for name, loop in ours.loops().items():
+        recorder.peer(name, ours.restoring(loop))

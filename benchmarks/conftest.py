@@ -2,20 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from threadpoolctl import threadpool_limits
 
 from benchmarks.recorder import Comparison, Recorder
 from benchmarks.timing import Pace
 from hullft_ops import _C
 
-# The extra "bench" is for the operators' benchmarks, which need no model.
-collect_ignore = [] if find_spec("transformers") else ["bench_ttft.py"]
 PACES = {
     "smoke": Pace(seconds=0.0, min_rounds=2, max_rounds=2),
     "quick": Pace(seconds=2.0, min_rounds=3, max_rounds=300),
@@ -51,6 +47,9 @@ def pytest_benchmark_update_machine_info(
     machine_info["torch"] = torch.__version__
     machine_info["simd"] = _C.simd_level()
     machine_info["hullft_ops"] = _C.build_info()
+    if config.getoption("--device") != "cpu":
+        name = torch.cuda.get_device_name()
+        machine_info["gpu"] = [f"{name}, CUDA {torch.version.cuda}"]
 
 
 def pytest_terminal_summary(
@@ -61,13 +60,6 @@ def pytest_terminal_summary(
         terminalreporter.section("against peers in the same run")
     for comparison in comparisons:
         terminalreporter.line(comparison.line())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> Iterator[None]:
-    """NumPy's BLAS gets as many threads as torch has, which OMP_NUM_THREADS sets."""
-    with threadpool_limits(torch.get_num_threads()):
-        yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 
 _MIN_SQUARED_LENGTH = 1e-12
 _MIN_IMPROVEMENT = 1e-14
+PYVERSITY_METHODS = ("MMR", "MSD", "DPP", "SSD")
 
 
 class PeerSelection(NamedTuple):
@@ -287,13 +288,24 @@ def sift(
     return picks, values
 
 
+def pyversity_select(
+    method: str, pool: torch.Tensor, query: torch.Tensor, n_select: int
+) -> np.ndarray:
+    """n_select distinct rows of pool [K, d], relevant to query [d] and unlike each other."""
+    from pyversity import diversify
+
+    rows = pool.numpy()
+    scores = rows @ query.numpy()
+    indices: np.ndarray = diversify(rows, scores, n_select, method.lower()).indices
+    return indices
+
+
 def adams(
     lr: float,
 ) -> dict[str, Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]]:
-    """torch's Adam in each of its implementations, each made of the parameters."""
+    """torch's Adam, fused and as it is by default, each made of the parameters."""
     adam = partial(torch.optim.Adam, lr=lr)
     return {
         "torch fused": partial(adam, fused=True),
-        "torch foreach": partial(adam, foreach=True),
         "torch default": adam,
     }

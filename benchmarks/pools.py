@@ -1,30 +1,51 @@
-"""Retrieval pools of real text, and larger ones grown from them."""
+"""Retrieval pools of real text, larger ones grown from them, and one of random rows."""
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 POOLS = Path(__file__).parents[1] / "tests" / "data" / "pools_k200_d384.npz"
-DISTINCT = 8
+# Six of real text and a random one. Two more queries of the file are rows of their own pools, which
+# takes no step.
+DISTINCT = 7
 # Sets the angle between a grown text and its original: as between neighbours in real pools.
 _SPREAD = 0.5
 _NOISE = 0.05
 
 
-class PoolCase(Protocol):
-    """A benchmark's case: a batch of queries, each with its own pool."""
+@dataclass(frozen=True)
+class PoolCase:
+    """A batch of queries, each with its own pool."""
 
-    @property
-    def batch(self) -> int: ...
-    @property
-    def candidates(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
+    batch: int
+    candidates: int = 200
+    dim: int = 384
+    n_select: int = 50
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        shape = f"B{self.batch}-K{self.candidates}-d{self.dim}-N{self.n_select}"
+        return f"{shape}-{self.dtype}"
+
+
+def cases_of_one_sweep(grid: str, n_select: int) -> list[PoolCase]:
+    """For operators that read each pool once or twice."""
+    if grid == "smoke":
+        small = PoolCase(2, 30, n_select=min(n_select, 5))
+        return [small, replace(small, dtype="bfloat16")]
+    base = PoolCase(64, n_select=n_select)
+    one = replace(base, batch=1)
+    headline = [base, one, replace(base, dim=1024), replace(one, candidates=5000)]
+    if grid == "quick":
+        return headline
+    return [
+        *headline,
+        *(replace(base, candidates=count) for count in (50, 1000)),
+        *(replace(base, dtype=dtype) for dtype in ("float64", "bfloat16", "float16")),
+    ]
 
 
 def problem(case: PoolCase, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,12 +58,14 @@ def problem(case: PoolCase, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 @lru_cache(maxsize=2)
 def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eight pools float32 [8, candidates, dim] and queries [8, dim], of unit norm, nearest first.
+    """Pools float32 [DISTINCT, candidates, dim] and queries [DISTINCT, dim], nearest first.
 
-    At 200 candidates and 384 dimensions they are real text embeddings. Fewer candidates are the
-    nearest of those. Additional candidates are real ones moved by Gaussian noise. More dimensions
-    come from a random isometry, which keeps every inner product, and a little Gaussian noise, which
-    gives full rank.
+    At 200 candidates and 384 dimensions all but the last are real text embeddings, of unit norm.
+    Fewer candidates are the nearest of those. Additional candidates are real ones moved by Gaussian
+    noise. More dimensions come from a random isometry, which keeps every inner product, and a
+    little Gaussian noise, which gives full rank. A solve of real pools takes every step and holds
+    11 to 28 candidates. The last pool is Gaussian and its query is the mean of its rows: there, a
+    solve holds as many candidates as it may.
 
     Raises:
         ValueError: fewer dimensions than real embeddings have.
@@ -53,10 +76,15 @@ def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tenso
         raise ValueError(
             f"distinct_pools: dim must be at least {pool.shape[-1]}, got {dim}"
         )
+    distance = np.linalg.norm(pool - query[:, None], axis=-1).min(axis=1)
+    pool, query = pool[distance > 0], query[distance > 0]
     random = np.random.default_rng(0)
     pool = _with_candidates(pool, candidates, random)
     if dim > pool.shape[-1]:
         pool, query = _with_dimensions(pool, query, dim, random)
+    gaussian = _unit(random.standard_normal((1, candidates, dim)))
+    pool = np.concatenate([pool, gaussian])
+    query = np.concatenate([query, gaussian.mean(axis=1)])
     order = np.argsort(-np.einsum("bkd,bd->bk", pool, query), axis=1, kind="stable")
     pool = np.take_along_axis(pool, order[..., None], axis=1)
     return torch.from_numpy(pool.astype(np.float32)), torch.from_numpy(

@@ -1,7 +1,8 @@
-"""The recorder that times ours, its peers and a sweep of the same bytes for a benchmark."""
+"""The recorder that times ours and its peers for a benchmark."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +19,6 @@ from benchmarks.timing import (
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
-SWEEP = "sweep"
-
 
 @dataclass
 class Comparison:
@@ -29,9 +28,10 @@ class Comparison:
         group: the subject of the measurement, such as "selection".
         case: the case within its group.
         seconds: median of this package.
-        peers: median seconds of other code that does the same, and of `SWEEP`.
+        peers: median seconds of other code that does the same.
         ratios: how many times longer than ours each of them took, in turns with it.
         facts: other numbers that the benchmark measured.
+        not_installed: libraries of peers that were not timed.
     """
 
     group: str
@@ -40,6 +40,7 @@ class Comparison:
     peers: dict[str, float] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
+    not_installed: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """The whole comparison on one line of text."""
@@ -49,6 +50,8 @@ class Comparison:
             parts.append(f"{ratio:.3g}x {peer} ({format_seconds(seconds)})")
         for name, value in self.facts.items():
             parts.append(f"{name} {value:.3g}")
+        for library in self.not_installed:
+            parts.append(f"{library} is not installed")
         return ", ".join(parts)
 
 
@@ -71,19 +74,29 @@ class Recorder:
         self._benchmark = benchmark
         self._ours: Call | None = None
 
-    def ours(self, call: Call) -> None:
-        """Times the call in pytest-benchmark's pedantic mode, so its own reports show it too."""
+    def ours(self, call: Call, *, calls: int = 1) -> None:
+        """Times the call in pytest-benchmark's pedantic mode, so its own reports show it too.
+
+        ``calls``: how often the call does the work; its time is divided by that.
+        """
         call = synchronised(call, self._device)
         self._ours = call
         if self._benchmark is None:
-            self.comparison.seconds = measure(call, self.pace)
+            self.comparison.seconds = measure(call, self.pace) / calls
             return
         self._benchmark.group = self.comparison.group
         rounds = self.pace.rounds(warm_seconds(call))
         pedantic: Callable[..., object] = self._benchmark.pedantic
         pedantic(call, rounds=rounds)
         stats: Any = self._benchmark.stats
-        self.comparison.seconds = stats.stats.median
+        self.comparison.seconds = stats.stats.median / calls
+
+    def has_library(self, name: str) -> bool:
+        """Whether the library of a peer is installed. The summary names one that is not."""
+        is_installed = find_spec(name) is not None
+        if not is_installed:
+            self.comparison.not_installed.append(name)
+        return is_installed
 
     def peer(self, name: str, call: Call, *, scale: float = 1.0) -> None:
         """Times a peer in turns with ours.
@@ -97,19 +110,6 @@ class Recorder:
         seconds, ratio = measure_in_turns(self._ours, call, self.pace)
         self.comparison.peers[name] = scale * seconds
         self.comparison.ratios[name] = scale * ratio
-
-    def sweep(self, call: Call, bytes_moved: int) -> None:
-        """Times how long plain torch takes to move the bytes that ours must move at least once.
-
-        It is a reference, not a lower limit: ours may be faster.
-        """
-        self.peer(SWEEP, call)
-        self.fact("GB/s", bytes_moved / self.comparison.seconds / 1e9)
-
-    def sweep_of(self, tensor: torch.Tensor) -> None:
-        """`sweep` for what must read the tensor once, whatever its dtype."""
-        words = tensor.view(torch.int32)
-        self.sweep(words.amax, words.numel() * words.element_size())
 
     def fact(self, name: str, value: float) -> None:
         """Records another number worth reporting, such as a difference."""

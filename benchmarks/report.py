@@ -5,13 +5,15 @@ FILE.json comes from ``pytest benchmarks --benchmark-json FILE.json``.
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from benchmarks.compare import comparisons_of
-from benchmarks.recorder import SWEEP, Comparison, format_seconds
+from benchmarks.recorder import Comparison, format_seconds
 
-_INTRODUCTION = f"""\
+_INTRODUCTION = """\
 Medians. Every result was checked against the reference or the peer before it was timed. Ours takes
 turns with each peer, some calls each, in one process with the same number of threads. A peer's cell
 says how many times longer it takes (the median over the turns), then its median in brackets.
@@ -19,9 +21,9 @@ says how many times longer it takes (the median over the turns), then its median
 - NumPy: the published method in NumPy, written from its description. NumPy, Gram and torch, Gram:
   the same method done well, from the candidates' Gram matrices. torch: the same in a few calls.
 - activeft SIFT: activeft's acquisition function. Beside `fw_select` it is another method for the
-  same task, beside `sift_select` the same one.
-- Peers that take queries one by one are timed on 8 of a large batch, activeft on 1.
-- {SWEEP}: torch's plain passes over the bytes that ours must move. It is no lower limit.
+  same task, beside `sift_select` the same one. pyversity's methods are others for that task too.
+- Peers that take queries one by one are timed on a few of a large batch, other methods on one.
+- sweep, in older runs: torch's plain passes over the bytes that ours must move.
 - padded loop: a loop like the published one, which pads to all positions of the model and clones
   gradients, in float32. torch loop: without padding, with torch's fused Adam, in the dtype of ours.
   Both get our selection and only train and restore; ours embeds, searches and selects too.
@@ -40,7 +42,41 @@ def page(run: dict[str, Any]) -> str:
     parts = ["# Benchmarks", _setting(run), _INTRODUCTION.strip()]
     for group in dict.fromkeys(comparison.group for comparison in comparisons):
         members = [c for c in comparisons if c.group == group]
-        parts += [f"## {group.capitalize()}", _table(members)]
+        parts += [f"## {group.replace('_', ' ').capitalize()}", _table(members)]
+    return "\n\n".join(parts)
+
+
+def tests_page(suites: Element) -> str:
+    """A table of the suites in JUnit's XML, the failed tests, and why others were skipped."""
+    rows = [
+        "| file | tests | failed | skipped | seconds |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    failures: list[str] = []
+    reasons: Counter[str] = Counter()
+    for suite in suites:
+        counts: Counter[str] = Counter()
+        for case in suite.iter("testcase"):
+            counts["tests"] += 1
+            for outcome in case:
+                message = outcome.get("message", "").partition("\n")[0]
+                if outcome.tag == "skipped":
+                    counts["skipped"] += 1
+                    reasons[message] += 1
+                elif outcome.tag in ("failure", "error"):
+                    counts["failed"] += 1
+                    failures.append(
+                        f"{case.get('classname')} {case.get('name')}: {message}"
+                    )
+        numbers = [str(counts[name]) for name in ("tests", "failed", "skipped")]
+        seconds = f"{float(suite.get('time', 0)):.0f}"
+        rows.append(f"| {' | '.join([suite.get('name', ''), *numbers, seconds])} |")
+    parts = ["# Tests", "\n".join(rows)]
+    if failures:
+        parts += ["## Failed", "\n".join(f"- {failure}" for failure in failures)]
+    if reasons:
+        skipped = [f"- {count}: {reason}" for reason, count in reasons.most_common()]
+        parts += ["## Skipped", "\n".join(skipped)]
     return "\n\n".join(parts)
 
 
@@ -50,6 +86,7 @@ def _setting(run: dict[str, Any]) -> str:
     lines = [
         f"- processor: {machine['cpu'].get('brand_raw', 'unknown')}, "
         f"{machine['threads']} threads, {machine['simd']}",
+        *(f"- GPU: {gpu}" for gpu in machine.get("gpu", ())),
         f"- versions: torch {machine['torch']}, Python {machine['python_version']}",
         f"- commit: {commit['id']}{changed}; {run['datetime']}",
     ]

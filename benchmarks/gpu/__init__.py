@@ -1,5 +1,6 @@
-"""The steps of `python benchmarks/gpu_check.py`, each in its own process.
+"""What only a GPU shows: ``pytest benchmarks/gpu --device cuda``.
 
-``python -m benchmarks.gpu STEP --device cuda --output FILE [--small]`` runs one and writes its
-results as JSON. With ``--device cpu`` the same code runs without a GPU.
+Tests compare every operator and adaptations, with CUDA graphs and without; benchmarks set times
+beside what the card's own rates allow. With ``--device cpu --grid smoke`` the same code runs
+without a GPU, which shows only that it runs.
 """

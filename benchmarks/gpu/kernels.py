@@ -1,80 +1,82 @@
-"""What a call costs: the device, kernel by kernel as torch's profiler says, and the host."""
+"""Which kernels a call launches, and how long each runs, as torch's profiler says."""
 
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.tasks import wait_for
-from benchmarks.timing import sample
-
-# Among the kernels, with the time that it takes the host.
-GRAPH_LAUNCH = "cudaGraphLaunch"
 _ATTENTION = re.compile("attention|flash|fmha|sdpa")
+# CUPTI up to 13.0 may lose the first launches of a session.
+_CALLS_BEFORE = 5
 
 
-@dataclass
-class Kernel:
-    """How often a kernel ran, and the seconds of all runs."""
+class Launch(NamedTuple):
+    """A launch of a kernel, in microseconds of one clock."""
 
-    count: int = 0
-    seconds: float = 0.0
+    kernel: str
+    start: float
+    end: float
 
 
-def launched(
-    call: Callable[[], object],
-    device: torch.device,
-    times: int = 1,
-    trace: Path | None = None,
-) -> dict[str, Kernel]:
-    """The kernels of some calls by their short names; on the CPU, torch's operators.
-
-    A trace for chrome://tracing goes to ``trace``, compressed if the name ends with ``.gz``.
-    """
-    on_cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU]
-    if on_cuda:
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler:
-        for _ in range(times):
+def launches(
+    call: Callable[[], object], device: torch.device, calls: int
+) -> list[Launch]:
+    """The kernels that some calls launch, in the order of their starts; none on the CPU."""
+    if device.type != "cuda":
+        return []
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
             call()
-        wait_for(device)
-    if trace is not None:
-        profiler.export_chrome_trace(str(trace))
-    kernels: dict[str, Kernel] = defaultdict(Kernel)
-    for event in profiler.key_averages():
-        is_kernel = event.device_type.name == "CUDA" and not event.is_user_annotation
-        if is_kernel or not on_cuda or event.key == GRAPH_LAUNCH:
-            kernel = kernels[short_name(event.key)]
-            kernel.count += event.count
-            on_device = event.self_device_time_total
-            kernel.seconds += (on_device or event.self_cpu_time_total) / 1e6
-    return kernels
+        torch.cuda.synchronize(device)
+    found = [
+        Launch(short_name(event.name), event.time_range.start, event.time_range.end)
+        for event in profiler.events() or ()
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
+    ]
+    return sorted(found, key=lambda launch: launch.start)
+
+
+def microseconds_of_kernels(
+    call: Callable[[], object], device: torch.device, calls: int
+) -> dict[str, float]:
+    """Microseconds a call, by kernel.
+
+    Raises:
+        ValueError: the profiler has lost launches of the calls that count.
+    """
+    found = launches(call, device, _CALLS_BEFORE + calls)
+    return mean_of_last(found, calls, _CALLS_BEFORE + calls)
+
+
+def mean_of_last(found: list[Launch], calls: int, made: int) -> dict[str, float]:
+    """Of the last ``calls`` of ``made`` equal calls.
+
+    A kernel that starts while the one before it runs counts from that one's end.
+    """
+    per_call = -(-len(found) // made)
+    counted = found[len(found) - calls * per_call :]
+    names = [launch.kernel for launch in counted]
+    if names != names[:per_call] * calls:
+        raise ValueError(f"the profiler lost some of the launches of {made} calls")
+    micros: dict[str, float] = defaultdict(float)
+    end = 0.0
+    for launch in counted:
+        micros[launch.kernel] += max(0.0, launch.end - max(launch.start, end)) / calls
+        end = max(end, launch.end)
+    return dict(micros)
+
+
+def attention_kernels(call: Callable[[], object], device: torch.device) -> set[str]:
+    """The names of the kernels that compute a call's attention; none on the CPU."""
+    names = {launch.kernel for launch in launches(call, device, 1)}
+    return {name for name in names if _ATTENTION.search(name)}
 
 
 def short_name(name: str) -> str:
     """``gram_kernel`` for ``void hullft::(anonymous namespace)::gram_kernel<float, 32>(...)``."""
     plain = name.replace("(anonymous namespace)::", "").removeprefix("void ")
-    found = re.match(r"(?:\w+::)*(\w+)[<(]", plain)
-    return found[1] if found else name
-
-
-def attention(kernels: dict[str, Kernel]) -> list[str]:
-    """The names of the kernels that compute attention."""
-    return sorted(name for name in kernels if _ATTENTION.search(name))
-
-
-def host_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The median of how long a call keeps Python, without the device's work after it."""
-    call()
-    samples = []
-    for _ in range(50):
-        # A full queue of launches would make Python wait.
-        wait_for(device)
-        samples.append(sample(call))
-    return median(samples)
+    match = re.match(r"(?:\w+::)*(\w+)[<(]", plain)
+    return match[1] if match else name

@@ -183,6 +183,7 @@ def test_other_operators_equal_the_reference(problem: Problem) -> None:
         assert counts[b].tolist() == by_hand.tolist()
 
 
+@pytest.mark.cpu_only("on CUDA the order of a residual's sums goes by place")
 @pytest.mark.parametrize("operator", [*VARIANTS, "knn"])
 @given(problem=problems(**GENERAL), data=st.data())
 def test_a_permutation_of_the_pool(

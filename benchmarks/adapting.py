@@ -1,0 +1,216 @@
+"""A finetuner with a prompt, and the loops of `benchmarks.loops` on the same selection."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from benchmarks.loops import padded_cloning_finetune, torch_finetune
+from benchmarks.passages import LENGTHS, TrigramEmbedder, build_store
+from benchmarks.timing import Call
+from hullft_ops.ttft import (
+    Embedder,
+    TestTimeFinetuner,
+    load_embedder,
+    tiny_lm_path,
+)
+
+LR = 5e-5
+# Between the ends of two adaptations, as a share of the change. Adam follows the sign of even the
+# smallest gradients. A sum in another order may lose that sign, and bfloat16 loses it far more
+# often. CUDA adds up in more orders: its attention in another one each time.
+_ALLOWED = {
+    ("cpu", None): 2e-4,
+    ("cpu", "bfloat16"): 0.1,
+    ("cuda", None): 1e-3,
+    ("cuda", "bfloat16"): 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """``model``: "tiny"; "gpt2", GPT-2's architecture; or "gpt2-small", which proves nothing."""
+
+    model: str
+    n_select: int = 20
+    refresh: int = 2
+    lengths: str = "300"
+    texts: int = 240
+    dtype: str | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.model}-{self.lengths}-N{self.n_select}-r{self.refresh}"
+        return name if self.dtype is None else f"{name}-{self.dtype}"
+
+    def allowed_difference(self, device: torch.device) -> float:
+        """Between the ends of two adaptations, as a share of the change."""
+        return _ALLOWED[device.type, self.dtype]
+
+
+SMALL = Case("gpt2-small", 4, lengths="short", texts=12)
+
+
+def cases(grid: str) -> list[Case]:
+    if grid == "smoke":
+        return [SMALL]
+    base, short = Case("gpt2"), Case("gpt2", 5)
+    if grid == "quick":
+        return [Case("tiny"), short, replace(short, dtype="bfloat16")]
+    long = replace(base, n_select=50)
+    return [
+        base,
+        replace(base, dtype="bfloat16"),
+        short,
+        long,
+        replace(long, dtype="bfloat16"),
+        *(replace(base, refresh=r) for r in (1, 4)),
+        *(replace(base, lengths=lengths) for lengths in LENGTHS if lengths != "300"),
+        *(Case("tiny", n) for n in (5, 20, 50)),
+    ]
+
+
+def embedder_of(device: torch.device) -> Embedder:
+    """The usual one on the CPU. A machine with a GPU may lack its weights."""
+    return load_embedder() if device.type == "cpu" else TrigramEmbedder()
+
+
+class Adapting:
+    """One case. ``options`` are further fields of `hullft_ops.ttft.TTFTConfig`."""
+
+    def __init__(
+        self, case: Case, device: torch.device, embedder: Embedder, **options: Any
+    ) -> None:
+        self.model, tokenizer = _model(case.model, device)
+        store, prompts = build_store(tokenizer, embedder, case.lengths, case.texts)
+        options = {
+            "n_select": case.n_select,
+            "refresh": case.refresh,
+            "order": "grouped",  # as the plain loops
+            "lr": LR,
+            "dtype": case.dtype,
+            **options,
+        }
+        self.finetuner = TestTimeFinetuner(
+            self.model, tokenizer, store, embedder, **options
+        )
+        self.prompt = prompts[0]
+        self.support = self.finetuner.select(self.prompt)
+        self._case = case
+        self._base = copies(self.model)
+
+    def adapt(self) -> None:
+        with self.finetuner.adapted(self.prompt):
+            pass
+
+    def end(self) -> list[torch.Tensor]:
+        """Copies of the parameters that an adaptation ends with."""
+        with self.finetuner.adapted(self.prompt):
+            return copies(self.model)
+
+    def difference(self) -> float:
+        """How far the loops end from ours, the larger one, as a share of the change."""
+        ours = self.end()
+        differences = []
+        for loop in self.loops().values():
+            loop()
+            differences.append(self.apart(ours, copies(self.model)))
+            self._restore()
+        return max(differences)
+
+    def apart(self, ends: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+        """How far two adaptations end from each other, as a share of the change."""
+        off, change = [], []
+        names = [name for name, _ in self.model.named_parameters()]
+        for name, end, other, start in zip(
+            names, ends, others, self._base, strict=True
+        ):
+            # A softmax does not change if all of its arguments grow by the same number. So the
+            # gradient of GPT-2's key biases is only rounding, and Adam turns it into steps.
+            if not name.endswith("attn.c_attn.bias"):
+                off.append((end - other).double().norm())
+                change.append((other - start).double().norm())
+        return float(torch.stack(off).norm() / torch.stack(change).norm())
+
+    def loops(self) -> dict[str, Call]:
+        support, refresh = self.support, self._case.refresh
+        positions = self.model.config.max_position_embeddings
+        autocast = None if self._case.dtype is None else torch.bfloat16
+
+        def padded() -> None:
+            padded_cloning_finetune(
+                self.model,
+                support.input_ids,
+                support.counts,
+                refresh=refresh,
+                lr=LR,
+                max_length=positions,
+            )
+
+        def without_padding() -> None:
+            torch_finetune(
+                self.model,
+                support.input_ids,
+                support.counts,
+                refresh=refresh,
+                lr=LR,
+                autocast=autocast,
+            )
+
+        return {"padded loop": padded, "torch loop": without_padding}
+
+    def restoring(self, loop: Call) -> Call:
+        def loop_and_restore() -> None:
+            loop()
+            self._restore()
+
+        return loop_and_restore
+
+    def _restore(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.model.parameters()), self._base)
+
+
+@lru_cache(maxsize=1)
+def _model(
+    name: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a case on the device. GPT-2 has random weights and the tiny model's tokenizer,
+    whose ids fit into its vocabulary."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
+    model: PreTrainedModel
+    torch.manual_seed(0)
+    if name == "tiny":
+        model = AutoModelForCausalLM.from_pretrained(
+            tiny_lm_path(), dtype=torch.float32, trust_remote_code=False
+        )
+    elif name == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config())
+    else:
+        config = GPT2Config(
+            vocab_size=4096,
+            n_positions=128,
+            n_embd=64,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        model = GPT2LMHeadModel(config)
+    # Ours trains without dropout, so the loops do too.
+    nn.Module.to(model, device)
+    return model.train(False), tokenizer
+
+
+def copies(model: PreTrainedModel) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
