@@ -40,10 +40,10 @@ def test_every_option_of_indexing_is_one_of_the_command(run, corpus, tmp_path):
     store = Datastore.open(tmp_path / "store")
 
     assert max(len(text.split()) for text in store.texts) == 8
-    assert set(store.rows["domain"]) == {"a", "b"}
+    assert {row["domain"] for row in store.rows} == {"a", "b"}
     assert store.info.recall is not None
     assert "search by lists" in printed
-    assert "1 skipped (pages.jsonl:21: no string 'body')" in printed
+    assert "1 skipped (pages.jsonl:21: no text in column body)" in printed
 
 
 def test_the_same_command_twice_needs_overwrite(run, corpus, tmp_path):
@@ -78,7 +78,8 @@ def test_a_folder_and_its_patterns(run, tmp_path):
     (folder / "\x1b[31mred.png").write_bytes(b"\x89PNG\0")
     printed = run(folder, "--output", tmp_path / "store", "--exclude", "*.py", "b.*")
 
-    assert Datastore.open(tmp_path / "store").rows["source"][:] == ["a.md"]
+    [row] = Datastore.open(tmp_path / "store").rows
+    assert row["source"] == "a.md"
     # Names of files do not steer the terminal.
     assert "\x1b" not in printed
     assert r"\x1b[31mred.png: not UTF-8 text" in printed
@@ -90,3 +91,16 @@ def test_stdin(run, tmp_path, monkeypatch):
     printed = run("-", "--output", tmp_path / "store")
 
     assert printed.startswith("2 passages, ")
+
+
+def test_verify_reads_a_whole_datastore(run, corpus, tmp_path):
+    run(corpus, "--output", tmp_path / "store", "--text-column", "body")
+    printed = run(tmp_path / "store", "--verify")
+    assert printed.endswith("all files are as they were written\n")
+
+    vectors = tmp_path / "store" / "embeddings.f32"
+    vectors.write_bytes(bytes(vectors.stat().st_size))
+    result = hullft_ops("index", tmp_path / "store", "--verify")
+
+    assert result.code == 2
+    assert "must be unit vectors, row 0 has norm 0" in result.stderr

@@ -177,7 +177,7 @@ def test_the_documents_of_a_corpus_are_its_lines_or_files(tmp_path: Path) -> Non
     ]
 
     assert read_documents(str(file), skipped) == expected
-    assert skipped == ["texts.jsonl:3: no string 'text'"]
+    assert skipped == ["texts.jsonl:3: no text in column text"]
 
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     (tmp_path / "folder" / "deep" / "a.md").write_text("e f")

@@ -115,7 +115,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
     adapted = load_file(tmp_path / "adapter" / WEIGHTS)
 
     assert all(torch.equal(adapted[name], expected[name]) for name in expected)
-    assert not (tmp_path / ".adapter.training").exists()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"adapter", "whole"}
 
 
 def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
@@ -137,27 +137,41 @@ def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
     assert len(batches) == 11 + 12 - 8
 
 
-def test_a_checkpoint_that_is_cut_off_is_passed_over(tmp_path):
-    for step, content in [(7, "{}"), (14, "{}"), (21, '{"epoch": '), (28, None)]:
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if content is not None:
-            (folder / "trainer_state.json").write_text(content)
-            os.utime(folder / "trainer_state.json", (step, step))
+def interrupted(train, monkeypatch, **options):
+    """A training that has a checkpoint, and then no room."""
 
-    assert adapter._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-14")
-    assert adapter._last_checkpoint(tmp_path / "nowhere") is None
-
-
-def test_checkpoints_of_other_options_are_not_continued(train, store, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter, "new_folder", full)
+        patch.setattr(adapter, "_clear", full)
+        patch.setattr(adapter, "_SAVE_STEPS", 4)
         with pytest.raises(OSError, match="No space left"):
-            train()
+            train(**options)
 
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trainer_state.json", '{"epoch": '),
+        ("trainer_state.json", "{}"),
+        ("trainer_state.json", "[]"),
+        ("optimizer.pt", "cut off"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    train, monkeypatch, tmp_path, name, content
+):
+    interrupted(train, monkeypatch)
+    [checkpoint] = tmp_path.glob(".adapter.*/training/checkpoint-*")
+    (checkpoint / name).write_text(content)
+
+    train()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_checkpoints_of_other_options_are_not_continued(train, store, monkeypatch):
+    interrupted(train, monkeypatch)
     with pytest.raises(ValueError, match="has checkpoints of other options, or of"):
         train(seed=8)
 
@@ -167,6 +181,30 @@ def test_checkpoints_of_other_options_are_not_continued(train, store, monkeypatc
 
     store.identity = "store"
     train()
+
+
+def test_overwrite_drops_checkpoints_of_other_options(train, monkeypatch, tmp_path):
+    interrupted(train, monkeypatch)
+    train(seed=8, overwrite=True)
+    record = json.loads((tmp_path / "adapter" / adapter.RECORD).read_bytes())
+
+    assert record["seed"] == 8
+
+
+def test_a_second_training_into_one_output_is_refused(train, monkeypatch):
+    pad = adapter._padded
+
+    def padded(rows):
+        monkeypatch.setattr(adapter, "_padded", pad)
+        with pytest.raises(ValueError, match="another process writes it"):
+            train(seed=8)
+        return pad(rows)
+
+    monkeypatch.setattr(adapter, "_padded", padded)
+    path = train()
+    record = json.loads((path / adapter.RECORD).read_bytes())
+
+    assert record["seed"] == 0
 
 
 def test_without_a_checkpoint_other_options_begin_anew(train, store, tmp_path):

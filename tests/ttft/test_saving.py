@@ -63,7 +63,7 @@ def test_a_lora_has_the_share_that_it_says_and_can_be_added(
 
     merged = PeftModel.from_pretrained(load_base(), folder).merge_and_unload()
 
-    with unchanged(model), make(model, adapter=folder, n_select=0).adapted(PROMPT):
+    with unchanged(model), make(model, adapter=str(folder), n_select=0).adapted(PROMPT):
         torch.testing.assert_close(logits_of(model), logits_of(merged))
 
     total = lost = 0.0

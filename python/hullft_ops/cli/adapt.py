@@ -211,7 +211,7 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
 
 def _source(store: Datastore, index: int) -> str:
     """The end of a passage's source; its position if the datastore has no sources."""
-    return str(store.rows[index].get("source", index))[-_SOURCE_CHARS:]
+    return str(store.rows[index]["source"] or index)[-_SOURCE_CHARS:]
 
 
 def _score(score: Callable[[str], BitsPerByte], prompt: str) -> float:

@@ -8,7 +8,7 @@ from hullft_ops.cli.evaluate import measured_rows
 from hullft_ops.cli.options import N_SELECT, fields_of
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment
-from hullft_ops.evaluation.report import print_report, write_report
+from hullft_ops.evaluation.report import REPORT_FILES, print_report, write_report
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.config import ModelConfig
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
@@ -59,7 +59,7 @@ def demo(
         datastores=output / "datastores",
     )
     measured = Measurements.of(rows)
-    with new_folder(output / "report", overwrite=True) as folder:
+    with new_folder(output / "report", REPORT_FILES, overwrite=True) as folder:
         write_report(measured, folder)
     print_report(measured)
     echo(output / "results.jsonl", output / "report")

@@ -22,7 +22,8 @@ def index(
     config: Annotated[dict[str, Any], fields_of(IndexConfig)],
     workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
-    output: Path,
+    output: Path | None = None,
+    verify: bool = False,
     embedder: str = DEFAULT_EMBEDDER,
     device: str | None = None,
     dtype: Precision | None = None,
@@ -38,6 +39,7 @@ def index(
         config: how to read and cut it.
         workers: where to embed.
         output: folder of the datastore.
+        verify: read the datastore that corpus names, and compare it with what was written.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
@@ -45,6 +47,13 @@ def index(
         reuse: folder of a datastore of the same embedder; its texts are not embedded again.
         overwrite: replace the datastore in output, or an unfinished one.
     """
+    if verify:
+        store = Datastore.open(corpus)
+        store.verify()
+        echo(*store.summary(), "all files are as they were written")
+        return
+    if output is None:
+        raise ValueError("give --output, or --verify for a datastore")
     check_output(output, inputs=[corpus], overwrite=overwrite)
     embed = None
     engine = Workers(**workers)

@@ -5,7 +5,7 @@ from pathlib import Path
 import tyro
 
 from hullft_ops._terminal import echo
-from hullft_ops.evaluation.report import print_report, write_report
+from hullft_ops.evaluation.report import REPORT_FILES, print_report, write_report
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.files import check_output, new_folder
@@ -31,7 +31,7 @@ def report(
     if not rows:
         raise ValueError(f"results {results}: has no rows")
     measured = Measurements.of(rows, score)
-    with new_folder(output, overwrite=overwrite) as folder:
+    with new_folder(output, REPORT_FILES, overwrite=overwrite) as folder:
         write_report(measured, folder)
     print_report(measured)
     echo(output)

@@ -17,7 +17,7 @@ from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.corpus import IndexConfig, read_records
+from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.cutting import split_passages
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.validation import parse
@@ -129,12 +129,12 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def read_documents(corpus: str, skipped: list[str], **options: Any) -> list[Document]:
-    """The records of a corpus as documents, read as `read_records` does.
+    """The records of a corpus as documents, read as `Corpus` does.
 
     Args:
         options: fields of `IndexConfig`.
     """
-    records = read_records(corpus, IndexConfig(**options), skipped)
+    records = Corpus(corpus, IndexConfig(**options)).records(skipped)
     return [Document("", record["source"], record["text"]) for record in records]
 
 

@@ -31,6 +31,8 @@ _FEW = 10
 _DOMAINS = 8
 _LABEL_CHARS = 40
 _MARKERS = "osD^vP*Xh"
+# What `write_report` writes.
+REPORT_FILES = ("report.html", "report.png")
 Cells = tuple[str, ...]
 
 

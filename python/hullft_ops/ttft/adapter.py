@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.files import check_output, new_folder, replacing
+from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.checks import check_causal, context_length
 from hullft_ops.ttft.models.loading import explained
@@ -34,6 +34,16 @@ from hullft_ops.ttft.validation import options
 
 # What an adapter was trained with. PEFT ignores the file.
 RECORD = "trained_with.json"
+_FILES = (
+    RECORD,
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    f"training/{RECORD}",
+    "training/checkpoint-*",
+    "training/tmp*",
+    "training/tokens.arrow",
+)
 _SAVE_STEPS = 100
 _OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
 
@@ -84,7 +94,8 @@ def train_adapter(
         tokenizer: the model's tokenizer.
         store: the passages. Those of fewer than 2 tokens are left out.
         path: the folder to make, for ``TTFTConfig.adapter``. It appears by a rename.
-        overwrite: replace a folder that this function wrote.
+        overwrite: replace a folder that this function wrote, and drop checkpoints of another
+            training.
         options: fields of `AdapterConfig`.
 
     Returns:
@@ -92,7 +103,8 @@ def train_adapter(
 
     Raises:
         TypeError, ValueError: an option is wrong; the model has adapters or is not causal; no
-            passage has 2 tokens; or the hidden folder has checkpoints of another training.
+            passage has 2 tokens; the hidden folder has checkpoints of another training; or another
+            process trains.
         FileExistsError: something else is at ``path``.
         NonFiniteLossError: a loss is not finite.
         torch.OutOfMemoryError: memory ran out. The same call goes on.
@@ -106,37 +118,50 @@ def train_adapter(
         raise ValueError("train_adapter: model must have no adapters, got a PEFT model")
     check_causal(model, tokenizer)
     length = context_length(model, tokenizer, config.max_length)
-    training = path.absolute().with_name(f".{path.name}.training")
     identities = {"model": model_identity(model), "store": store.identity}
+    record = json.dumps(asdict(config) | identities)
     set_seed(config.seed)
     lora_model = with_lora(model, "all-linear", config.rank)
-    _begin(training, json.dumps(asdict(config) | identities))
-    with out_of_memory_explained(_OUT_OF_MEMORY), warnings.catch_warnings():
+    with (
+        new_folder(path, _FILES, overwrite=overwrite, resume=True) as folder,
+        out_of_memory_explained(_OUT_OF_MEMORY),
+        warnings.catch_warnings(),
+    ):
         # PEFT reads a property that transformers has renamed, and its checkpoints miss the config
         # of a model that is neither on the hub nor in a folder, such as a GGUF file.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "Could not find a config file")
+        training = folder / "training"
+        _begin(training, record, overwrite=overwrite)
         passages = _tokenized(tokenizer, store, length, training)
         _train(lora_model, passages, config, training)
-    with new_folder(path, overwrite=overwrite) as folder:
         lora_model.save_pretrained(folder, save_embedding_layers=False)
-        shutil.copy(training / RECORD, folder)
-    shutil.rmtree(training)
+        (folder / RECORD).write_text(record, encoding="utf-8")
+        _clear(training)
     return path
 
 
-def _begin(training: Path, record: str) -> None:
+def _begin(training: Path, record: str, *, overwrite: bool) -> None:
     """Write the record, or compare it with that of the checkpoints that a kill left."""
-    training.mkdir(parents=True, exist_ok=True)
+    training.mkdir(exist_ok=True)
     file = training / RECORD
-    if _last_checkpoint(training) is None:
-        with replacing(file) as partial:
-            partial.write_text(record, encoding="utf-8")
-    elif file.read_text(encoding="utf-8") != record:
-        raise ValueError(
-            f"train_adapter: {training} has checkpoints of other options, or of another model or "
-            "datastore: delete it, or name another output"
-        )
+    if _last_checkpoint(training) and file.read_text(encoding="utf-8") != record:
+        if not overwrite:
+            raise ValueError(
+                f"train_adapter: {training} has checkpoints of other options, or of another model "
+                "or datastore; --overwrite begins anew"
+            )
+        _clear(training)
+        training.mkdir()
+    file.write_text(record, encoding="utf-8")
+
+
+def _clear(training: Path) -> None:
+    for checkpoint in training.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for name in (RECORD, "tokens.arrow"):
+        (training / name).unlink(missing_ok=True)
+    training.rmdir()
 
 
 def _tokenized(
@@ -192,7 +217,7 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
     )
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     if not math.isfinite(result.training_loss):
-        shutil.rmtree(folder)
+        _clear(folder)
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
 
 
@@ -208,9 +233,10 @@ def _last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint that is complete: Trainer writes its state after the other files."""
     states = folder.glob("checkpoint-*/trainer_state.json")
     for state in sorted(states, key=os.path.getmtime, reverse=True):
-        # A kill may have cut the state off.
-        with suppress(ValueError):
-            json.loads(state.read_bytes())
+        # It may be cut off.
+        with suppress(Exception):
+            json.loads(state.read_bytes())["global_step"]
+            torch.load(state.parent / "optimizer.pt", weights_only=True)
             return str(state.parent)
     return None
 

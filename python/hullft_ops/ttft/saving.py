@@ -17,6 +17,8 @@ from hullft_ops._checks import check_integer
 from hullft_ops.ttft.files import new_folder
 from hullft_ops.ttft.models.lora import with_lora
 
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 @dataclass(frozen=True)
 class SavedAdapter:
@@ -47,7 +49,7 @@ def save_adapter(
 ) -> SavedAdapter:
     """Write the change of ``trained`` from ``original``, see `Adaptation.save_adapter`."""
     adapter = adapter_to_save(model, trained, rank)
-    with new_folder(path, overwrite=overwrite) as folder:
+    with new_folder(path, _FILES, overwrite=overwrite) as folder:
         share, left_out = 1.0, list[str]()
         if rank is not None:
             share, left_out = _fill(adapter, model, trained, original, rank)

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import sys
+import time
 
 import datasets
 import pyarrow.parquet
@@ -14,7 +15,7 @@ import pytest
 
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import new_folder
-from hullft_ops.ttft.store.corpus import IndexConfig, read_records
+from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 
 RECORDS = [
     {"text": "text 0 é", "domain": "a", "year": 2000},
@@ -28,7 +29,12 @@ LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
 
 def read(corpus, **options):
     skipped = []
-    return list(read_records(corpus, IndexConfig(**options), skipped)), skipped
+    return list(Corpus(corpus, IndexConfig(**options)).records(skipped)), skipped
+
+
+def pipe(monkeypatch, content):
+    stdin = io.TextIOWrapper(io.BytesIO(content.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def jsonl(path):
@@ -66,14 +72,24 @@ def saved(path):
     return path / "saved"
 
 
-@pytest.mark.parametrize("make", [jsonl, jsonl_gz, json_array, csv, parquet, saved])
+def saved_splits(path):
+    splits = {"train": datasets.Dataset.from_list(RECORDS)}
+    splits["test"] = datasets.Dataset.from_list(RECORDS[:1])
+    datasets.DatasetDict(splits).save_to_disk(str(path / "saved"))
+    return path / "saved"
+
+
+FORMATS = [jsonl, jsonl_gz, json_array, csv, parquet, saved, saved_splits]
+
+
+@pytest.mark.parametrize("make", FORMATS)
 def test_every_format_gives_the_same_records(make, tmp_path):
     corpus = make(tmp_path)
     records, skipped = read(str(corpus), metadata=("domain", "year"))
     sources = [f"{corpus.name}:{number}" for number in range(1, 6)]
 
     assert [record.pop("source") for record in records] == sources
-    assert records == RECORDS
+    assert records == [{**record, "year": str(record["year"])} for record in RECORDS]
     assert skipped == []
 
 
@@ -91,7 +107,7 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
     (folder / "zeros").write_bytes(b"text\0")
     (folder / "empty").touch()
     (folder / os.fsdecode(b"\xff.txt")).write_text("a name that is not UTF-8")
-    with new_folder(folder / "ours") as ours:
+    with new_folder(folder / "ours", ["*.txt"]) as ours:
         (ours / "texts.txt").write_text("of a datastore")
 
     records, skipped = read(folder)
@@ -139,6 +155,19 @@ def test_html_and_compressed_files_of_a_folder_are_texts(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "html", ["<div>word " * 40_000, "<!-- word " * 40_000, "<b c='" * 40_000]
+)
+def test_nested_and_broken_html_takes_no_longer_than_its_size(tmp_path, html):
+    """A quadratic time would be minutes."""
+    (tmp_path / "page.html").write_text(f"first {html}")
+    start = time.process_time()
+    records, _ = read(tmp_path)
+
+    assert time.process_time() - start < 10
+    assert records[0]["text"].split()[0] == "first"
+
+
+@pytest.mark.parametrize(
     ("include", "exclude", "names"),
     [
         ((), ("*.py",), ["README.md", "notes/d.md"]),
@@ -175,8 +204,7 @@ MARKDOWN = "[A link](to)\nand a line\n"
     ],
 )
 def test_stdin_is_lines_of_json_or_one_text(content, texts, monkeypatch):
-    stdin = io.TextIOWrapper(io.BytesIO(content.encode()))
-    monkeypatch.setattr(sys, "stdin", stdin)
+    pipe(monkeypatch, content)
     records, _ = read("-")
 
     sources = [f"stdin:{number}" for number in range(1, len(texts) + 1)]
@@ -185,18 +213,27 @@ def test_stdin_is_lines_of_json_or_one_text(content, texts, monkeypatch):
     assert [record["source"] for record in records] == sources
 
 
+class Builder:
+    """Of a dataset on the hub at a revision."""
+
+    hash = "1f2e"
+
+    def as_streaming_dataset(self, split):
+        return iter([{"body": f"hello from {split}"}])
+
+
 def test_the_name_of_a_dataset_is_looked_up_on_the_hub(monkeypatch):
-    calls = []
+    names = []
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda name: names.append(name) or Builder()
+    )
+    corpus = Corpus("owner/name", IndexConfig(text_column="body"))
 
-    def load_dataset(*arguments, **options):
-        calls.append((arguments, options))
-        return iter([{"body": "hello"}])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    records, _ = read("owner/name", text_column="body")
-
-    assert records == [{"text": "hello", "source": "name:1"}]
-    assert calls == [(("owner/name",), {"split": "train", "streaming": True})]
+    assert names == ["owner/name"]
+    assert corpus.state == "1f2e"
+    assert list(corpus.records([])) == [
+        {"text": "hello from train", "source": "name:1"}
+    ]
 
 
 def test_records_without_text_are_skipped_and_named(tmp_path):
@@ -205,7 +242,33 @@ def test_records_without_text_are_skipped_and_named(tmp_path):
     records, skipped = read(tmp_path / "c.jsonl")
 
     assert [record["text"] for record in records] == ["good", "also good"]
-    assert skipped == [f"c.jsonl:{n}: no string 'text'" for n in (2, 3)]
+    assert skipped == [f"c.jsonl:{n}: no text in column text" for n in (2, 3)]
+
+
+def test_metadata_are_strings_whatever_they_were(monkeypatch):
+    values = ["a", "\ud800", None, 2**80, 1.5, True, ["a"], {"b": 1}]
+    lines = [json.dumps({"text": "hello", "m": value}) for value in values]
+    lines.append(json.dumps({"text": "half a pair: \ud800", "m": "b"}))
+    pipe(monkeypatch, "\n".join(lines))
+    records, skipped = read("-", metadata=("m",))
+
+    assert [record["m"] for record in records] == [
+        "a",
+        "?",
+        None,
+        str(2**80),
+        "1.5",
+        "true",
+        '["a"]',
+        '{"b": 1}',
+    ]
+    assert skipped == ["stdin:9: no text in column text"]
+
+
+def test_a_line_of_stdin_that_is_no_object_is_named(monkeypatch):
+    pipe(monkeypatch, '{"text": "good"}\n\n[1]\n')
+    with pytest.raises(InputError, match="^-: line 3 must be a JSON object$"):
+        read("-")
 
 
 @pytest.mark.parametrize(
@@ -228,9 +291,17 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"^nowhere.jsonl: "):
+    with pytest.raises(
+        InputError, match=r"^nowhere.jsonl: no such file or folder, and"
+    ):
         read("nowhere.jsonl")
-    with pytest.raises(InputError, match=r".jsonl: no record has the metadata colour"):
-        read(jsonl(tmp_path), metadata=("domain", "colour"))
+
+    columns = "is missing or empty, the columns are domain, text, year: see --text-col"
+    for options in ({"metadata": ("domain", "colour")}, {"text_column": "colour"}):
+        with pytest.raises(InputError, match=f".jsonl: column colour {columns}"):
+            read(jsonl(tmp_path), **options)
     with pytest.raises(InputError, match="text is body, not metadata"):
         read(jsonl(tmp_path), text_column="body", metadata=("text",))
+
+    (tmp_path / "empty.jsonl").touch()
+    assert read(tmp_path / "empty.jsonl") == ([], [])

@@ -5,14 +5,15 @@ import multiprocessing
 import random
 import shutil
 
-import datasets
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from hullft_ops.ttft.store import datastore
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.format import write_texts
+from hullft_ops.ttft.store.format import Rows, write_texts
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def test_what_was_built_is_opened(store, texts, embedder, tmp_path):
     assert torch.equal(opened.embeddings, torch.from_numpy(embedder.encode(texts)))
     assert (opened.embedder, opened.dim, len(opened)) == ("hashing", 24, 60)
     assert opened.identity == store.identity
-    assert isinstance(opened.rows, datasets.Dataset)
+    assert opened.rows[-1] == {"text": texts[-1], "source": None}
+    assert opened.texts[7:9] == texts[7:9]
     assert opened.summary() == [
         "60 passages, hashing of dim 24, search exact",
     ]
@@ -150,18 +152,21 @@ def other_lists(path):
     index.train(vectors)
     index.add(vectors)
     faiss.write_index(index, str(path / "lists.faiss"))
-    change_info(path, lists_sha256=sha256(path / "lists.faiss"))
 
 
 def no_lists(path):
     (path / "lists.faiss").write_bytes(b"IwFl" + bytes(50))
-    change_info(path, lists_sha256=sha256(path / "lists.faiss"))
 
 
-def sha256(file):
-    from hullft_ops.ttft.store.search import sha256_of
+def write_columns(path, **columns):
+    table = pa.table(columns)
+    with pa.ipc.new_stream(str(path / "texts.arrow"), table.schema) as writer:
+        writer.write_table(table)
 
-    return sha256_of(file)
+
+def cut_off(path):
+    content = (path / "texts.arrow").read_bytes()
+    (path / "texts.arrow").write_bytes(content[: len(content) // 2])
 
 
 DAMAGE = {
@@ -172,47 +177,31 @@ DAMAGE = {
         lambda p: (p / "datastore.json").write_text("[" * 10**6),
         "json: Invalid JSON",
     ),
-    "another format": (lambda p: change_info(p, format=3), "json: format must be 2"),
+    "another format": (lambda p: change_info(p, format=2), "json: format must be 3"),
     "too many fields": (lambda p: change_info(p, code="x"), "json: code: Extra"),
     "a wrong type": (lambda p: change_info(p, dim="24"), "json: dim must be"),
     "no rows": (lambda p: change_info(p, count=0), "json: count must be"),
-    "more rows": (lambda p: change_info(p, count=601), "must have 601 texts, has 600"),
+    "fewer texts": (
+        lambda p: write_texts(p, [{"text": "a"}]),
+        "must have 600 texts, has 1",
+    ),
     "another dim": (
         lambda p: change_info(p, dim=25),
         "embeddings.f32 must have 60000 bytes for 600 texts, has 57600",
     ),
     "no vectors": (lambda p: (p / "embeddings.f32").unlink(), "texts, has 0"),
-    "no unit vectors": (not_unit, "must be unit vectors, row 0 has norm nan"),
-    "a bit of a vector": (
-        lambda p: flip(p / "embeddings.f32", 9000),
-        "damaged: its texts and vectors have changed",
-    ),
-    "a letter": (
-        lambda p: flip(
-            p / "texts.arrow",
-            (p / "texts.arrow").read_bytes().index(b"text 77 of") + 5,
-        ),
-        "damaged: its texts and vectors have changed",
-    ),
     "no texts": (
         lambda p: (p / "texts.arrow").write_bytes(b"junk"),
         "texts.arrow is missing or damaged",
     ),
-    "another column": (
-        lambda p: write_texts(p, [{"body": "a"}]),
-        "must have a column text of strings",
-    ),
-    "a null": (
-        lambda p: write_texts(p, [{"text": "a"}, {"text": None}]),
-        "must have a text in each row",
-    ),
+    "half of the texts": (cut_off, "texts.arrow is missing or damaged"),
     "lists in a column": (
-        lambda p: write_texts(p, [{"text": "a", "tags": ["b"]}]),
-        "tags must be strings, numbers or booleans",
+        lambda p: write_columns(p, text=["a"], tags=[["b"]]),
+        "texts.arrow must have columns of strings",
     ),
-    "lists": (
-        lambda p: flip(p / "lists.faiss", 9000),
-        "lists.faiss is damaged: its content has changed",
+    "no settings": (
+        lambda p: (p / "source.json").write_text("{}"),
+        "source.json: settings: Field required",
     ),
     "other lists": (other_lists, r"must hold inverted lists of \[600, 24\]"),
     "no FAISS lists": (no_lists, r"lists.faiss (is not|must hold)"),
@@ -227,6 +216,56 @@ def test_a_damaged_datastore_is_refused_with_its_reason(large, case):
         Datastore.open(large)
 
     assert str(large) in str(caught.value)
+
+
+def a_letter(path):
+    place = (path / "texts.arrow").read_bytes().index(b"text 77 of") + 5
+    flip(path / "texts.arrow", place)
+
+
+def a_null(path):
+    write_columns(path, text=pa.array(["a"] * 599 + [None], pa.large_string()))
+
+
+CHANGES = {
+    "no unit vectors": (not_unit, "must be unit vectors, row 0 has norm nan"),
+    "a bit of a vector": (
+        lambda p: flip(p / "embeddings.f32", 9000),
+        "damaged: its texts and vectors have changed",
+    ),
+    "a letter": (a_letter, "damaged: its texts and vectors have changed"),
+    "a null": (a_null, "texts.arrow must have a text in each row"),
+    "a bit of the lists": (
+        lambda p: flip(p / "lists.faiss", -9),
+        "lists.faiss is damaged: its content has changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_verifying_reads_what_opening_does_not(large, case):
+    Datastore.open(large).verify()
+    change, message = CHANGES[case]
+    change(large)
+    store = Datastore.open(large)
+    with pytest.raises(ValueError, match=message) as caught:
+        store.verify()
+
+    assert str(large) in str(caught.value)
+
+
+def test_opening_reads_no_text_and_no_vector(large, monkeypatch):
+    """Which would take longer the more there are."""
+
+    def refuse(*_, **__):
+        raise AssertionError("must not be read")
+
+    monkeypatch.setattr(Rows, "_values", refuse)
+    for name in ("checked_vectors", "identity_of", "sha256_of"):
+        monkeypatch.setattr(datastore, name, refuse)
+    (large / "embeddings.f32").write_bytes(bytes(600 * 24 * 4))
+
+    assert len(Datastore.open(large)) == 600
 
 
 def mutated(content, generator):

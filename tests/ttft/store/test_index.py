@@ -7,6 +7,7 @@ import random
 import sys
 import time
 
+import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -69,11 +70,23 @@ def test_texts_come_with_source_and_metadata(corpus, embedder, tmp_path):
 
     row = store.rows[41]
     assert row["text"].endswith(" 41")
-    assert (row["source"], row["n"]) == ("c.jsonl:42", 41)
+    assert (row["source"], row["n"]) == ("c.jsonl:42", "41")
 
     texts = list(store.texts)
     assert torch.equal(store.embeddings, torch.from_numpy(embedder.encode(texts)))
     assert store.summary()[1].startswith(f"{corpus}: of 1000 records 0 passages")
+
+
+def test_metadata_may_be_missing_for_long(embedder, tmp_path):
+    """Longer than libraries look ahead to guess a type."""
+    lines = [{"text": f"passage number {n} of many", "lang": None} for n in range(3000)]
+    lines.append({"text": "a passage in another language", "lang": "fr"})
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    store = index_corpus(
+        tmp_path / "c.jsonl", tmp_path / "store", embedder, metadata=("lang",)
+    )
+
+    assert [row["lang"] for row in store.rows][2999:] == [None, "fr"]
 
 
 def test_records_are_cut_to_what_the_embedder_reads(corpus, cutting_embedder, tmp_path):
@@ -106,16 +119,21 @@ def test_repeated_and_short_passages_are_left_out(embedder, tmp_path):
     assert list(store.texts) == [texts[0], "another passage here"]
     assert store.source.left_out() == (
         "of 5 records 2 passages are short and 1 repeated; 1 skipped "
-        "(c.jsonl:6: no string 'text')"
+        "(c.jsonl:6: no text in column text)"
     )
 
 
-def test_a_long_list_of_what_was_skipped_ends_with_a_number(embedder, tmp_path):
+def test_a_long_list_of_what_was_skipped_is_in_a_file(embedder, tmp_path):
     lines = [{"text": "a passage of some length"}] + [{"body": "no text"}] * 7
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
     store = index_corpus(tmp_path / "c.jsonl", tmp_path / "store", embedder)
+    file = tmp_path / "store" / "skipped.txt"
 
-    assert store.summary()[1].endswith(", c.jsonl:6: no string 'text' and 2 more)")
+    assert store.summary()[1].endswith(
+        ", c.jsonl:6: no text in column text and 2 more)"
+    )
+    assert store.summary()[2] == f"all that was skipped: {file}"
+    assert len(file.read_text().splitlines()) == 7
 
 
 def test_a_large_datastore_gets_lists(corpus, embedder, tmp_path):
@@ -246,7 +264,7 @@ def test_an_interrupted_call_of_other_settings_is_dropped_only_by_overwrite(
         index_corpus(corpus, path, embedder, min_chars=20)
 
     corpus.write_text(corpus.read_text() + '{"text": "one more passage came"}\n')
-    with pytest.raises(ValueError, match=r"another files: \w+ instead of \w+"):
+    with pytest.raises(ValueError, match=r"another contents: \w+ instead of \w+"):
         index_corpus(corpus, path, embedder)
 
     calls = []
@@ -371,14 +389,84 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
     assert all("one more sentence" in text for text in second.texts)
 
 
+def pipe(monkeypatch, content):
+    stdin = io.TextIOWrapper(io.BytesIO(content.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
 def test_stdin_is_read_each_time(embedder, tmp_path, monkeypatch):
     texts = ["the first text that came by a pipe", "another text that came by a pipe"]
     for text in texts:
-        stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
-        monkeypatch.setattr(sys, "stdin", stdin)
+        pipe(monkeypatch, text)
         assert list(folder_datastore("-", embedder, tmp_path / "stores").texts) == [
             text
         ]
+
+
+def test_what_is_resumed_is_the_stdin_that_was_begun(embedder, tmp_path, monkeypatch):
+    path = tmp_path / "store"
+    pipe(monkeypatch, "the text that came first")
+    interrupted("-", path, embedder, after=0)
+    pipe(monkeypatch, "the text that came second")
+    with pytest.raises(ValueError, match="an interrupted run with another contents"):
+        index_corpus("-", path, embedder)
+
+    pipe(monkeypatch, "the text that came first")
+    assert list(index_corpus("-", path, embedder).texts) == ["the text that came first"]
+
+    root = tmp_path / "stores"
+    encode = embedder.encode
+    pipe(monkeypatch, "the text that came third")
+    monkeypatch.setattr(embedder, "encode", lambda texts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        folder_datastore("-", embedder, root)
+
+    embedder.encode = encode
+    pipe(monkeypatch, "the text that came fourth")
+    store = folder_datastore("-", embedder, root)
+    assert list(store.texts) == ["the text that came fourth"]
+
+
+class Builder:
+    """Of a dataset on the hub."""
+
+    def __init__(self, revision):
+        self.hash = revision
+
+    def as_streaming_dataset(self, split):
+        return iter([{"text": f"a passage of revision {self.hash}"}])
+
+
+def test_what_is_resumed_is_the_revision_that_was_begun(
+    embedder, tmp_path, monkeypatch
+):
+    path = tmp_path / "store"
+    revision = ["1f2e"]
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda name: Builder(*revision)
+    )
+    interrupted("owner/name", path, embedder, after=0)
+    revision[:] = ["9a8b"]
+    with pytest.raises(ValueError, match="another contents: 1f2e instead of 9a8b"):
+        index_corpus("owner/name", path, embedder)
+
+
+def test_a_finished_datastore_holds_no_parts_of_files(corpus, embedder, tmp_path):
+    path = tmp_path / "store"
+    interrupted(corpus, path, embedder, after=0)
+    [folder] = tmp_path.glob(".store.*")
+    (folder / "source.json").unlink()
+    (folder / ".source.json.hullft_ops.partial").write_text("{")
+    index_corpus(corpus, path, embedder)
+
+    assert {entry.name for entry in path.iterdir()} == {
+        "datastore.json",
+        "embeddings.f32",
+        "hullft_ops.json",
+        "skipped.txt",
+        "source.json",
+        "texts.arrow",
+    }
 
 
 def test_a_change_after_an_interruption_is_not_missed(folder, embedder, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import NonNegativeInt
 
 from hullft_ops._extras import needed_by
+from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.files import MARKER
 from hullft_ops.ttft.validation import options
@@ -37,8 +38,9 @@ _OPENERS: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
 }
 _HTML = (".htm", ".html")
-# A CSS selector of the elements after which a line ends.
-_LINES = "br, dd, div, dt, h1, h2, h3, h4, h5, h6, li, p, td, th, title"
+_HIDDEN = ("script", "style", "template")
+# The elements that begin and end a line.
+_BLOCK = re.compile("br|dd|div|dt|h[1-6]|li|p|td|th|title")
 _NOT_TEXT = "not UTF-8 text"
 _HEAD_CHARS = 1 << 13
 
@@ -64,7 +66,7 @@ class IndexConfig(FilePatterns):
     text_column: str = "text"
     """The column that holds the text."""
     metadata: tuple[str, ...] = ()
-    """Columns to keep beside each text."""
+    """Columns to keep beside each text, as strings."""
     chunk_tokens: NonNegativeInt | None = None
     """Length of a passage in the embedder's tokens: None for as many as the embedder reads, 0 for
     whole records."""
@@ -76,62 +78,157 @@ class IndexConfig(FilePatterns):
     """Search is exact up to this many passages; beyond, it reads some of many inverted lists."""
 
 
-def read_records(
-    corpus: str | Path, config: IndexConfig, skipped: list[str]
-) -> Iterator[Record]:
-    """Each record's "text", its "source" (file and row, or path) and its metadata.
+class Corpus:
+    """What there is to read, as it is when this is made.
 
     Args:
-        corpus: a folder of text files, a file, "-" for stdin, or the name of a dataset on the hub.
-        skipped: takes a line, with the reason, for each record without a text and each file that
-            cannot be read as text.
+        name: a folder of text files, a file, "-" for stdin, or the name of a dataset on the hub.
+        config: how to read it.
+
+    Attributes:
+        state: differs wherever what is read differs: a digest of stdin, or of the names, sizes and
+            times of the files; the revision of a dataset on the hub.
 
     Raises:
-        InputError: the corpus cannot be read, or no record has the metadata.
+        InputError: there is no such corpus.
     """
-    path = Path(corpus)
-    if is_of_files(path):
-        yield from _read_files(path, config, skipped)
-        return
-    if "text" in config.metadata and config.text_column != "text":
-        raise InputError(f"{corpus}: text is {config.text_column}, not metadata")
-    missing = set(config.metadata)
-    for number, row in enumerate(_rows(str(corpus)), start=1):
-        source = f"{'stdin' if str(corpus) == STDIN else path.name}:{number}"
-        text = row.get(config.text_column)
-        if not isinstance(text, str):
-            skipped.append(f"{source}: no string {config.text_column!r}")
-            continue
-        columns = {column: row.get(column) for column in config.metadata}
-        missing -= {column for column in missing if columns[column] is not None}
-        yield {"text": text, "source": source, **columns}
-    if missing:
-        raise InputError(f"{corpus}: no record has the metadata {min(missing)}")
 
-
-def is_of_files(path: Path) -> bool:
-    """Whether a record of the corpus is a whole file, not a line or a row of one."""
-    return path.exists() and not _format_of(path)
-
-
-def _read_files(
-    path: Path, config: IndexConfig, skipped: list[str]
-) -> Iterator[Record]:
-    for file in local_files(path, config):
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        # Not every name is UTF-8.
-        source = name.encode(errors="replace").decode()
-        try:
-            text = text_of(file)
-        # The libraries do not document what they raise for foreign files.
-        except Exception as error:
-            is_binary = isinstance(error, UnicodeError)
-            skipped.append(f"{source}: {_NOT_TEXT if is_binary else first_line(error)}")
-            continue
-        if text.strip():
-            yield {"text": text, "source": source}
+    def __init__(self, name: str | Path, config: IndexConfig) -> None:
+        self.name = str(name)
+        self._config = config
+        self._path = Path(name)
+        self._files = local_files(self._path, config)
+        self.state = _state_of(self._files)
+        self._is_of_files = False
+        if self.name == STDIN:
+            self._stdin = sys.stdin.buffer.read()
+            self.state = hashlib.sha256(self._stdin).hexdigest()
+        elif self._path.exists():
+            self._is_of_files = _format_of(self._path) is None
         else:
-            skipped.append(f"{source}: empty")
+            self._builder = self._on_the_hub()
+            self.state = str(self._builder.hash)
+
+    def _on_the_hub(self) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset_builder(self.name)
+        # The library does not document what it raises.
+        except Exception as error:
+            raise InputError(
+                f"{self.name}: no such file or folder, and as a dataset of the hub: "
+                f"{first_line(error)}"
+            ) from error
+
+    def records(self, skipped: list[str]) -> Iterator[Record]:
+        """Each record's "text", its "source" (file and row, or path) and its metadata.
+
+        Args:
+            skipped: takes a line, with the reason, for each record without a text and each file
+                that cannot be read as text.
+
+        Raises:
+            InputError: the corpus cannot be read, or no record has the text or the metadata.
+        """
+        if self._is_of_files:
+            yield from self._read_files(skipped)
+            return
+        column, metadata = self._config.text_column, self._config.metadata
+        if "text" in metadata and column != "text":
+            raise InputError(f"{self.name}: text is {column}, not metadata")
+        place = "stdin" if self.name == STDIN else self._path.name
+        missing = {column, *metadata}
+        row: dict[str, Any] = {}
+        for number, row in enumerate(self._rows(), start=1):
+            missing.difference_update(
+                [name for name in missing if row.get(name) is not None]
+            )
+            text = row.get(column)
+            if not (isinstance(text, str) and text == _printable(text)):
+                skipped.append(f"{place}:{number}: no text in column {column}")
+                continue
+            columns = {name: _as_string(row.get(name)) for name in metadata}
+            yield {"text": text, "source": f"{place}:{number}", **columns}
+        if missing and row:
+            raise InputError(
+                f"{self.name}: column {min(missing)} is missing or empty, the columns are "
+                f"{listed(sorted(row))}: see --text-column and --metadata"
+            )
+
+    def _read_files(self, skipped: list[str]) -> Iterator[Record]:
+        for file in self._files:
+            is_alone = file == self._path
+            name = file.name if is_alone else file.relative_to(self._path).as_posix()
+            source = _printable(name)
+            try:
+                text = text_of(file)
+            # The libraries do not document what they raise for foreign files.
+            except Exception as error:
+                is_binary = isinstance(error, UnicodeError)
+                skipped.append(
+                    f"{source}: {_NOT_TEXT if is_binary else first_line(error)}"
+                )
+                continue
+            if text.strip():
+                yield {"text": text, "source": source}
+            else:
+                skipped.append(f"{source}: empty")
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        kind = _format_of(self._path)
+        rows: Iterable[dict[str, Any]]
+        try:
+            if self.name == STDIN:
+                rows = _rows_of(self._stdin)
+            elif kind == "saved":
+                rows = datasets.load_from_disk(self.name)
+                if isinstance(rows, datasets.DatasetDict):
+                    rows = rows["train"]
+            elif kind:
+                rows = datasets.load_dataset(
+                    kind,
+                    data_files=glob.escape(self.name),
+                    split="train",
+                    streaming=True,
+                )
+            else:
+                rows = self._builder.as_streaming_dataset(split="train")
+            yield from rows
+        # The library does not document what it raises for foreign files.
+        except Exception as error:
+            # An empty file.
+            if not isinstance(error, StopIteration):
+                raise InputError(f"{self.name}: {first_line(error)}") from error
+
+
+def _rows_of(content: bytes) -> Iterator[dict[str, Any]]:
+    """Lines of JSON if the content begins with "{", else one text."""
+    text = content.decode("utf-8-sig")
+    if not text.lstrip().startswith("{"):
+        yield {"text": text}
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} must be a JSON object")
+            yield row
+
+
+def _as_string(value: Any) -> str | None:
+    if value is None:
+        return None
+    return _printable(
+        value if isinstance(value, str) else json.dumps(value, default=str)
+    )
+
+
+def _printable(text: str) -> str:
+    """The text with question marks for what UTF-8 cannot express."""
+    return text.encode(errors="replace").decode()
 
 
 def _format_of(path: Path) -> str | None:
@@ -145,41 +242,6 @@ def _suffix(path: Path) -> str:
     """The last suffix of a file's name but that of a compression."""
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
     return suffixes[-1] if suffixes else ""
-
-
-def _rows(name: str) -> Iterator[Record]:
-    import datasets
-
-    builder = _format_of(Path(name))
-    subject = name
-    rows: Iterable[Record]
-    try:
-        if name == STDIN:
-            rows = _stdin_rows()
-        elif builder == "saved":
-            rows = datasets.load_from_disk(name)
-        elif builder:
-            rows = datasets.load_dataset(
-                builder, data_files=glob.escape(name), split="train", streaming=True
-            )
-        else:
-            subject = f"{name}: no such file or folder, and as a dataset of the hub"
-            rows = datasets.load_dataset(name, split="train", streaming=True)
-        yield from rows
-    # The library does not document what it raises for foreign files.
-    except Exception as error:
-        raise InputError(f"{subject}: {first_line(error)}") from error
-
-
-def _stdin_rows() -> Iterator[Record]:
-    """Lines of JSON if stdin begins with "{", else one text."""
-    content = sys.stdin.buffer.read().decode("utf-8-sig")
-    if not content.lstrip().startswith("{"):
-        yield {"text": content}
-        return
-    for line in content.split("\n"):
-        if line.strip():
-            yield json.loads(line)
 
 
 def text_of(file: Path) -> str:
@@ -199,13 +261,41 @@ def text_of(file: Path) -> str:
 
 def _shown_by_browsers(html: str) -> str:
     with needed_by("HTML"):
-        from bs4 import BeautifulSoup
+        from lxml import etree
 
-    page = BeautifulSoup(html, "html.parser")
-    for element in page.select(_LINES):
-        element.append("\n")
+    parser = etree.HTMLParser(target=_ShownText(), huge_tree=True)
+    parser.feed(html)
+    text: str = parser.close()
     # The tags between two paragraphs leave many blank lines.
-    return re.sub(r"\n\s*\n", "\n\n", page.get_text()).strip()
+    return re.sub(r"\n\s*\n", "\n\n", text).strip()
+
+
+class _ShownText:
+    """Collects text from lxml's parser. Without a tree, the time does not depend on its depth."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._hidden = 0
+
+    def start(self, tag: str, attributes: object) -> None:
+        self._hidden += tag in _HIDDEN
+        self._end_line(tag)
+
+    def end(self, tag: str) -> None:
+        self._hidden -= tag in _HIDDEN
+        self._end_line(tag)
+
+    def data(self, text: str) -> None:
+        if not self._hidden:
+            self._pieces.append(text)
+
+    def close(self) -> str:
+        return "".join(self._pieces)
+
+    def _end_line(self, tag: str) -> None:
+        is_line = self._pieces and self._pieces[-1].endswith("\n")
+        if _BLOCK.fullmatch(tag) and not is_line:
+            self._pieces.append("\n")
 
 
 def local_files(path: Path, config: FilePatterns) -> list[Path]:
@@ -240,8 +330,7 @@ def _matches(path: Path, patterns: Iterable[str]) -> bool:
     )
 
 
-def state_of(files: Iterable[Path]) -> str:
-    """A digest of the names, sizes and times of the files."""
+def _state_of(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()

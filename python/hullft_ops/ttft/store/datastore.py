@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +15,18 @@ from hullft_ops.ttft.files import new_folder
 from hullft_ops.ttft.store.base import checked_search, identity_of
 from hullft_ops.ttft.store.corpus import IndexConfig
 from hullft_ops.ttft.store.format import (
+    FILES,
     INFO,
     LISTS,
+    SKIPPED,
     SOURCE,
     Info,
+    Rows,
     Source,
     embed_texts,
     finish,
     open_matrix,
-    open_rows,
     read_model,
-    texts_of,
     write_texts,
 )
 from hullft_ops.ttft.store.search import (
@@ -35,9 +36,6 @@ from hullft_ops.ttft.store.search import (
     sha256_of,
 )
 
-if TYPE_CHECKING:
-    import datasets
-
 
 class Datastore:
     """A `Store` in a folder; see `hullft_ops.ttft.store.format`. `build` or `open` makes one.
@@ -45,17 +43,18 @@ class Datastore:
     Attributes:
         info: its counts, and how it is searched.
         source: where the texts come from; None if a program gave them.
-        rows: the texts, their sources and metadata by position, a `datasets.Dataset`.
-        texts: by position; each access reads one from disk.
+        rows: by position the text, its source and metadata, a dictionary of strings; each access
+            reads one from disk.
+        texts: by position, likewise.
         embeddings: mapped from disk without a copy. Writing to them changes this process's view,
             never the file.
     """
 
     def __init__(
         self,
+        folder: Path,
         info: Info,
-        rows: "datasets.Dataset",
-        embeddings: Tensor,
+        embeddings: np.ndarray,
         source: Source | None = None,
         lists: Any = None,
     ) -> None:
@@ -64,11 +63,12 @@ class Datastore:
         self.embedder = info.embedder
         self.dim = info.dim
         self.identity = info.identity
-        self.rows = rows
-        self.texts: Sequence[str] = rows["text"]
-        self.embeddings = embeddings
+        self.rows: Sequence[dict[str, str | None]] = Rows(folder)
+        self.texts: Sequence[str] = Rows(folder, "text")
+        self.embeddings = torch.from_numpy(embeddings)
+        self._folder = folder
+        self._matrix = embeddings
         self._lists = lists
-        self._matrix: np.ndarray = embeddings.numpy()
 
     def __len__(self) -> int:
         return self.info.count
@@ -104,7 +104,7 @@ class Datastore:
             raise TypeError(
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
-        with new_folder(path, overwrite=overwrite) as folder:
+        with new_folder(path, FILES, overwrite=overwrite) as folder:
             if write_texts(folder, _rows(texts, sources)) == 0:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
             embed_texts(folder, embedder)
@@ -115,35 +115,44 @@ class Datastore:
     def open(cls, path: str | Path) -> "Datastore":
         """Open the datastore in the folder. Maps its files and runs nothing from them.
 
-        It reads every file once, to compare SHA-256 and to check that every embedding is a unit
-        vector.
+        That takes the same time however large it is: it compares counts and sizes, and `verify`
+        reads everything.
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: it is not a datastore, or a file is missing, damaged or contradicts another.
+            ValueError: it is not a datastore, or a file is missing or contradicts another.
         """
         folder = Path(path)
         if not folder.is_dir():
             raise FileNotFoundError(f"Datastore.open: {path}: no such folder")
         info = read_model(Info, folder / INFO)
-        rows = open_rows(folder)
-        if len(rows) != info.count:
-            raise ValueError(f"{folder} must have {info.count} texts, has {len(rows)}")
         matrix = open_matrix(folder, info.count, info.dim)
-        checked_vectors(
-            f"the vectors in {folder}", matrix, count=info.count, dim=info.dim
-        )
-        if identity_of(texts_of(rows), matrix) != info.identity:
-            raise ValueError(f"{folder} is damaged: its texts and vectors have changed")
         source = lists = None
         if (folder / SOURCE).exists():
             source = read_model(Source, folder / SOURCE)
         if info.lists_sha256:
-            file = folder / LISTS
-            if sha256_of(file) != info.lists_sha256:
-                raise ValueError(f"{file} is damaged: its content has changed")
-            lists = open_lists(file, matrix)
-        return cls(info, rows, torch.from_numpy(matrix), source, lists)
+            lists = open_lists(folder / LISTS, matrix)
+        store = cls(folder, info, matrix, source, lists)
+        if len(store.texts) != info.count:
+            raise ValueError(
+                f"{folder} must have {info.count} texts, has {len(store.texts)}"
+            )
+        return store
+
+    def verify(self) -> None:
+        """Read every file once.
+
+        Raises:
+            ValueError: an embedding is no unit vector, or a file has changed since it was written.
+        """
+        count, dim = self.info.count, self.info.dim
+        folder, lists_sha256 = self._folder, self.info.lists_sha256
+        checked_vectors(f"the vectors in {folder}", self._matrix, count=count, dim=dim)
+        texts = (str(row["text"]) for row in self.rows)
+        if identity_of(texts, self._matrix) != self.identity:
+            raise ValueError(f"{folder} is damaged: its texts and vectors have changed")
+        if lists_sha256 and sha256_of(folder / LISTS) != lists_sha256:
+            raise ValueError(f"{folder / LISTS} is damaged: its content has changed")
 
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``k`` texts nearest to each query; exact if ``info.recall`` is None.
@@ -170,11 +179,9 @@ class Datastore:
 
     def following(self, position: int) -> int | None:
         """The next position, if its text has the same source; else None."""
-        rows = self.rows[position : position + 2]
-        sources = rows.get("source", [])
-        if len(sources) < 2 or sources[0] is None or sources[0] != sources[1]:
-            return None
-        return position + 1
+        sources = [row["source"] for row in self.rows[position : position + 2]]
+        is_followed = len(sources) == 2 and None is not sources[0] == sources[1]
+        return position + 1 if is_followed else None
 
     def summary(self) -> list[str]:
         """Lines that describe the datastore."""
@@ -184,7 +191,10 @@ class Datastore:
             f"{counted(info.count, 'passage')}, {info.embedder} of dim {info.dim}, search {recall}"
         ]
         if self.source:
-            lines.append(f"{self.source.settings['corpus']}: {self.source.left_out()}")
+            corpus = self.source.settings.get("corpus")
+            lines.append(f"{corpus}: {self.source.left_out()}")
+            if self.source.skipped > len(self.source.skipped_named):
+                lines.append(f"all that was skipped: {self._folder / SKIPPED}")
         return lines
 
 

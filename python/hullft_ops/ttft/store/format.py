@@ -2,12 +2,13 @@
 
     datastore.json   see `Info`
     source.json      see `Source`; absent if a program gave the texts
-    texts.arrow      texts, their sources and metadata, which `datasets` memory-maps
+    skipped.txt      a line for each record or file without a text; absent as above
+    texts.arrow      columns of strings: text, source and metadata; a stream of Arrow
     embeddings.f32   float32 [count, dim] in C order, row i embeds text i
     lists.faiss      inverted lists, if the datastore is large
 
-The operators and FAISS read the embeddings as one matrix without a copy. An Arrow column would be
-split at every record batch.
+All large files are mapped. The operators and FAISS read the embeddings as one matrix without a
+copy; an Arrow column would be split at every record batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,20 +22,24 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder, checked_vectors
-from hullft_ops.ttft.files import replacing
 from hullft_ops.ttft.store.base import identity_of
 from hullft_ops.ttft.store.search import build_lists, sha256_of
 from hullft_ops.ttft.validation import Kind, parse
 
 if TYPE_CHECKING:
-    import datasets
     from tqdm import tqdm
 
 INFO = "datastore.json"
 SOURCE = "source.json"
+SKIPPED = "skipped.txt"
 TEXTS = "texts.arrow"
 EMBEDDINGS = "embeddings.f32"
 LISTS = "lists.faiss"
+FILES = (INFO, SOURCE, SKIPPED, TEXTS, EMBEDDINGS, LISTS, ".*.partial")
+
+# Of a batch of texts on disk, counting some for each row's own memory. Opening a datastore reads
+# where each batch begins.
+_BATCH_CHARS, _ROW_CHARS = 1 << 24, 64
 
 # A group's texts are embedded in batches of like length, because padding takes time: 29 s in place
 # of 41 for 1,024 chunks of source files on two cores of an AMD EPYC. With batches of this size the
@@ -61,7 +66,7 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any]
     records: int = 0
     short: int = 0
     repeated: int = 0
@@ -92,7 +97,7 @@ class Info(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     embedder: str
     dim: PositiveInt
     count: PositiveInt
@@ -108,35 +113,60 @@ def read_model(model: type[Kind], file: Path) -> Kind:
     return parse(model, file.read_bytes(), str(file))
 
 
-def open_rows(folder: Path) -> "datasets.Dataset":
-    """The texts, their sources and metadata, mapped. ValueError if the file is damaged."""
-    with needed_by("Datastore"):
-        import datasets
+class Rows(Sequence[Any]):
+    """The rows of a datastore by position, as dictionaries or as the strings of one column.
 
-    file = folder / TEXTS
-    try:
-        rows = datasets.Dataset.from_file(str(file))
-        # Arrow trusts the offsets in a file: one out of range would read outside of it.
-        rows.data.table.validate(full=True)
-    # The libraries do not document what they raise for foreign bytes.
-    except Exception as error:
-        raise ValueError(f"{file} is missing or damaged: {error}") from error
-    for name, feature in rows.features.items():
-        if not isinstance(feature, datasets.Value):
-            raise ValueError(
-                f"{file}: {name} must be strings, numbers or booleans, got {feature}"
-            )
-    if rows.features.get("text") != datasets.Value("string"):
-        raise ValueError(f"{file} must have a column text of strings")
-    if rows.data.column("text").null_count:
-        raise ValueError(f"{file} must have a text in each row")
-    return rows
+    Each access reads from disk.
 
+    Raises:
+        ValueError: the file is damaged. Its batches and columns are checked when it is opened, a
+            row when it is read.
+    """
 
-def texts_of(rows: "datasets.Dataset") -> Iterator[str]:
-    """The texts by position, read in large blocks."""
-    for chunk in rows.data.column("text").chunks:
-        yield from chunk.to_pylist()
+    def __init__(self, folder: Path, column: str | None = None) -> None:
+        with needed_by("Datastore"):
+            import pyarrow
+
+        self._file = folder / TEXTS
+        self._column = column
+        try:
+            self._table = pyarrow.ipc.open_stream(
+                pyarrow.memory_map(str(self._file))
+            ).read_all()
+        # Arrow does not document what it raises for foreign bytes.
+        except Exception as error:
+            raise ValueError(f"{self._file} is missing or damaged: {error}") from error
+        schema = self._table.schema
+        types = set(schema.types)
+        if schema.names.count("text") != 1 or types != {pyarrow.large_string()}:
+            raise ValueError(f"{self._file} must have columns of strings, one is text")
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [self[i] for i in range(len(self))[position]]
+        [row] = self._values(self._table.slice(range(len(self))[position], 1))
+        return row
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._table.to_batches():
+            yield from self._values(batch)
+
+    def _values(self, rows: Any) -> list[Any]:
+        """The values of a part of the table."""
+        try:
+            # Arrow trusts offsets, and one out of range would read outside of the file.
+            rows.validate(full=True)
+        except ValueError as error:
+            raise ValueError(f"{self._file} is damaged: {error}") from error
+        if rows.column("text").null_count:
+            raise ValueError(f"{self._file} must have a text in each row")
+        if self._column is None:
+            values: list[Any] = rows.to_pylist()
+            return values
+        return [row[self._column] for row in rows.select([self._column]).to_pylist()]
 
 
 def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
@@ -151,21 +181,38 @@ def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
     return np.memmap(file, np.float32, mode="c", shape=(count, dim))
 
 
-def write_texts(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write the rows' texts and metadata, and return how many there are."""
+def write_texts(
+    folder: Path, rows: Iterable[Mapping[str, Any]], metadata: Sequence[str] = ()
+) -> int:
+    """Write the rows' texts, sources and metadata, all strings, and return how many there are."""
     with needed_by("Datastore"):
-        from datasets.arrow_writer import ArrowWriter
+        import pyarrow
 
+    names = dict.fromkeys(["text", "source", *metadata])
+    schema = pyarrow.schema([(name, pyarrow.large_string()) for name in names])
     count = 0
-    with replacing(folder / TEXTS) as file, ArrowWriter(path=str(file)) as writer:
-        with progress_bar("writing texts") as bar:
-            for row in rows:
-                writer.write(row)
-                count += 1
-                bar.update()
-        if count:
-            writer.finalize()
+    with (
+        pyarrow.OSFile(str(folder / TEXTS), "wb") as file,
+        pyarrow.ipc.new_stream(file, schema) as writer,
+    ):
+        for batch in _batches(rows):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+            count += len(batch)
     return count
+
+
+def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    batch, chars = [], 0
+    with progress_bar("writing texts") as bar:
+        for row in rows:
+            batch.append(row)
+            chars += _ROW_CHARS + len(row["text"])
+            bar.update()
+            if chars >= _BATCH_CHARS:
+                yield batch
+                batch, chars = [], 0
+    if batch:
+        yield batch
 
 
 def progress_bar(name: str, total: int | None = None) -> "tqdm[Any]":
@@ -180,7 +227,7 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
 
     A group of vectors that is in the file is never embedded again.
     """
-    texts = open_rows(folder)["text"]
+    texts = Rows(folder, "text")
     row_bytes = embedder.dim * 4
     with (
         (folder / EMBEDDINGS).open("ab") as file,
@@ -193,7 +240,7 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
         file.truncate(done * row_bytes)
         bar.update(done)
         positions, to_embed = tee(_batches_of_like_length(texts, done))
-        batches = (list(texts[batch]) for batch in to_embed)
+        batches = ([texts[i] for i in batch] for batch in to_embed)
         encoded = embed(batches) if embed else map(embedder.encode, batches)
         group = np.empty((GROUP, embedder.dim), np.float32)
         n_embedded = 0  # of the group, whose first text is number `done`
@@ -224,17 +271,17 @@ def _batches_of_like_length(texts: Sequence[str], first: int) -> Iterator[list[i
 
 def finish(folder: Path, embedder: Embedder, *, exact_up_to: int) -> None:
     """Write what tells a datastore from a folder with texts and vectors."""
-    rows = open_rows(folder)
-    matrix = open_matrix(folder, len(rows), embedder.dim)
+    texts = Rows(folder, "text")
+    matrix = open_matrix(folder, len(texts), embedder.dim)
     recall = sha256 = None
-    if len(rows) > exact_up_to:
+    if len(texts) > exact_up_to:
         recall = build_lists(matrix, folder / LISTS)
         sha256 = sha256_of(folder / LISTS)
     info = Info(
         embedder=embedder.name,
         dim=embedder.dim,
-        count=len(rows),
-        identity=identity_of(texts_of(rows), matrix),
+        count=len(texts),
+        identity=identity_of(texts, matrix),
         recall=recall,
         lists_sha256=sha256,
     )

@@ -15,19 +15,14 @@ from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output, new_folder, replacing
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.corpus import (
-    STDIN,
-    IndexConfig,
-    Record,
-    local_files,
-    read_records,
-    state_of,
-)
+from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
 from hullft_ops.ttft.store.cutting import token_chunks
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS,
+    FILES,
     LISTS,
+    SKIPPED,
     SOURCE,
     TEXTS,
     Embed,
@@ -42,7 +37,7 @@ Cut = Callable[[str], Iterable[str]]
 
 
 def index_corpus(
-    corpus: str | Path,
+    corpus: str | Path | Corpus,
     path: str | Path,
     embedder: Embedder,
     config: IndexConfig | None = None,
@@ -59,7 +54,7 @@ def index_corpus(
     left out.
 
     Args:
-        corpus: what to read, as `read_records`.
+        corpus: what to read, as `Corpus`.
         reuse: a store of the same embedder, whose texts are not embedded again.
         embed: embeds batches of texts elsewhere; None for ``embedder.encode``. Not with ``reuse``.
         overwrite: replace the datastore at ``path``, and drop an unfinished one of other settings.
@@ -70,24 +65,18 @@ def index_corpus(
         FileExistsError, ValueError: as from `check_output`; or an unfinished datastore has other
             settings.
     """
-    config = replace(config or IndexConfig(), **options)
-    if config.chunk_tokens is None:
-        most = getattr(embedder, "max_tokens", None)
-        config = replace(config, chunk_tokens=most or 0)
+    config = _for_embedder(replace(config or IndexConfig(), **options), embedder)
+    if not isinstance(corpus, Corpus):
+        corpus = Corpus(corpus, config)
     cut = _cutter(embedder, config)
-    settings = {
-        "corpus": str(corpus),
-        "files": state_of(local_files(Path(corpus), config)),
-        "embedder": f"{embedder.name} of dim {embedder.dim}",
-        **json.loads(json.dumps(asdict(config))),
-    }
+    settings = _settings(corpus, embedder, config)
     if reuse is not None:
         if embed is not None:
             raise ValueError("index_corpus: give one of reuse and embed")
         check_embedder("index_corpus", embedder, reuse)
         embed = _reusing(reuse, embedder)
-    check_output(path, inputs=[corpus], overwrite=overwrite)
-    with new_folder(path, overwrite=overwrite, resume=True) as folder:
+    check_output(path, inputs=[corpus.name], overwrite=overwrite)
+    with new_folder(path, FILES, overwrite=overwrite, resume=True) as folder:
         if not _is_begun(folder, settings, overwrite=overwrite):
             for name in (SOURCE, EMBEDDINGS, LISTS):
                 (folder / name).unlink(missing_ok=True)
@@ -98,6 +87,25 @@ def index_corpus(
         embed_texts(folder, embedder, embed)
         finish(folder, embedder, exact_up_to=config.exact_up_to)
     return Datastore.open(path)
+
+
+def _for_embedder(config: IndexConfig, embedder: Embedder) -> IndexConfig:
+    """The configuration with the length of passages that the embedder reads, if it has none."""
+    if config.chunk_tokens is not None:
+        return config
+    return replace(config, chunk_tokens=getattr(embedder, "max_tokens", None) or 0)
+
+
+def _settings(
+    corpus: Corpus, embedder: Embedder, config: IndexConfig
+) -> dict[str, Any]:
+    """What decides the contents of a datastore."""
+    return {
+        "corpus": corpus.name,
+        "contents": corpus.state,
+        "embedder": f"{embedder.name} of dim {embedder.dim}",
+        **json.loads(json.dumps(asdict(config))),
+    }
 
 
 def _cutter(embedder: Embedder, config: IndexConfig) -> Cut:
@@ -133,18 +141,20 @@ def _is_begun(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> boo
 
 
 def _write_passages(
-    corpus: str | Path, folder: Path, config: IndexConfig, cut: Cut
+    corpus: Corpus, folder: Path, config: IndexConfig, cut: Cut
 ) -> Source:
     """Write the corpus's passages, and return what was left out."""
-    source = Source()
+    source = Source(settings={})
     skipped: list[str] = []
-    records = read_records(corpus, config, skipped)
-    count = write_texts(folder, _passages(records, cut, config.min_chars, source))
+    passages = _passages(corpus.records(skipped), cut, config.min_chars, source)
+    count = write_texts(folder, passages, config.metadata)
     source.skipped = len(skipped)
     source.skipped_named = skipped[:NAMED]
+    (folder / SKIPPED).write_text("\n".join(skipped), encoding="utf-8")
     if count == 0:
         (folder / TEXTS).unlink()
-        raise InputError(f"{corpus}: nothing to index: {source.left_out()}")
+        (folder / SKIPPED).unlink()
+        raise InputError(f"{corpus.name}: nothing to index: {source.left_out()}")
     return source
 
 
@@ -180,16 +190,17 @@ def folder_datastore(
 ) -> Datastore:
     """The datastore of ``corpus`` with fields of `IndexConfig`, kept below ``root``.
 
-    If a file has changed since the last call, it is written again; passages that have stayed are
-    not embedded again. Raises as `index_corpus`.
+    If the corpus has changed since the last call, it is written again; passages that have stayed
+    are not embedded again. Raises as `index_corpus`.
     """
+    config = _for_embedder(IndexConfig(**options), embedder)
+    contents = Corpus(corpus, config)
     path = datastore_folder(corpus, embedder, root, **options)
     store = Datastore.open(path) if path.exists() else None
-    if store and store.source and corpus != STDIN:
-        state = state_of(local_files(Path(corpus), IndexConfig(**options)))
-        if store.source.settings["files"] == state:
-            return store
-    return index_corpus(corpus, path, embedder, reuse=store, overwrite=True, **options)
+    settings = _settings(contents, embedder, config)
+    if store and store.source and store.source.settings == settings:
+        return store
+    return index_corpus(contents, path, embedder, config, reuse=store, overwrite=True)
 
 
 def _reusing(store: Store, embedder: Embedder) -> Embed:
