@@ -1,5 +1,6 @@
 """Models in GGUF: converted once, cached, and refused if they cannot be read."""
 
+import struct
 import sys
 
 import gguf
@@ -144,6 +145,17 @@ def test_a_file_without_tensors_takes_no_memory(tmp_path, monkeypatch):
     # A Llama of transformers' default configuration.
     with pytest.raises(InputError, match="has 0 of the 6607343616 weights"):
         load_model(tmp_path / "empty.gguf")
+
+
+def test_a_file_that_asks_for_endless_values_is_refused_at_its_end(tmp_path):
+    """94 bytes with an array of 2^40 numbers in its metadata."""
+    key = b"general.name"
+    array, uint8 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT8
+    header = struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, len(key)) + key
+    header += struct.pack("<IIQ", array, uint8, 2**40)
+    (tmp_path / "tiny.gguf").write_bytes(header.ljust(94, b"\0"))
+    with pytest.raises(InputError, match=r"tiny.gguf: is cut off at byte 94$"):
+        load_model(tmp_path / "tiny.gguf")
 
 
 def test_a_file_that_is_not_there_is_named():

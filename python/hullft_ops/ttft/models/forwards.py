@@ -1,6 +1,6 @@
 """Giving a model's modules another forward or mode for a while."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -32,13 +32,8 @@ def replaced_forwards(
                 vars(module)["forward"] = forward
         yield
     finally:
-        try:
-            _put_back(replaced)
-        except BaseException:
-            # Ctrl-C may have cut it short. It can be repeated, but not in a function for all such
-            # places: Python looks for Ctrl-C at the beginning of every function.
-            _put_back(replaced)
-            raise
+        for module in replaced:
+            vars(module).pop("forward", None)
 
 
 def is_replaced(module: nn.Module) -> bool:
@@ -64,11 +59,6 @@ def class_forward(module: Any, x: Tensor) -> Tensor:
     """The output of the class's forward, whatever forward the module has at the moment."""
     output: Tensor = type(module).forward(module, x)
     return output
-
-
-def _put_back(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        vars(module).pop("forward", None)
 
 
 def _call(forward: Forward, module: Any, x: Tensor) -> Tensor:
@@ -98,14 +88,5 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(False)
         yield
     finally:
-        try:
-            _put_back_modes(modes)
-        except BaseException:
-            # As above.
-            _put_back_modes(modes)
-            raise
-
-
-def _put_back_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
+        for module, training in modes:
+            module.training = training

@@ -79,8 +79,24 @@ def converted(file: Path) -> Path:
     return folder
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _weights_in(file: Path) -> int:
+    """How many weights the file has. ValueError if it is cut off."""
     from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        def _get(
+            self, offset: int, dtype: Any, count: int = 1, override_order: Any = None
+        ) -> Any:
+            # At the end gguf goes on with empty arrays, as often as the file says.
+            values = super()._get(offset, dtype, count, override_order)
+            if len(values) < count:
+                raise ValueError(f"is cut off at byte {offset}")
+            return values
+
+    return sum(int(tensor.n_elements) for tensor in Reader(file).tensors)
+
+
+def _convert(file: Path, folder: Path) -> None:
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -88,7 +104,7 @@ def _convert(file: Path, folder: Path) -> None:
         GgufConfig,
     )
 
-    stored = sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    stored = _weights_in(file)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     with torch.device("meta"):
         empty: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
