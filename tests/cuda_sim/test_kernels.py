@@ -156,21 +156,6 @@ def test_golden_gap_of_the_corrective_variants(
         check_consistent(pool[b], query[b], 50, of_query(answer, b))
 
 
-def test_large_pool(library: Libraries) -> None:
-    sizes = [(65_536, 4, 3)]
-    fw_matches(library("plain"), torch.float32, "vanilla", Launch(), sizes)
-
-
-def test_large_pool_of_sift(library: Libraries) -> None:
-    """A state that no shared memory holds."""
-    pool, query = hull_problem(1, 1, 65_536, 4, torch.float64)
-    answer = library("plain").sift(pool, query, 4)
-    on_cpu = hullft_ops.sift_select(pool, query, 4)
-
-    assert torch.equal(answer.picks, on_cpu.picks)
-    assert (answer.variance - on_cpu.variance).abs().max() < 1e-12
-
-
 def other_launches(first: Launch) -> list[Launch]:
     return [
         replace(first, seed=1),
@@ -237,12 +222,9 @@ def test_adam_gives_the_bits_of_the_cpu(
 @pytest.mark.parametrize(
     ("batch", "candidates", "dim", "gram", "warp", "shared_state"),
     [
-        (1, 50, 384, True, True, True),
-        (1, 200, 1024, True, True, True),
         (1024, 200, 1024, True, True, True),
         (1, 256, 1024, True, True, True),
         (1, 257, 1024, True, False, True),
-        (1, 1000, 1024, True, False, True),
         (1024, 1000, 1024, False, False, True),
         (1, 5000, 4096, True, False, True),
         (1024, 5000, 1024, False, False, True),
@@ -284,13 +266,6 @@ def test_plan_of_large_batches(
     assert plan.gram == gram
     assert plan.part == part
     assert plan.workspace_bytes <= WORKSPACE_BYTES
-
-
-@pytest.mark.parametrize(("sms", "gram"), [(80, True), (132, False)])
-def test_parts_fill_the_device(library: Libraries, sms: int, gram: bool) -> None:
-    """180 Gram matrices are a part: they keep 80 SMs busy, and not 132."""
-    plan = library("plain").plan(1024, 1000, 384, 50, launch=Launch(sms=sms))
-    assert plan.gram == gram
 
 
 @pytest.mark.parametrize("limit", [163 * 1024, H100_SHARED_BYTES])
