@@ -49,8 +49,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_simd_level", &hullft::use_simd_level,
         "Chooses an instruction set by name, for tests and measurements.");
   m.def("is_intel_processor", &hullft::is_intel_processor, "Whether Intel made this processor.");
-  m.def("lacks_bfloat16", &hullft::lacks_bfloat16,
-        "Whether this is an x86 processor without instructions that multiply bfloat16.");
   m.def("quick_quotients", &hullft::quick_quotients,
         "Whether several Adam steps multiply where they would divide.");
   m.def("use_quick_quotients", &hullft::use_quick_quotients, "For tests and measurements.");

@@ -92,14 +92,6 @@ bool is_intel_processor() {
 #endif
 }
 
-bool lacks_bfloat16() {
-#if defined(HULLFT_X86)
-  return !__builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 bool quick_quotients() { return quick().load(std::memory_order_relaxed); }
 
 void use_quick_quotients(bool use) { quick().store(use, std::memory_order_relaxed); }

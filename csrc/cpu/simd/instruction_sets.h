@@ -14,9 +14,6 @@ bool choose_simd_level(const char* name);
 
 bool is_intel_processor();
 
-// Whether this is an x86 processor without instructions that multiply bfloat16.
-bool lacks_bfloat16();
-
 // Whether several Adam steps take their quotients by multiplication, with the bits of the division:
 // on Intel's processors, whose divider is what they would wait for.
 bool quick_quotients();

@@ -127,14 +127,3 @@ class _Product(torch.autograd.Function):
                 else _multiply_add(a.T, grad)
             )
         return of_a, of_b, grad.sum(0) if needs_bias else None
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """False for a processor on which torch multiplies bfloat16 in software: at GPT-2's sizes, 4 to
-    5 times as slow as float32 with AVX-512, 4 to 190 times with AVX2 (2 threads, torch 2.13)."""
-    if device.type != "cpu":
-        return True
-    # torch counts an emulation as support.
-    return (
-        bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not _C.lacks_bfloat16()
-    )
