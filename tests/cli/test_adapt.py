@@ -284,7 +284,7 @@ def test_a_folder_is_read_by_patterns(
         (["--prompt", "   "], "prompt must have text"),
         (["--n-select", -1], "--n-select must be greater than or equal to 0, got -1"),
         (["--lr", "nan"], "--lr must be"),
-        (["--max-length", 300], "max_length is 300, the model's context is 256"),
+        (["--max-length", 300], "max_length is 300, the model's window is 256"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--save", "new", "--n-select", 0], "--save needs --n-select above 0"),
         (["--max-new-tokens", 0], "max_new_tokens must be in 1..255, got 0"),

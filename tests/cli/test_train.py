@@ -62,7 +62,7 @@ def test_no_warning_of_a_library_leaks(train):
     ("arguments", "reason"),
     [
         (["--rank", 0], "--rank must be greater than 0"),
-        (["--max-length", 300], "max_length is 300, the model's context is 256"),
+        (["--max-length", 300], "max_length is 300, the model's window is 256"),
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
         (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
     ],

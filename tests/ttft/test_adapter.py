@@ -250,7 +250,7 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
     )
     with pytest.raises(ValueError, match="PEFT cannot adapt this model: .*'out_proj'"):
         train_adapter(mamba, tokenizer, store, path, max_length=32)
-    with pytest.raises(ValueError, match="max_length is 99, the model's context is 32"):
+    with pytest.raises(ValueError, match="max_length is 99, the model's window is 32"):
         train_adapter(gpt2, tokenizer, store, path, max_length=99)
     with pytest.raises(ValueError, match="lr must be a finite number, got nan"):
         train_adapter(gpt2, tokenizer, store, path, lr=float("nan"))

@@ -123,7 +123,7 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
 
 
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
-    with pytest.raises(ValueError, match="max_length is 33, the model's context is 32"):
+    with pytest.raises(ValueError, match="max_length is 33, the model's window is 32"):
         make(gpt2, max_length=33)
     with pytest.raises(ValueError, match="must have a parameter with requires_grad"):
         make(gpt2.requires_grad_(False))

@@ -169,7 +169,7 @@ def test_a_context_is_read_once(model, tokenizers, kind, text):
     [
         (None, {}, "text must be a str, got NoneType"),
         ("a", {}, "text must have at least 2 tokens, got 'a' with 1"),
-        ("ab c", {"max_length": 33}, "max_length is 33, the model's context is 32"),
+        ("ab c", {"max_length": 33}, "max_length is 33, the model's window is 32"),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, text, options, message):

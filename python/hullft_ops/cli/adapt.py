@@ -23,7 +23,7 @@ from hullft_ops.ttft.errors import NothingToScoreError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_message, continue_prompt
-from hullft_ops.ttft.models.checks import context_window
+from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.plot import plot_adaptation
 from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score_text
@@ -110,7 +110,7 @@ def adapt(
         passages = Datastore.open(store)
     model, tokenizer = language_model.load()
     if generate:
-        window = context_window(model, tokenizer, config.max_length)
+        window = full_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
     if chat:
         # A model without a template is refused before the work.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.identity import model_identity
-from hullft_ops.ttft.models.checks import check_causal, context_length
+from hullft_ops.ttft.models.checks import check_causal, text_window
 from hullft_ops.ttft.models.loading import explained
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
@@ -65,7 +65,7 @@ class AdapterConfig:
     """Passages for each optimizer step."""
 
     max_length: PositiveInt | None = None
-    """Tokens to cut passages to; None for the model's context."""
+    """Tokens to cut passages to; None for the model's window."""
 
     dtype: Precision | None = None
     """bfloat16 to train under autocast; None for the model's own dtype."""
@@ -117,7 +117,7 @@ def train_adapter(
     if getattr(model, "peft_config", None):
         raise ValueError("train_adapter: model must have no adapters, got a PEFT model")
     check_causal(model, tokenizer)
-    length = context_length(model, tokenizer, config.max_length)
+    length = text_window(model, tokenizer, config.max_length)
     identities = {"model": model_identity(model), "store": store.identity}
     record = json.dumps(asdict(config) | identities)
     set_seed(config.seed)

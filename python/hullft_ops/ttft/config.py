@@ -80,7 +80,7 @@ class TTFTConfig:
     """Adam's learning rate."""
 
     max_length: Annotated[int, Field(ge=2)] | None = None
-    """Tokens to cut passages to; None for the model's context."""
+    """Tokens to cut passages to; None for the model's window."""
 
     dtype: Precision | None = None
     """bfloat16 to train under autocast; None for the model's own dtype."""

@@ -20,8 +20,8 @@ from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.models.checks import (
     check_causal,
-    context_length,
-    context_window,
+    full_window,
+    text_window,
 )
 from hullft_ops.ttft.restore import restored
 from hullft_ops.ttft.steps import Deadline
@@ -78,8 +78,8 @@ class TestTimeFinetuner:
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = _trained_parameters(model)
         check_causal(model, tokenizer)
-        max_length = context_length(model, tokenizer, self.config.max_length)
-        self.window = context_window(model, tokenizer, max_length)
+        max_length = text_window(model, tokenizer, self.config.max_length)
+        self.window = full_window(model, tokenizer, max_length)
         self._selector = SupportSelector(
             store, embedder, tokenizer, self.config, max_length, self.window
         )

@@ -35,7 +35,7 @@ def next_token_losses(model: "PreTrainedModel", tokens: Tensor, **cache: Any) ->
 
     Args:
         model: a causal language model.
-        tokens: int64 ``[T]``, T at least 2, within the model's context.
+        tokens: int64 ``[T]``, T at least 2, within the model's window.
         cache: arguments that give the model a cache of earlier tokens.
 
     Returns:
@@ -62,7 +62,7 @@ class MeanLoss:
         self._agrees = False
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
+        """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's window."""
         return self._mean(tokens, shares=None)
 
     def of_padded(self, text: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.loss import next_token_losses
 from hullft_ops.ttft.models.cache import cache_keyword, is_plain
-from hullft_ops.ttft.models.checks import check_causal, context_length, unwrapped
+from hullft_ops.ttft.models.checks import check_causal, text_window, unwrapped
 from hullft_ops.ttft.models.forwards import eval_mode
 from hullft_ops.ttft.models.onednn import wide_products
 from hullft_ops.ttft.support import opened_tokens, room_before
@@ -123,10 +123,10 @@ def score_text(
     max_length: int | None = None,
     context: ReadContext | None = None,
 ) -> BitsPerByte:
-    """Score every token of ``text`` once, except the first, which has no context.
+    """Score every token of ``text`` once, except the first, which nothing precedes.
 
-    If the tokenizer begins a text with a special token, that token is the context of the first, and
-    the whole text is scored. Special tokens are never scored, and only the tokenizer adds them. If
+    If the tokenizer begins a text with a special token, that token precedes the first, and the
+    whole text is scored. Special tokens are never scored, and only the tokenizer adds them. If
     a text is longer than ``max_length``, a window moves over it by half of its length. The model
     then predicts each token from at least the other half, if there is that much before it.
 
@@ -156,10 +156,10 @@ def score_text(
         raise ValueError(
             f"score_text: tokenizer must be a fast one, got {type(tokenizer).__name__}"
         )
-    length = context_length(model, tokenizer, max_length)
+    length = text_window(model, tokenizer, max_length)
     tokens, opening = opened_tokens(tokenizer, text)
     byte_count = len(text.encode())
-    # The first token to score has a context.
+    # The first token to score follows another.
     first = max(opening, 1)
     if after:
         prompt, _ = opened_tokens(tokenizer, after)

@@ -39,7 +39,7 @@ class Support:
         residual: distance from the prompt's embedding to the weighted mean; its norm without
             passages.
         gap: Frank-Wolfe gap over the pool.
-        input_ids: the tokens of each passage, cut to the model's context.
+        input_ids: the tokens of each passage, cut to the model's window.
         context_indices: positions of the retrieved passages before the prompt, nearest last.
         context_texts: the text of each of those, with the passages that follow it, as it is read.
         context_ids: the tokens of each of those texts.

@@ -31,9 +31,9 @@ from transformers import (
 
 from hullft_ops.ttft.models.checks import (
     check_causal,
-    context_length,
     highest_id,
-    model_context,
+    model_window,
+    text_window,
     unwrapped,
 )
 
@@ -163,25 +163,25 @@ def bloom(**stated):
     return BloomForCausalLM(config)
 
 
-def test_configurations_name_the_context_differently(gpt2, tokenizer, monkeypatch):
+def test_configurations_name_the_window_differently(gpt2, tokenizer, monkeypatch):
     mpt = MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=400, max_seq_len=24)
-    assert model_context(gpt2, tokenizer) == 32
-    assert model_context(MptForCausalLM(mpt), tokenizer) == 24
-    assert model_context(bloom(seq_length=20), tokenizer) == 20
-    assert model_context(bloom(), tokenizer) is None
+    assert model_window(gpt2, tokenizer) == 32
+    assert model_window(MptForCausalLM(mpt), tokenizer) == 24
+    assert model_window(bloom(seq_length=20), tokenizer) == 20
+    assert model_window(bloom(), tokenizer) is None
 
     monkeypatch.setattr(tokenizer, "model_max_length", 28)
-    assert model_context(bloom(), tokenizer) == 28
+    assert model_window(bloom(), tokenizer) == 28
 
 
-def test_a_context_is_the_users_or_the_models(gpt2, tokenizer):
-    assert context_length(gpt2, tokenizer, None) == 32
-    assert context_length(gpt2, tokenizer, 32) == 32
-    assert context_length(bloom(), tokenizer, 5000) == 5000
+def test_a_window_is_the_users_or_the_models(gpt2, tokenizer):
+    assert text_window(gpt2, tokenizer, None) == 32
+    assert text_window(gpt2, tokenizer, 32) == 32
+    assert text_window(bloom(), tokenizer, 5000) == 5000
 
-    with pytest.raises(ValueError, match="max_length is 33, the model's context is 32"):
-        context_length(gpt2, tokenizer, 33)
+    with pytest.raises(ValueError, match="max_length is 33, the model's window is 32"):
+        text_window(gpt2, tokenizer, 33)
     with pytest.raises(ValueError, match="neither the model nor its tokenizer has a"):
-        context_length(bloom(), tokenizer, None)
+        text_window(bloom(), tokenizer, None)
     with pytest.raises(ValueError, match="max_length must be in 2"):
-        context_length(gpt2, tokenizer, 1)
+        text_window(gpt2, tokenizer, 1)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.models import gguf as reading
-from hullft_ops.ttft.models.checks import check_causal, model_context
+from hullft_ops.ttft.models.checks import check_causal, model_window
 from hullft_ops.ttft.models.loading import load_model
 from tiny_gguf import CONTEXT, TOKENS, tiny_llama, write_gguf
 
@@ -42,7 +42,7 @@ def test_float32_tensors_come_back_exactly(tmp_path, tied):
 
     assert torch.equal(logits(model), logits(written))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert model_context(model, tokenizer) == CONTEXT
+    assert model_window(model, tokenizer) == CONTEXT
     check_causal(model, tokenizer)
 
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]

@@ -59,7 +59,7 @@ def can_pad(model: "PreTrainedModel") -> bool:
 
 
 def padded_length(length: int, context: int | None) -> int:
-    """The next multiple of 64 tokens, or the model's context if that is less."""
+    """The next multiple of 64 tokens, or the model's window if that is less."""
     rounded = -(-length // _BUCKET) * _BUCKET
     return rounded if context is None else max(length, min(rounded, context))
 

@@ -15,7 +15,7 @@ from hullft_ops.ttft.models.memory import is_out_of_memory
 
 # A tokenizer without a limit says 1e30.
 _NO_LIMIT = 10**9
-# The names that configurations use for the context; the last is BLOOM's.
+# The names that configurations use for the window; the last is BLOOM's.
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "seq_length")
 # The largest relative rounding of float32 logits: a mixture of experts multiplies all tokens of an
 # expert at once, so later tokens may change how an earlier one is rounded.
@@ -100,13 +100,13 @@ def _refusal(model: "PreTrainedModel", reason: str) -> ValueError:
     )
 
 
-def context_length(
+def text_window(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> int:
-    """Tokens per forward pass: ``max_length``, or the model's context if None."""
-    limit = model_context(model, tokenizer)
+    """Tokens per forward pass: ``max_length``, or the model's window if None."""
+    limit = model_window(model, tokenizer)
     if max_length is None:
         if limit is None:
             raise ValueError(
@@ -114,24 +114,24 @@ def context_length(
             )
         return limit
     if limit is not None and max_length > limit:
-        raise ValueError(f"max_length is {max_length}, the model's context is {limit}")
-    return check_integer("context_length", "max_length", max_length, 2)
+        raise ValueError(f"max_length is {max_length}, the model's window is {limit}")
+    return check_integer("text_window", "max_length", max_length, 2)
 
 
-def context_window(
+def full_window(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> int:
-    """Tokens that the model reads at once: its context, or ``max_length`` if it has none."""
-    context = model_context(model, tokenizer)
-    return context or context_length(model, tokenizer, max_length)
+    """Tokens that the model reads at once: its window, or ``max_length`` if it has none."""
+    window = model_window(model, tokenizer)
+    return window or text_window(model, tokenizer, max_length)
 
 
-def model_context(
+def model_window(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> int | None:
-    """The model's context in tokens, else the tokenizer's limit; None if neither has one."""
+    """The model's window in tokens, else the tokenizer's limit; None if neither has one."""
     positions = position_limit(model)
     if positions is not None:
         return positions
