@@ -1,0 +1,56 @@
+"""Opening a datastore of made-up passages, beside reading all of it; an exact search in it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.recorder import Recorder
+from hullft_ops.ttft.store.datastore import Datastore
+
+_DIM = 384
+_K = 200
+_COUNTS = {"smoke": [1000], "quick": [10**5], "full": [10**5, 10**6]}
+
+
+class _MadeUp:
+    """An embedder of random directions."""
+
+    name = "made up"
+    dim = _DIM
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        generator = np.random.default_rng(len(texts[0]))
+        vectors = generator.standard_normal((len(texts), _DIM), np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+
+class Case(NamedTuple):
+    action: str
+    passages: int
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.passages} passages"
+
+
+def cases(grid: str) -> list[Case]:
+    return [Case(action, n) for n in _COUNTS[grid] for action in ("open", "search")]
+
+
+def test_store(case: Case, recorder: Recorder, tmp_path: Path) -> None:
+    texts = (
+        f"passage {n} " + "of a made-up corpus " * 40 for n in range(case.passages)
+    )
+    path = tmp_path / "store"
+    store = Datastore.build(texts, _MadeUp(), path, exact_up_to=case.passages)
+    if case.action == "open":
+        recorder.ours(partial(Datastore.open, path))
+        recorder.peer("verify", store.verify)
+        return
+    query = _MadeUp().encode(["query"])
+    recorder.ours(partial(store.search, query, _K))
+    matrix = store.embeddings.numpy()
+    recorder.peer("numpy", lambda: np.argpartition(matrix @ query[0], -_K)[-_K:])
