@@ -83,6 +83,6 @@ def test_the_guide_has_the_results_of_one_process_though_workers_are_killed(tmp_
 
 
 def test_without_tasks_no_worker_starts():
-    workers = Workers("ray", workers=100)
+    workers = Workers(engine="ray", workers=100)
     rows = ray_rows([], workers, run="any", experiment=Experiment())
     assert list(rows) == []

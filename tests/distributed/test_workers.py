@@ -2,13 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
-import tyro
 
 from hullft_ops.distributed import workers as module
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
@@ -30,7 +30,7 @@ def doubling(graves: Path) -> Callable[[int], int]:
 
 def doubled(graves: Path, numbers: list[int]) -> Iterator[int]:
     """What one worker makes of the numbers."""
-    with worker_pool(Workers("ray", 1), doubling, graves=graves) as pool:
+    with worker_pool(Workers(engine="ray", workers=1), doubling, graves=graves) as pool:
         yield from pool.map(do_item, numbers)
 
 
@@ -52,11 +52,11 @@ def test_work_that_ends_every_worker_is_given_up(tmp_path, monkeypatch):
     ("workers", "message"),
     [
         (
-            Workers("ray", 3),
+            Workers(engine="ray", workers=3),
             "3 of 1 processors and 0 GPUs each do not fit a cluster of 2",
         ),
-        (Workers("ray", threads=4), "1 of 4 processors"),
-        (Workers("ray", gpus=0.5), "1 of 1 processors and 0.5 GPUs"),
+        (Workers(engine="ray", threads=4), "1 of 4 processors"),
+        (Workers(engine="ray", gpus=0.5), "1 of 1 processors and 0.5 GPUs"),
     ],
 )
 def test_workers_that_do_not_fit_are_refused(workers, message, tmp_path):
@@ -67,31 +67,44 @@ def test_workers_that_do_not_fit_are_refused(workers, message, tmp_path):
         pass
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:6379", None])
+@pytest.mark.parametrize("given", [True, False])
 def test_without_a_connection_it_joins_a_cluster_or_starts_its_own(
-    address, tmp_path, monkeypatch
+    given, tmp_path, monkeypatch
 ):
     calls = []
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(calls))
     monkeypatch.setattr(ray, "init", lambda place, **_: calls.append(place))
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    if address:
-        monkeypatch.setenv("RAY_ADDRESS", address)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if given:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        with worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path):
+            pass
 
-    with worker_pool(Workers("ray", 1), doubling, graves=tmp_path):
+    assert calls == [address if given else "local", "shutdown"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_refused_at_once(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(InputError, match=f"RAY_ADDRESS {address}: .*refused"),
+        worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path),
+    ):
         pass
 
-    assert calls == [address or "local", "shutdown"]
 
+def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise Exception("The current node timed out\nduring startup")
 
-def test_the_options_are_the_fields():
-    line = "--engine ray --workers 3 --threads 2 --gpus 0.5"
-    workers = tyro.cli(Workers, args=line.split())
-
-    assert workers == Workers(engine="ray", workers=3, threads=2, gpus=0.5)
-    assert tyro.cli(Workers, args=[]) == Workers()
-
-    with pytest.raises(ValueError, match="Workers: workers must be"):
-        Workers(workers=0)
-    with pytest.raises(ValueError, match="gpus must be 0 or more, got -1"):
-        Workers(gpus=-1)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(InputError, match="^engine ray: .*The current node timed out$"),
+        worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path),
+    ):
+        pass

@@ -1,21 +1,25 @@
 """Workers on Ray: how many there are, and a pool of them."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.validation import options
 
 # A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
 RETRIES = 2
+
+_CONNECT_SECONDS = 10
 
 # Loads what a worker needs, and returns the function that does an item of its work.
 Load = Callable[..., Callable[[Any], Any]]
@@ -83,12 +87,7 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
     connects = not ray.is_initialized()
     if connects:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            os.environ.get("RAY_ADDRESS") or "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=40,  # errors
-        )
+        _connect(os.environ.get("RAY_ADDRESS") or "local")
     actors: list[Any] = []
     try:
         start = ray.remote(Worker).options(
@@ -113,6 +112,29 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
             ray.kill(actor)
         if connects:
             ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Initialize Ray; InputError if that fails, or nothing listens: Ray would wait for minutes."""
+    import ray
+
+    try:
+        place = urlsplit(address if "//" in address else f"//{address}")
+        if place.port is not None:
+            listener = (place.hostname, place.port)
+            socket.create_connection(listener, _CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"RAY_ADDRESS {address}: {error}") from error
+    try:
+        ray.init(
+            address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=40,  # errors
+        )
+    # Ray raises an Exception of no other class, too.
+    except Exception as error:
+        raise InputError(f"engine ray: {first_line(error)}") from error
 
 
 def do_item(worker: Any, item: Any) -> Any:
