@@ -225,18 +225,6 @@ def test_a_loss_of_nan_leaves_nothing(train, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_adapter_is_replaced_only_when_asked(train):
-    path = train()
-    first = (path / WEIGHTS).read_bytes()
-    with pytest.raises(FileExistsError, match="adapter"):
-        train(seed=1)
-
-    assert (path / WEIGHTS).read_bytes() == first
-
-    train(seed=1, overwrite=True)
-    assert (path / WEIGHTS).read_bytes() != first
-
-
 def test_what_cannot_be_trained_is_refused_before_the_work(
     gpt2, tokenizer, store, tmp_path
 ):

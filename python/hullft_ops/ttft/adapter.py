@@ -272,11 +272,11 @@ def lora_differences(
             weight = modules[name].weight
             if not weight.requires_grad or uses[id(weight)] > 1:
                 raise ValueError(f"the model must train {name}, and use it only there")
-            differences.append((weight, *_factors(name, layer, weight)))
+            differences.append((weight, *_scaled_factors(name, layer, weight)))
     return differences
 
 
-def _factors(name: str, layer: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled_factors(name: str, layer: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The factors of PEFT's layer, as `lora_differences` returns them."""
     left, right = layer.lora_B["default"].weight, layer.lora_A["default"].weight
     if left.is_meta or right.is_meta:

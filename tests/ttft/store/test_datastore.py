@@ -110,14 +110,6 @@ def test_what_makes_no_datastore_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_build_leaves_the_datastore_that_was_there(store, embedder, tmp_path):
-    embedder.encode = lambda texts: np.ones((len(texts), 24), np.float32)
-    with pytest.raises(ValueError, match=r"embedder hashing must be unit vectors"):
-        Datastore.build(["a"], embedder, tmp_path / "store", overwrite=True)
-
-    assert Datastore.open(tmp_path / "store").identity == store.identity
-
-
 def test_only_overwrite_replaces_a_datastore(store, texts, embedder, tmp_path):
     path = tmp_path / "store"
     with pytest.raises(FileExistsError, match="store exists"):

@@ -136,12 +136,6 @@ def test_a_long_list_of_what_was_skipped_is_in_a_file(embedder, tmp_path):
     assert len(file.read_text().splitlines()) == 7
 
 
-def test_a_large_datastore_gets_lists(corpus, embedder, tmp_path):
-    store = index_corpus(corpus, tmp_path / "store", embedder, exact_up_to=999)
-    assert store.info.recall >= 0.8
-    assert "search by lists, recall@200 0." in store.summary()[0]
-
-
 def test_another_engine_embeds(corpus, embedder, tmp_path):
     def embed(batches):
         for batch in batches:
@@ -203,17 +197,6 @@ def test_outputs_are_checked_first(corpus, embedder, tmp_path):
 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert calls == []
-
-
-def test_a_finished_datastore_is_replaced_only_by_overwrite(corpus, embedder, tmp_path):
-    path = tmp_path / "store"
-    first = index_corpus(corpus, path, embedder)
-    with pytest.raises(FileExistsError, match="store exists"):
-        index_corpus(corpus, path, embedder)
-
-    corpus.write_text(json.dumps({"text": "only one passage is left"}))
-    assert len(index_corpus(corpus, path, embedder, overwrite=True)) == 1
-    assert len(list(first.texts)) == 1000
 
 
 def interrupted(corpus, path, embedder, after, **options):
