@@ -79,12 +79,6 @@ def test_help_lists_the_commands() -> None:
         assert f"• {name} " in result.stdout
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_one_name_for_one_thing(command: str) -> None:
-    shown = options_in(succeeded(command, "--help").stdout)
-    assert not shown & {"out", "datastore", "steps", "results", "source"}
-
-
 @pytest.mark.parametrize(
     "arguments", [[], ["tune"], ["adapt", "--steps", "3"], ["evaluate", "--lr", "x"]]
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from command import hullft_ops, succeeded
+from command import succeeded
 from hullft_ops.evaluation.results import read_rows
 
 
@@ -50,35 +50,3 @@ def test_a_second_run_measures_only_what_is_new(arguments: list[object]) -> None
     fewer = succeeded(*arguments, "--n-select", 2).stdout
     assert "hullft n=6" not in fewer
     assert "hullft n=2" in fewer
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--corpus", "nowhere"], "nowhere: no such file or folder"),
-        (["--limit", 1000], "limit is 1000, there are 5 held-out prompts"),
-        (["--n-select", 0], "without steps and context there is nothing to measure"),
-        (["--lr", 0], "settings[0]: --lr must be greater than 0, got 0.0"),
-        (["--model", "./nowhere"], "model ./nowhere: no such folder"),
-    ],
-)
-def test_what_cannot_be_ends_with_one_line(
-    options: list[object], message: str, arguments: list[object]
-) -> None:
-    result = hullft_ops(*arguments, *options)
-    assert result.code == 2
-    assert result.last.startswith("hullft-ops demo: ")
-    assert message in result.last
-
-
-def test_a_report_of_the_users_is_refused_before_the_work(
-    arguments: list[object], tmp_path: Path
-) -> None:
-    thesis = tmp_path / "out" / "report" / "thesis.txt"
-    thesis.parent.mkdir(parents=True)
-    thesis.write_text("years of work")
-    result = hullft_ops(*arguments, "--output", "out")
-
-    assert result.code == 2
-    assert "holds thesis.txt, which hullft_ops did not write" in result.last
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report"]

@@ -233,24 +233,13 @@ def test_a_file_says_what_to_run_and_options_take_the_place_of_its_values(
     assert len(read_rows(OUTPUT)) == 4
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "Invalid JSON"),
-        ('{"limit": "3"}', "limit must be a valid integer"),
-        ('{"setting": []}', "setting: Unexpected keyword argument"),
-        ('{"settings": {"refresh": 0}}', "settings[0]: --refresh must be"),
-    ],
-)
-def test_an_error_in_a_file_names_file_and_key(
-    content: str, message: str, evaluate: Evaluate, tmp_path: Path
+def test_an_error_in_a_file_names_file_and_option(
+    evaluate: Evaluate, tmp_path: Path
 ) -> None:
     file = tmp_path / "grid.json"
-    file.write_text(content)
-    result = evaluate("--config", file)
-
-    assert result.code == 2
-    assert result.last.startswith(f"hullft-ops evaluate: config {file}: {message}")
+    file.write_text('{"settings": {"refresh": 0}}')
+    message = f"hullft-ops evaluate: config {file}: settings[0]: --refresh must be"
+    assert evaluate("--config", file).last.startswith(message)
 
 
 def test_a_corpus_is_split_and_its_datastore_used_again(
@@ -403,7 +392,6 @@ def test_a_report_of_the_rows(evaluate: Evaluate, tmp_path: Path) -> None:
         (None, "No such file or directory"),
         ("", "results rows.jsonl: has no rows"),
         ("{}\n", "results rows.jsonl: line 1: run: Field required"),
-        ("nonsense\n", "results rows.jsonl: line 1: Invalid JSON"),
     ],
 )
 def test_what_is_no_results_file_has_no_report(

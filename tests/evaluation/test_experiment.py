@@ -78,9 +78,6 @@ def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
     [
         ({"experts": 3}, "settings[0]: TTFTConfig: unknown option 'experts', known"),
         ({"n_select": []}, "settings[0]: n_select must not be an empty list"),
-        ({"n_select": [3, -1]}, "settings[0]: TTFTConfig: n_select must be"),
-        ({"lr": "fast"}, "settings[0]: TTFTConfig: lr must be a"),
-        ({"method": "best"}, "settings[0]: TTFTConfig: method must be 'hullft'"),
         ({"n_select": 0}, "without steps and context there is nothing to measure"),
     ],
 )
@@ -115,13 +112,10 @@ def test_a_file_may_have_one_grid(tmp_path: Path) -> None:
         ("[]", "must be an object, got []"),
         ({"limits": 3}, "limits: Unexpected keyword argument"),
         ({"limit": "3"}, "limit must be a valid integer, got '3'"),
-        ({"limit": 0}, "limit must be greater than 0, got 0"),
-        ({"seed": -1}, "seed must be greater than or equal to 0, got -1"),
         ({"store": 3}, "store must be"),
         ({"settings": []}, "settings: List should have at least 1 item"),
         ({"settings": ["knn"]}, "settings.0 must be an object, got 'knn'"),
         ({"settings": [{}, {"lr": -1}]}, "settings[1]: TTFTConfig: lr must be greater"),
-        ({"settings": {"adapter": 5}}, "settings[0]: TTFTConfig: adapter must be"),
     ],
 )
 def test_an_error_names_the_file_and_the_key(
