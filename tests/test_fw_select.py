@@ -253,6 +253,15 @@ def test_a_whole_step_toward_a_vertex_leaves_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_no_gap_is_negative(variant: str) -> None:
+    """At the optimum, rounding would put it below 0."""
+    pool, query = make_problem(1, 1000, 12, 6, spread=1.0)
+    sel = hullft_ops.fw_select(pool, 3 * query, 8, variant=variant)
+
+    assert (sel.gap >= 0).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_stopping_rules(variant: str) -> None:
     pool, query = make_problem(14, 4, 40, 10)
     still = hullft_ops.fw_select(pool, query, 5, variant=variant, max_iter=0)
