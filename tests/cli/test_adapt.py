@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -307,6 +308,18 @@ def test_what_cannot_be_ends_with_one_line(
     assert message in result.last
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_a_chat_template_that_fails_ends_with_one_line(
+    arguments: list[object], model_directory: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_directory, tmp_path / "chat")
+    template = "{{ raise_exception('no system message') }}"
+    (folder / "chat_template.jinja").write_text(template)
+    result = hullft_ops(*arguments, "--model", folder, "--chat")
+
+    assert result.code == 2
+    assert result.last.endswith("--chat: the model's chat template: no system message")
 
 
 def test_foreign_text_does_not_steer_the_terminal(

@@ -128,6 +128,7 @@ def test_one_process_writes_at_a_time(file: Path) -> None:
         ({"scores": {"prompt": {"before": 1.0}}}, "scores.prompt.after: Field req"),
         ({"scores": {"prompt": 1.0}}, "scores.prompt must be an object"),
         ({"seconds": {"embed": float("nan")}}, "seconds.embed must be"),
+        ({"passes": 10**400}, "passes must be less than 9007199254740992, got 1000"),
         ({"passes": 1.5}, "passes must be a valid integer"),
         ({"settings": [1]}, "settings must be an object"),
         ({"settings": {"method": 3}}, "settings: must have 'method'"),

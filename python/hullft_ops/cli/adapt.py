@@ -7,6 +7,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Annotated, Any
 
+from jinja2 import TemplateError
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -113,8 +114,11 @@ def adapt(
         window = full_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
     if chat:
-        # A model without a template is refused before the work.
-        chat_message(tokenizer, prompt)
+        # A model without a template, or with one that fails, is refused before the work.
+        try:
+            chat_message(tokenizer, prompt)
+        except TemplateError as error:
+            raise ValueError(f"--chat: the model's chat template: {error}") from error
     if save is not None:
         # What cannot be saved is refused before the work.
         adapter_to_save(model, list(model.parameters()), save_rank)

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     PositiveFloat,
     TypeAdapter,
@@ -29,6 +30,10 @@ _XZ = b"\xfd7zXZ\0"
 _STRICT = ConfigDict(
     allow_inf_nan=False, frozen=True, strict=True, use_attribute_docstrings=True
 )
+
+
+# Larger ones are no exact float64.
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Score(BaseModel):
@@ -61,9 +66,9 @@ class Row(BaseModel):
     """By name; empty if there is an error."""
     seconds: dict[str, NonNegativeFloat]
     """By stage; empty if there is an error."""
-    passes: int
+    passes: Count
     """Forward-backward passes."""
-    support_size: int
+    support_size: Count
     """Different passages."""
     error: str | None
     """Why there is no result, for example a loss that is not finite."""
