@@ -31,8 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _seconds_left(config: pytest.Config) -> float:
+    left: float = config.getoption("--seconds") - (monotonic() - _START)
+    return left
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if monotonic() - _START > item.config.getoption("--seconds"):
+    if _seconds_left(item.config) < 0:
         pytest.skip("no time was left")
 
 
@@ -44,6 +49,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         torch.cuda.synchronize()
     except RuntimeError as error:
         item.session.shouldstop = f"CUDA is unusable from here on: {error}"
+
+
+@pytest.fixture
+def seconds_left(pytestconfig: pytest.Config) -> float:
+    """Of ``--seconds``, at the start of a test."""
+    return _seconds_left(pytestconfig)
 
 
 @pytest.fixture(scope="session")
