@@ -91,7 +91,7 @@ class Adapting:
         self, case: Case, device: torch.device, embedder: Embedder, **options: Any
     ) -> None:
         self.model, tokenizer = _model(case.model, device)
-        store, prompts = build_store(tokenizer, embedder, case.lengths, case.texts)
+        store, self.prompt = build_store(tokenizer, embedder, case.lengths, case.texts)
         options = {
             "n_select": case.n_select,
             "refresh": case.refresh,
@@ -103,7 +103,6 @@ class Adapting:
         self.finetuner = TestTimeFinetuner(
             self.model, tokenizer, store, embedder, **options
         )
-        self.prompt = prompts[0]
         self.support = self.finetuner.select(self.prompt)
         self._case = case
         self._base = copies(self.model)

@@ -49,16 +49,15 @@ def build_store(
     embedder: Embedder,
     mix: str,
     count: int,
-    prompts: int = 1,
-) -> tuple[TorchStore, list[str]]:
-    """A store of ``count`` passages of torch's source code, and prompts beside them.
+) -> tuple[TorchStore, str]:
+    """A store of ``count`` passages of torch's source code, and a prompt beside them.
 
     The lengths are those of the mix, in tokens.
     """
     cut = _cut(tokenizer, _tokens(tokenizer), LENGTHS[mix])
-    texts = list(islice(cut, prompts + count))
-    embeddings = torch.from_numpy(embedder.encode(texts[prompts:]))
-    return TorchStore(texts[prompts:], embeddings, embedder.name), texts[:prompts]
+    prompt, *texts = islice(cut, 1 + count)
+    embeddings = torch.from_numpy(embedder.encode(texts))
+    return TorchStore(texts, embeddings, embedder.name), prompt
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
