@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from collections import Counter
 
 import pytest
 import torch
@@ -47,6 +49,36 @@ def test_a_nested_adaptation_is_refused(gpt2, make):
 
     assert adapt(finetuner) == losses
     assert len(adapt(other)) == 12
+
+
+def test_threads_that_score_at_once_leave_the_training_mode(gpt2, tokenizer):
+    gpt2.train()
+    calls = Counter()
+    begun, scored = threading.Event(), threading.Event()
+
+    def pause(*_):
+        """The first thread within its check of the model, until the second scores."""
+        name = threading.current_thread().name
+        calls[name] += 1
+        if name == "first" and calls[name] == 1:
+            begun.set()
+            scored.wait(timeout=0.5)
+        if name == "second" and calls[name] == 3:
+            scored.set()
+            time.sleep(0.5)
+
+    gpt2.register_forward_pre_hook(pause)
+    arguments = gpt2, tokenizer, PROMPT
+    first = threading.Thread(target=score_text, args=arguments, name="first")
+    second = threading.Thread(target=score_text, args=arguments, name="second")
+    first.start()
+    assert begun.wait(timeout=60)
+    second.start()
+    first.join()
+    second.join()
+
+    assert calls["first"] == 3
+    assert all(module.training for module in gpt2.modules())
 
 
 def test_another_thread_waits_for_the_end_of_the_block(gpt2, tokenizer, make):

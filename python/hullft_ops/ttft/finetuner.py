@@ -77,7 +77,8 @@ class TestTimeFinetuner:
         self.store = store
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = _trained_parameters(model)
-        check_causal(model, tokenizer)
+        with exclusive(model):
+            check_causal(model, tokenizer)
         max_length = text_window(model, tokenizer, self.config.max_length)
         self.window = full_window(model, tokenizer, max_length)
         self._selector = SupportSelector(

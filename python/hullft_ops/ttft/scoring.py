@@ -151,7 +151,9 @@ def score_text(
         RuntimeError: another thread adapts the model.
     """
     check_text("score_text", "text", text)
-    check_causal(model, tokenizer)
+    # The check puts the model in eval mode for a moment.
+    with exclusive(model):
+        check_causal(model, tokenizer)
     if not tokenizer.is_fast:
         raise ValueError(
             f"score_text: tokenizer must be a fast one, got {type(tokenizer).__name__}"
