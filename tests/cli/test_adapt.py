@@ -5,7 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import matplotlib.image
 import pytest
 from peft import PeftModel
 
@@ -81,6 +80,9 @@ def test_it_prints_what_the_finetuner_does(
     assert table_of(printed) == expected
     assert f"{len(expected)} passages" in printed
     assert f"6 steps with {adaptation.passes} gradients" in printed
+    assert re.search(
+        r"^seconds: embed \d.*, forward \d.*, step \d", printed, re.MULTILINE
+    )
 
     scores = f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after"
     assert scores in printed
@@ -88,24 +90,6 @@ def test_it_prints_what_the_finetuner_does(
     assert shown_beside(printed) == (unadapted.split(), continuation.split())
     assert after < before
     assert "Adapting hurt" not in printed
-
-
-def test_every_stage_has_its_seconds(arguments: list[object]) -> None:
-    printed = succeeded(*arguments, "--context", 2, "--no-generate").stdout
-    [line] = re.findall("^seconds: (.*)$", printed, re.MULTILINE)
-    stages = [stage.split()[0] for stage in line.split(", ")]
-
-    assert stages == [
-        "embed",
-        "search",
-        "select",
-        "tokenize",
-        "forward",
-        "backward",
-        "step",
-        "prefill",
-    ]
-    assert re.search(r"^retrieved passages .* last: \d+", printed, re.MULTILINE)
 
 
 def test_it_says_if_adapting_hurts(arguments: list[object]) -> None:
@@ -138,23 +122,6 @@ def test_a_budget_names_the_skipped_steps(arguments: list[object]) -> None:
     assert "6 steps beyond the budget skipped" in printed
 
 
-def test_the_model_decides_the_learning_rate(
-    arguments: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rates = []
-
-    def recording(self: TestTimeFinetuner, *rest: object, **options: object) -> None:
-        rates.append(rest[4].lr)
-        raise ValueError("stop")
-
-    monkeypatch.setattr(TestTimeFinetuner, "__init__", recording)
-    without = arguments[: arguments.index("--lr")]
-    hullft_ops(*without)
-    hullft_ops(*arguments)
-
-    assert rates == [5e-5, 0.02]
-
-
 def test_a_saved_adapter_loads_with_peft(
     arguments: list[object], model_directory: Path, tmp_path: Path
 ) -> None:
@@ -176,14 +143,6 @@ def test_a_saved_adapter_loads_with_peft(
     succeeded(*arguments, "--save", folder, "--overwrite")
 
 
-def test_a_plot_is_a_picture(arguments: list[object], tmp_path: Path) -> None:
-    file = tmp_path / "new" / "plot.png"
-    options = ("--plot", file, "--context", 2, "--no-generate")
-
-    assert f"plot: {file}" in succeeded(*arguments, *options).stdout
-    assert matplotlib.image.imread(file).shape == (1500, 1200, 4)
-
-
 def test_a_folder_of_texts_takes_the_place_of_a_store(
     arguments: list[object], texts: list[str], tmp_path: Path
 ) -> None:
@@ -195,7 +154,8 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
     position = arguments.index("--store")
     without = arguments[:position] + arguments[position + 2 :]
     (notes / "photo.jpg").write_bytes(b"\xff\xd8\0")
-    result = succeeded(*without, "--corpus", notes, "--context", 1)
+    options = ("--context", 1, "--exclude", "0.txt")
+    result = succeeded(*without, "--corpus", notes, *options)
     rows = table_of(result.stdout)
 
     assert sum(steps for _, _, steps in rows) == 6
@@ -205,18 +165,19 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
 
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     assert f"datastore: {datastore.relative_to(tmp_path)}\n" in result.stderr
-    assert len(Datastore.open(datastore)) == 54
+    assert len(Datastore.open(datastore)) == 53
 
 
 def test_a_prompt_of_one_token_is_continued_without_a_score(
     arguments: list[object], tmp_path: Path
 ) -> None:
-    plot = tmp_path / "plot.png"
+    plot = tmp_path / "new" / "plot.png"
     printed = succeeded(*arguments, "--prompt", "A", "--plot", plot).stdout
 
     assert "A prompt of one token has no bits per byte" in printed
     assert "6 steps with" in printed
     assert "with adaptation" in printed
+    assert f"plot: {plot}" in printed
     assert plot.exists()
 
 
@@ -256,24 +217,6 @@ def test_the_prompt_may_be_in_a_file_or_stdin(
         assert message in hullft_ops(*words).last
 
 
-def test_a_folder_is_read_by_patterns(
-    arguments: list[object], texts: list[str], tmp_path: Path
-) -> None:
-    notes = tmp_path / "notes"
-    notes.mkdir()
-    for number, text in enumerate(texts[6:30]):
-        (notes / f"{number}{'.md' if number % 2 else '.txt'}").write_text(text)
-
-    position = arguments.index("--store")
-    without = arguments[:position] + arguments[position + 2 :]
-    command = [*without, "--corpus", notes, "--no-generate"]
-    for patterns in (["--include", "*.md", "--exclude", "1.md"], []):
-        succeeded(*command, *patterns)
-
-    stores = (tmp_path / "hullft_datastores").iterdir()
-    assert sorted(len(Datastore.open(path)) for path in stores) == [11, 24]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -282,16 +225,10 @@ def test_a_folder_is_read_by_patterns(
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
         (["--embedder", "./nowhere"], "embedder ./nowhere: "),
         (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
-        (["--prompt", "   "], "prompt must have text"),
-        (["--n-select", -1], "--n-select must be greater than or equal to 0, got -1"),
-        (["--lr", "nan"], "--lr must be"),
-        (["--max-length", 300], "max_length is 300, the model's window is 256"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--save", "new", "--n-select", 0], "--save needs --n-select above 0"),
         (["--max-new-tokens", 0], "max_new_tokens must be in 1..255, got 0"),
-        (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
         (["--save", "new", "--save-rank", 0], "rank must be in 1..16, got 0"),
-        (["--save", "new", "--save-rank", 65], "rank must be in 1..16, got 65"),
     ],
 )
 def test_what_cannot_be_ends_with_one_line(

@@ -128,13 +128,6 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
     assert len(read_rows(file)) in (4, 6)
 
 
-def test_ctrl_c_ends_every_command_with_130() -> None:
-    with pytest.raises(SystemExit) as end, errors_of("adapt"):
-        raise KeyboardInterrupt
-
-    assert end.value.code == 130
-
-
 def test_warnings_and_log_records_do_not_steer_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

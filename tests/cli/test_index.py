@@ -1,6 +1,5 @@
 """``hullft-ops index``: its options, and what it prints."""
 
-import io
 import json
 import sys
 
@@ -83,14 +82,6 @@ def test_a_folder_and_its_patterns(run, tmp_path):
     # Names of files do not steer the terminal.
     assert "\x1b" not in printed
     assert r"\x1b[31mred.png: not UTF-8 text" in printed
-
-
-def test_stdin(run, tmp_path, monkeypatch):
-    content = b'{"text": "the cat sat on the mat"}\n{"text": "the dog ran to the park"}'
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    printed = run("-", "--output", tmp_path / "store")
-
-    assert printed.startswith("2 passages, ")
 
 
 def test_verify_reads_a_whole_datastore(run, corpus, tmp_path):

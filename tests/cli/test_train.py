@@ -32,16 +32,8 @@ def test_it_makes_an_adapter_for_peft(arguments, model_directory, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (["--max-length", 300], "max_length is 300, the model's window is 256"),
-        (["--model", "./nowhere"], "model ./nowhere: no such folder"),
-        (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
-    ],
-)
-def test_what_cannot_be_trained_ends_with_2(options, reason, arguments, tmp_path):
-    result = hullft_ops(*arguments, *options)
+def test_what_cannot_be_trained_ends_with_2(arguments, tmp_path):
+    result = hullft_ops(*arguments, "--device", "tpu")
     assert result.code == 2
-    assert reason in result.last
+    assert "device tpu: must be cpu, cuda or cuda:N" in result.last
     assert not (tmp_path / "adapter").exists()

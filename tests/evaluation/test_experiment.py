@@ -88,23 +88,6 @@ def test_a_setting_that_cannot_be(settings: dict[str, Any], message: str) -> Non
     assert message in str(error.value)
 
 
-def test_a_file_may_have_one_grid(tmp_path: Path) -> None:
-    content = {
-        "description": "a test",
-        "store": "store",
-        "limit": 3,
-        "settings": {"method": "knn", "n_select": [1, 2]},
-    }
-    experiment = read_experiment(written(content, tmp_path))
-
-    assert experiment.store == Path("store")
-    assert experiment.limit == 3
-    assert [label(config) for config in experiment.configs()] == [
-        "knn n=1 refresh=1 lr=0.0002",
-        "knn n=2 refresh=1 lr=0.0002",
-    ]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

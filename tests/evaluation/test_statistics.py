@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation_rows import answered_row, failed_row, result_row
+from evaluation_rows import answered_row, result_row
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.statistics import Measurements, method_of, relative
 from hullft_ops.ttft.errors import InputError
@@ -102,16 +102,6 @@ def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one
     rows.append(result_row("r"))
     assert Measurements.of(rows).score == "prompt"
     assert Measurements.of(rows).other_scores == []
-
-
-def test_a_configuration_that_failed_on_a_prompt_is_left_out() -> None:
-    rows = rows_of("a", np.ones(3)) + rows_of("b", np.ones(2))
-    rows.append(failed_row("p2", config="b"))
-    measured = Measurements.of(rows)
-
-    assert list(measured.after) == ["a"]
-    assert measured.failed == {"b": 1}
-    assert len(measured.prompts) == 3
 
 
 def test_the_best_of_each_method() -> None:

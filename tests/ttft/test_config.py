@@ -1,6 +1,5 @@
 """Every option is checked where it is defined, and the error names it."""
 
-import dataclasses
 import math
 
 import pytest
@@ -39,8 +38,3 @@ def test_the_finetuner_replaces_fields_and_names_unknown_options(gpt2, make):
 
     with pytest.raises(InputError, match="unknown option 'n_steps', known are method"):
         make(gpt2, n_steps=3)
-
-
-def test_a_configuration_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError, match="lr"):
-        TTFTConfig().lr = 1.0

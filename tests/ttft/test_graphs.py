@@ -114,18 +114,6 @@ def test_a_length_is_captured_at_its_third_pass(model):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_least_recently_used_graph_goes(gpt2, monkeypatch):
-    monkeypatch.setattr("hullft_ops.ttft.graphs._MOST_GRAPHS", 2)
-    stand_in = StandIn()
-    graphs = PassGraphs(gpt2, [], stand_in)
-    text = torch.tensor(TEXTS[0])
-    for kind in "aaabbbacccabbb":
-        graphs.run(kind, text, lambda text, clock: text.double().sum(), NO_CLOCK)
-
-    # c takes the place of b, which needs two eager passes again.
-    assert (stand_in.captures, stand_in.replays, graphs.count) == (4, 6, 2)
-
-
 @pytest.mark.parametrize(
     ("waiting", "captures", "replays"), [((1,), 1, 2), ((1, 2), 1, 1), (range(9), 0, 0)]
 )

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from hullft_ops.ttft.models.forwards import (
-    eval_mode,
     is_observed,
     is_replaced,
     replaced_forwards,
@@ -52,13 +51,3 @@ def test_somebody_elses_forward_stays():
 
     assert layer.forward is theirs
     assert is_observed(layer)
-
-
-def test_eval_mode_gives_every_module_its_own_mode_back(gpt2):
-    gpt2.train()
-    gpt2.transformer.h[0].eval()
-    modes = [module.training for module in gpt2.modules()]
-    with eval_mode(gpt2):
-        assert not any(module.training for module in gpt2.modules())
-
-    assert [module.training for module in gpt2.modules()] == modes
