@@ -154,8 +154,6 @@ def interrupted(train, monkeypatch, **options):
     ("name", "content"),
     [
         ("trainer_state.json", '{"epoch": '),
-        ("trainer_state.json", "{}"),
-        ("trainer_state.json", "[]"),
         ("optimizer.pt", "cut off"),
     ],
 )
@@ -170,7 +168,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_checkpoints_of_other_options_are_not_continued(train, store, monkeypatch):
+def test_only_overwrite_drops_checkpoints_of_other_options(train, store, monkeypatch):
     interrupted(train, monkeypatch)
     with pytest.raises(ValueError, match="has checkpoints of other options, or of"):
         train(seed=8)
@@ -179,43 +177,9 @@ def test_checkpoints_of_other_options_are_not_continued(train, store, monkeypatc
     with pytest.raises(ValueError, match="has checkpoints of other options, or of"):
         train()
 
-    store.identity = "store"
-    train()
+    path = train(seed=8, overwrite=True)
 
-
-def test_overwrite_drops_checkpoints_of_other_options(train, monkeypatch, tmp_path):
-    interrupted(train, monkeypatch)
-    train(seed=8, overwrite=True)
-    record = json.loads((tmp_path / "adapter" / adapter.RECORD).read_bytes())
-
-    assert record["seed"] == 8
-
-
-def test_a_second_training_into_one_output_is_refused(train, monkeypatch):
-    pad = adapter._padded
-
-    def padded(rows):
-        monkeypatch.setattr(adapter, "_padded", pad)
-        with pytest.raises(ValueError, match="another process writes it"):
-            train(seed=8)
-        return pad(rows)
-
-    monkeypatch.setattr(adapter, "_padded", padded)
-    path = train()
-    record = json.loads((path / adapter.RECORD).read_bytes())
-
-    assert record["seed"] == 0
-
-
-def test_without_a_checkpoint_other_options_begin_anew(train, store, tmp_path):
-    store.texts, texts = ["a", ""], store.texts
-    with pytest.raises(ValueError, match="store has no passage of 2 tokens"):
-        train()
-
-    store.texts = texts
-    train(rank=2)
-
-    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+    assert json.loads((path / adapter.RECORD).read_bytes())["seed"] == 8
 
 
 def test_a_loss_of_nan_leaves_nothing(train, tmp_path):
@@ -248,6 +212,12 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
         train_adapter(get_peft_model(gpt2, lora), tokenizer, store, path)
 
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_without_a_passage_of_two_tokens_is_refused(train, store):
+    store.texts = ["a", ""]
+    with pytest.raises(ValueError, match="store has no passage of 2 tokens"):
+        train()
 
 
 @pytest.mark.parametrize("name", ["rank", "epochs", "batch_size", "max_length"])
@@ -376,11 +346,8 @@ REFUSED = [
     (sets(r=-2), "`r` should be a positive integer value but the value passed is -2"),
     (has_no_factors, SHAPES),
     (has_factor(torch.zeros(())), SHAPES),
-    (has_factor(torch.zeros(16)), SHAPES),
-    (has_factor(torch.zeros(1, 4, 16)), SHAPES),
     (has_factor(torch.zeros(3, 16)), SHAPES),
     (has_factor(torch.full((4, 16), torch.nan)), NOT_FINITE),
-    (has_factor(torch.full((4, 16), -torch.inf)), NOT_FINITE),
     (has_factor(torch.full((4, 16), 1e300, dtype=torch.float64)), NOT_FINITE),
 ]
 

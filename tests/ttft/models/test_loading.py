@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import pytest
 import torch
@@ -16,22 +15,11 @@ from hullft_ops.ttft.models.loading import checked_device, load_model
 CODE = """
 from pathlib import Path
 Path({mark!r}).touch()
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-class Config(GPT2Config):
-    model_type = "shipped"
-
-class Model(GPT2LMHeadModel):
-    config_class = Config
+from transformers import PreTrainedTokenizerFast
 
 class Tokenizer(PreTrainedTokenizerFast):
     pass
 """
-AUTO_MAP = {
-    "AutoConfig": "shipped.Config",
-    "AutoModel": "shipped.Model",
-    "AutoModelForCausalLM": "shipped.Model",
-}
 IDS = torch.tensor([[5, 9, 2]])
 
 
@@ -74,11 +62,6 @@ def test_a_folder_is_loaded_in_float32_and_eval_mode(folder, gpt2):
     assert tokenizer("the cat")["input_ids"]
 
 
-def test_the_toy_model_is_whole():
-    model, _ = load_model(None)
-    assert logits(model).isfinite().all()
-
-
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_checkpoint_in_parts_has_all_weights(folder, tied):
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -115,18 +98,9 @@ def test_weights_of_another_configuration_are_refused(folder, entries, reason):
     assert logits(model).isfinite().all()
 
 
-def test_no_memory_is_taken_for_weights_that_do_not_match(folder):
-    # 40 GB of layers.
-    change(folder / "config.json", n_layer=50, n_embd=4096)
-    before = getrusage(RUSAGE_SELF).ru_maxrss
-    message = refusal(folder)
-
-    assert "mismatched (transformer.h.0.attn.c_attn.bias, " in message
-    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 2**20
-
-
-def deep(name):
-    return lambda folder: (folder / name).write_text("[" * 5000 + "]" * 5000)
+def test_weights_of_other_shapes_are_refused(folder):
+    change(folder / "config.json", n_embd=20)
+    assert "mismatched (transformer.h.0.attn.c_attn.bias, " in refusal(folder)
 
 
 def without_weights(folder):
@@ -140,8 +114,6 @@ def without_weights(folder):
     [
         (lambda folder: change(folder / "config.json", n_head=0), "ZeroDivisionError"),
         (without_weights, "IndexError: list index"),
-        (deep("config.json"), "config.json: RecursionError: maximum recursion depth"),
-        (deep("tokenizer.json"), "tokenizer.json: RecursionError: maximum"),
     ],
 )
 def test_any_exception_of_the_libraries_is_one_line(folder, damage, reason):
@@ -177,19 +149,14 @@ def test_an_adapter_is_no_model(folder, gpt2, tmp_path, beside_a_model):
     assert "is an adapter: load its base model" in refusal(place)
 
 
-@pytest.mark.parametrize("part", ["model", "tokenizer"])
-def test_code_in_the_folder_is_not_run(folder, tmp_path, monkeypatch, part):
+def test_a_tokenizers_code_in_the_folder_is_not_run(folder, tmp_path, monkeypatch):
     mark = tmp_path / "has run"
     (folder / "shipped.py").write_text(CODE.format(mark=str(mark)))
     # What a user at a terminal might answer.
     monkeypatch.setattr("builtins.input", lambda *_: "yes")
-    if part == "model":
-        change(folder / "config.json", model_type="shipped", auto_map=AUTO_MAP)
-        assert "it needs code that ships with it, which is not run" in refusal(folder)
-    else:
-        shipped = {"AutoTokenizer": ["", "shipped.Tokenizer"]}
-        change(folder / "tokenizer_config.json", auto_map=shipped)
-        load_model(folder)
+    shipped = {"AutoTokenizer": ["", "shipped.Tokenizer"]}
+    change(folder / "tokenizer_config.json", auto_map=shipped)
+    load_model(folder)
 
     assert not mark.exists()
 

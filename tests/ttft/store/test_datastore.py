@@ -18,7 +18,8 @@ from hullft_ops.ttft.store.format import Rows, write_texts
 
 @pytest.fixture
 def store(texts, embedder, tmp_path):
-    return Datastore.build(texts, embedder, tmp_path / "store")
+    # Texts may stream.
+    return Datastore.build(iter(texts), embedder, tmp_path / "store")
 
 
 @pytest.fixture
@@ -61,35 +62,6 @@ def test_texts_in_a_row_of_one_source_follow_one_another(embedder, tmp_path):
 
     with pytest.raises(ValueError, match="sources must have one for each text, has 2"):
         Datastore.build(texts, embedder, tmp_path / "few", sources=["x", "x"])
-
-
-def test_texts_stream(embedder, tmp_path):
-    """No more than a few batches are in memory; an empty text is a text."""
-    store = Datastore.build(
-        ("" if i == 7 else f"text {i}" for i in range(3000)), embedder, tmp_path / "s"
-    )
-
-    assert store.texts[7] == ""
-    assert store.texts[2999] == "text 2999"
-
-
-def test_texts_of_like_length_are_embedded_together(embedder, tmp_path):
-    texts = [
-        f"{'a short' if n % 2 else 'a much, much longer'} text {n}"
-        for n in range(100, 200)
-    ]
-    lengths = []
-    encode = embedder.encode
-
-    def encode_and_measure(batch):
-        lengths.append({len(text) for text in batch})
-        return encode(batch)
-
-    embedder.encode = encode_and_measure
-    Datastore.build(texts, embedder, tmp_path / "store")
-
-    # Of each length 50 texts, which end in the middle of one batch of 16.
-    assert [len(of_batch) for of_batch in lengths] == [1, 1, 1, 2, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
