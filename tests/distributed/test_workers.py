@@ -48,6 +48,25 @@ def test_work_that_ends_every_worker_is_given_up(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+class Ended:
+    """A worker that is killed while it starts, as by Ray's memory monitor."""
+
+    def __init__(self, *_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work(self, item):
+        return item
+
+
+def test_a_worker_that_never_starts_is_given_up(tmp_path, monkeypatch):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(module, "Worker", Ended)
+    monkeypatch.setattr(module, "RESTARTS", 1)
+
+    with pytest.raises(InputError, match="ended each time it started; the machine may"):
+        next(doubled(tmp_path, [3]))
+
+
 @pytest.mark.parametrize(
     ("workers", "message"),
     [

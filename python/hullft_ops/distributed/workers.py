@@ -19,6 +19,8 @@ from hullft_ops.ttft.validation import options
 # A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
 RETRIES = 2
 
+# Without a limit, Ray would for ever start a worker that its memory monitor ends each time.
+RESTARTS = 5
 _CONNECT_SECONDS = 10
 
 # Loads what a worker needs, and returns the function that does an item of its work.
@@ -93,7 +95,7 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
         start = ray.remote(Worker).options(
             num_cpus=workers.threads,
             num_gpus=workers.gpus,
-            max_restarts=-1,
+            max_restarts=RESTARTS,
             max_task_retries=RETRIES,
         )
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -102,10 +104,10 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
         yield ActorPool(actors)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-    except ray.exceptions.RayActorError as error:
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
         raise InputError(
-            f"workers: the same work has ended its worker {RETRIES + 1} times; it may have "
-            "run out of memory"
+            f"workers: the same work has ended its worker {RETRIES + 1} times, or a worker was "
+            "ended each time it started; the machine may have run out of memory"
         ) from error
     finally:
         for actor in actors:
