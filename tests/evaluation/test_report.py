@@ -173,6 +173,7 @@ def test_a_table_names_what_differs_and_says_once_what_its_rows_share(
 def test_it_says_what_to_doubt() -> None:
     rows = rows_of("knn", 1.5, 2.0, prompts=4)
     rows += rows_of("hullft", 1.4, 1.0, prompts=3)
+    rows.append(result_row("p1", config="sift n=3"))
     rows.append(failed_row("p0", config="sift n=3"))
     lines = verdicts(Measurements.of(rows))
 

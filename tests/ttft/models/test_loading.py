@@ -103,22 +103,9 @@ def test_weights_of_other_shapes_are_refused(folder):
     assert "mismatched (transformer.h.0.attn.c_attn.bias, " in refusal(folder)
 
 
-def without_weights(folder):
-    (folder / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda folder: change(folder / "config.json", n_head=0), "ZeroDivisionError"),
-        (without_weights, "IndexError: list index"),
-    ],
-)
-def test_any_exception_of_the_libraries_is_one_line(folder, damage, reason):
-    damage(folder)
-    assert f": {reason}" in refusal(folder)
+def test_any_exception_of_the_libraries_is_one_line(folder):
+    change(folder / "config.json", n_head=0)
+    assert ": ZeroDivisionError" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
