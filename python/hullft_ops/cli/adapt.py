@@ -1,7 +1,7 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
@@ -99,12 +99,7 @@ def adapt(
         embedder,
         config.adapter,
     )
-    if save is not None:
-        check_output(save, inputs=sources, overwrite=overwrite)
-    if plot is not None:
-        if plot == save:
-            raise ValueError(f"--save and --plot must differ, got {plot} for both")
-        check_output(plot, kind="file", inputs=sources, overwrite=overwrite)
+    _check_outputs(save, plot, sources, overwrite=overwrite)
     if save is not None and config.n_select == 0:
         raise ValueError("--save needs --n-select above 0: nothing is trained")
     if store is not None:
@@ -151,13 +146,7 @@ def adapt(
             saved = adaptation.save_adapter(save, rank=save_rank, overwrite=overwrite)
     _print_training(adaptation, passages)
     _print_scores(before, after)
-    indices = adaptation.support.indices + adaptation.support.context_indices
-    share = share_held(prompt, [passages.texts[index] for index in indices])
-    if share >= _HELD:
-        echo(
-            f"The passages hold {share:.0%} of the prompt, so its score says little about texts "
-            "that the datastore lacks."
-        )
+    _print_overlap(prompt, adaptation, passages)
     if saved is not None:
         _print_saved(saved)
     if plot is not None:
@@ -168,6 +157,21 @@ def adapt(
         _print_continuations(unadapted, continuation)
         if not continuation.strip():
             echo("The model ended at once: its continuation is blank.")
+
+
+def _check_outputs(
+    save: Path | None,
+    plot: Path | None,
+    inputs: Sequence[str | Path | None],
+    *,
+    overwrite: bool,
+) -> None:
+    if save is not None:
+        check_output(save, inputs=inputs, overwrite=overwrite)
+    if plot is not None:
+        if plot == save:
+            raise ValueError(f"--save and --plot must differ, got {plot} for both")
+        check_output(plot, kind="file", inputs=inputs, overwrite=overwrite)
 
 
 def _prompt_in(file: str | None) -> str:
@@ -235,6 +239,17 @@ def _print_scores(before: float, after: float) -> None:
         echo(
             "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
             "learning rate or passages closer to the prompt may help."
+        )
+
+
+def _print_overlap(prompt: str, adaptation: Adaptation, store: Datastore) -> None:
+    """Say so if the passages hold much of the prompt."""
+    indices = adaptation.support.indices + adaptation.support.context_indices
+    share = share_held(prompt, [store.texts[index] for index in indices])
+    if share >= _HELD:
+        echo(
+            f"The passages hold {share:.0%} of the prompt, so its score says little about texts "
+            "that the datastore lacks."
         )
 
 
