@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.checks import check_causal, text_window
 from hullft_ops.ttft.models.loading import explained
-from hullft_ops.ttft.models.lora import read_lora, with_lora
+from hullft_ops.ttft.models.lora import parameter_uses, read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.precision import Precision
 from hullft_ops.ttft.store.base import Store
@@ -266,7 +265,7 @@ def lora_differences(
                     f"was trained with other weights than {model.name_or_path}'s"
                 )
         modules: dict[str, Any] = dict(model.named_modules())
-        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        uses = parameter_uses(model)
         differences = []
         for name, layer in layers.items():
             weight = modules[name].weight

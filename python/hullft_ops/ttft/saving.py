@@ -1,6 +1,5 @@
 """An adaptation as a folder that PEFT loads."""
 
-from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.files import new_folder
-from hullft_ops.ttft.models.lora import with_lora
+from hullft_ops.ttft.models.lora import parameter_uses, with_lora
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -123,7 +122,7 @@ def _layers(model: nn.Module, trained: Sequence[nn.Parameter]) -> dict[int, str]
     """The names of the layers that a LoRA can change, by their weight's id."""
     from transformers.pytorch_utils import Conv1D
 
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    uses = parameter_uses(model)
     alone = {id(parameter) for parameter in trained if uses[id(parameter)] == 1}
     return {
         id(module.weight): name

@@ -1,6 +1,7 @@
 """PEFT's LoRAs around a model, which itself stays as it is."""
 
 import warnings
+from collections import Counter
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -110,6 +111,13 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> dict[str, Any]:
                 raise ValueError(f"must be of linear layers, has {name}")
             layers[name] = layer
     return layers
+
+
+def parameter_uses(model: nn.Module) -> Counter[int]:
+    """In how many places the model has each parameter, by its id: more than one if it is shared."""
+    return Counter(
+        id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)
+    )
 
 
 def _sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":
