@@ -57,9 +57,15 @@ def show_progress() -> None:
     _progress["shown"] = True
 
 
-def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
-    """A `tqdm` bar that appears after two seconds, and goes when it ends."""
+def progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
+    """``items``, in a command under a `tqdm` bar that appears after two seconds.
+
+    Even a disabled bar takes a lock that all threads share, and Ctrl-C may leave it taken.
+    """
+    if not _progress["shown"]:
+        return items
+
     from tqdm import tqdm
 
-    shown, delay = _progress["shown"], _progress["delay"]
-    return tqdm(items, disable=not shown, delay=delay, leave=False, **options)
+    bar: Iterable[Any] = tqdm(items, delay=_progress["delay"], leave=False, **options)
+    return bar

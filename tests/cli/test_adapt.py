@@ -189,7 +189,7 @@ def test_long_waits_have_a_bar(
     shown = succeeded(*arguments, "--prompt", f"{PROMPT} " * 9).stderr
 
     assert re.search(r"training: .*pass/s", shown)
-    assert re.search(r"scoring: .*token/s", shown)
+    assert re.search(r"scoring: .*window/s", shown)
 
 
 def test_the_prompt_may_be_in_a_file_or_stdin(

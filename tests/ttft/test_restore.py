@@ -208,6 +208,14 @@ def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
         with finetuner.adapted(PROMPT) as adaptation:
             assert adaptation.losses == uninterrupted.losses
 
+    # No lock that threads share is left taken, a bar's for one.
+    thread = threading.Thread(
+        target=exits_of_an_adaptation, args=[finetuner, None], daemon=True
+    )
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
 
 def raise_soon(seconds):
     time.sleep(seconds)

@@ -226,20 +226,27 @@ def _negative_log_likelihood(
     """Of ``body`` from ``first`` on, in windows of so many tokens with ``head`` before each."""
     tokens = torch.tensor([*head, *body], device=model.device)
     before, after = tokens[: len(head)], tokens[len(head) :]
-    begin, total = 0, 0.0
-    bar = progress(total=len(body), initial=first, desc="scoring", unit="token")
-    with eval_mode(model), wide_products(model), bar:
-        while first < len(body):
-            end = min(begin + window, len(body))
-            if end <= first:
-                begin += window // 2
-                continue
+    total = 0.0
+    windows = _windows(first, len(body), window)
+    with eval_mode(model), wide_products(model):
+        for begin, scored, end in progress(windows, desc="scoring", unit="window"):
             cache = {} if context is None else context.arguments(head)
             opener = before[-1:] if cache else before
             text = torch.cat([opener, after[begin:end]])
             losses = next_token_losses(model, text, **cache)
-            total += losses[len(opener) + first - begin - 1 :].double().sum().item()
-            bar.update(end - first)
-            # The scored ranges join up.
-            begin, first = begin + window // 2, end
+            total += losses[len(opener) + scored - begin - 1 :].double().sum().item()
     return total
+
+
+def _windows(first: int, length: int, window: int) -> list[tuple[int, int, int]]:
+    """Where each window begins, where what it scores begins, and where both end.
+
+    The windows overlap by half; the scored ranges join up, from ``first`` to ``length``.
+    """
+    windows = []
+    for begin in range(0, length, window // 2):
+        end = min(begin + window, length)
+        if end > first:
+            windows.append((begin, first, end))
+            first = end
+    return windows
