@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import matplotlib.image
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,8 +19,8 @@ import torch.distributed as dist
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name: str) -> dict[str, Any]:
-    result: dict[str, Any] = runpy.run_path(str(EXAMPLES / name))["main"]()
+def run(name: str, **arguments: object) -> dict[str, Any]:
+    result: dict[str, Any] = runpy.run_path(str(EXAMPLES / name))["main"](**arguments)
     return result
 
 
@@ -28,6 +29,7 @@ def test_no_example_is_left_out() -> None:
         "fsdp2.py",
         "lora_llama.py",
         "plain_loop.py",
+        "plot_adaptation.py",
         "trainer.py",
     }
 
@@ -42,6 +44,12 @@ def test_lora_on_a_llama_adapts_and_is_undone() -> None:
     found = run("lora_llama.py")
     assert found["adapted"] < 0.9 * found["before"]
     assert found["restored"] == found["before"]
+
+
+def test_a_plot_shows_what_was_selected(tmp_path: Path) -> None:
+    found = run("plot_adaptation.py", output=tmp_path / "adaptation.png")
+    assert matplotlib.image.imread(tmp_path / "adaptation.png").shape == (1500, 1200, 4)
+    assert 1 < found["selected"] <= found["passes"] < 50
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

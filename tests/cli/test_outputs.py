@@ -33,7 +33,6 @@ BAD = {
 # The option that names the output, and what else the command needs.
 COMMANDS = {
     "adapt --save": "adapt --store {store} --prompt x --overwrite",
-    "adapt --plot": "adapt --store {store} --prompt x",
     "evaluate --output": "evaluate --corpus {corpus}",
     "index --output": "index {corpus} --overwrite",
     "report --output": "report {rows} --overwrite",
@@ -113,14 +112,12 @@ def test_an_input_stays(
     rows = tmp_path / "rows.jsonl"
     for name, source in {
         "adapt --save": store,
-        "adapt --plot": store / "texts.arrow",
         "evaluate --output": corpus_file,
         "index --output": corpus_file.parent,
         "report --output": rows,
         "train --output": store,
     }.items():
-        overwrite = ["--overwrite"] if name == "adapt --plot" else []
-        result = hullft_ops(*command(name), source, *overwrite)
+        result = hullft_ops(*command(name), source)
 
         assert result.code == 2
         assert "the input" in result.last
@@ -129,8 +126,3 @@ def test_an_input_stays(
     adapter.mkdir()
     result = hullft_ops(*command("adapt --save"), adapter, "--adapter", adapter)
     assert "is the input" in result.last
-
-
-def test_two_outputs_are_two_places(command: Callable[[str], list[str]]) -> None:
-    result = hullft_ops(*command("adapt --save"), "out", "--plot", "out")
-    assert "--save and --plot must differ, got out for both" in result.last

@@ -1,7 +1,7 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
@@ -25,7 +25,6 @@ from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_message, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
-from hullft_ops.ttft.plot import plot_adaptation
 from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
@@ -57,7 +56,6 @@ def adapt(
     max_new_tokens: int = 64,
     save: Path | None = None,
     save_rank: int = 16,
-    plot: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Adapt to a prompt; print passages, bits per byte before and after, and the continuations
@@ -79,8 +77,7 @@ def adapt(
         max_new_tokens: length of the continuation.
         save: new folder for the adaptation, as a LoRA that PEFT and vLLM load.
         save_rank: rank of that LoRA, at most the shorter side of the model's largest layer.
-        plot: PNG file for a picture of the passages and of the loss over the steps.
-        overwrite: replace the folder that an earlier run wrote to --save, and any file at --plot.
+        overwrite: replace the folder that an earlier run wrote to --save.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
@@ -91,17 +88,18 @@ def adapt(
     language_model = ModelConfig(**inputs)
     values = {"n_select": N_SELECT, "lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
-    sources = (
-        store,
-        corpus,
-        prompt_file,
-        language_model.model,
-        embedder,
-        config.adapter,
-    )
-    _check_outputs(save, plot, sources, overwrite=overwrite)
-    if save is not None and config.n_select == 0:
-        raise ValueError("--save needs --n-select above 0: nothing is trained")
+    if save is not None:
+        sources = (
+            store,
+            corpus,
+            prompt_file,
+            language_model.model,
+            embedder,
+            config.adapter,
+        )
+        check_output(save, inputs=sources, overwrite=overwrite)
+        if config.n_select == 0:
+            raise ValueError("--save needs --n-select above 0: nothing is trained")
     if store is not None:
         passages = Datastore.open(store)
     model, tokenizer = language_model.load()
@@ -149,29 +147,10 @@ def adapt(
     _print_overlap(prompt, adaptation, passages)
     if saved is not None:
         _print_saved(saved)
-    if plot is not None:
-        query = encoder.encode([prompt])[0]
-        plot_adaptation(plot, finetuner, adaptation, query, before=before, after=after)
-        echo(f"plot: {plot}")
     if continuation is not None:
         _print_continuations(unadapted, continuation)
         if not continuation.strip():
             echo("The model ended at once: its continuation is blank.")
-
-
-def _check_outputs(
-    save: Path | None,
-    plot: Path | None,
-    inputs: Sequence[str | Path | None],
-    *,
-    overwrite: bool,
-) -> None:
-    if save is not None:
-        check_output(save, inputs=inputs, overwrite=overwrite)
-    if plot is not None:
-        if plot == save:
-            raise ValueError(f"--save and --plot must differ, got {plot} for both")
-        check_output(plot, kind="file", inputs=inputs, overwrite=overwrite)
 
 
 def _prompt_in(file: str | None) -> str:

@@ -18,7 +18,6 @@ try:
     from hullft_ops.ttft.methods import SelectionMethod
     from hullft_ops.ttft.models.loading import load_model
     from hullft_ops.ttft.models.memory import keep_freed_memory
-    from hullft_ops.ttft.plot import plot_adaptation
     from hullft_ops.ttft.saving import SavedAdapter
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
@@ -69,7 +68,6 @@ __all__ = [
     "keep_freed_memory",
     "load_embedder",
     "load_model",
-    "plot_adaptation",
     "score_text",
     "tiny_lm_path",
     "train_adapter",
