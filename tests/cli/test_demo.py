@@ -34,10 +34,9 @@ def test_it_compares_three_settings_and_writes_a_report(
     assert shown[0] == ("no adaptation", f"{before:.4f}")
     # Six steps at a high rate teach even a random model the letters of the corpus.
     assert all(float(bits) < before for _, bits in shown[1:])
-    assert (tmp_path / "out" / "report" / "report.html").is_file()
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"datastores", "report", "results.jsonl"}
+    assert names == {"datastores", "results.jsonl"}
 
 
 def test_a_second_run_measures_only_what_is_new(arguments: list[object]) -> None:

@@ -50,28 +50,13 @@ def test_an_interval_is_that_of_a_paired_bootstrap(
     assert relative(ours, others) == interval
 
 
-def test_a_verdict_needs_an_interval_on_one_side(
-    bits: tuple[np.ndarray, np.ndarray],
-) -> None:
-    ours, others = bits
-    assert relative(ours, others).verdict == "better"
-    assert relative(others, ours).verdict == "worse"
-
-    random = np.random.default_rng(2)
-    noise = random.normal(scale=0.05, size=PROMPTS)
-    noise -= noise.mean()
-
-    assert relative(others + noise, others).verdict == "no clear difference"
-
-
 def test_one_prompt_has_no_interval() -> None:
     interval = relative(np.array([1.0]), np.array([2.0]))
     assert str(interval) == "-50.0%"
-    assert interval.verdict == "no clear difference"
 
 
 def test_every_configuration_is_there_on_every_prompt() -> None:
-    five = rows_of("a", np.arange(1.0, 6.0), passes=2)
+    five = rows_of("a", np.arange(1.0, 6.0))
     four = rows_of("b", np.arange(2.0, 6.0))
     rows = five + four
     measured = Measurements.of(rows[::-1])
@@ -81,8 +66,6 @@ def test_every_configuration_is_there_on_every_prompt() -> None:
     assert measured.after["a"].tolist() == [4.0, 3.0, 2.0, 1.0]
     assert measured.after["b"].tolist() == [5.0, 4.0, 3.0, 2.0]
     assert measured.before.tolist() == [2.0] * 4
-    assert measured.mean("a", "passes") == 2
-    assert measured.mean_seconds("a", "embed", "finetune") == pytest.approx(0.2)
     assert measured.ranked() == ["a", "b"]
 
 

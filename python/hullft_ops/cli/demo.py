@@ -8,11 +8,10 @@ from hullft_ops.cli.evaluate import measured_rows
 from hullft_ops.cli.options import N_SELECT, fields_of
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment
-from hullft_ops.evaluation.report import REPORT_FILES, print_report, write_report
+from hullft_ops.evaluation.report import print_report
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.config import ModelConfig
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
-from hullft_ops.ttft.files import check_output, new_folder
 
 
 def demo(
@@ -37,9 +36,8 @@ def demo(
         n_select: optimizer steps for each of them.
         lr: Adam's learning rate; None for 2e-4 with the shipped model, 5e-5 with others.
         seed: chooses the held-out passages.
-        output: folder for the datastore, the rows and a report. Another run adds to it.
+        output: folder for the datastore and the rows. Another run adds to it.
     """
-    check_output(output / "report", overwrite=True)
     shared = {"n_select": n_select} | ({} if lr is None else {"lr": lr})
     experiment = Experiment(
         **model,
@@ -58,8 +56,5 @@ def demo(
         workers=Workers(),
         datastores=output / "datastores",
     )
-    measured = Measurements.of(rows)
-    with new_folder(output / "report", REPORT_FILES, overwrite=True) as folder:
-        write_report(measured, folder)
-    print_report(measured)
-    echo(output / "results.jsonl", output / "report")
+    print_report(Measurements.of(rows))
+    echo(output / "results.jsonl")

@@ -28,19 +28,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:+.1%} {self.bounds}".rstrip()
-
-    @property
-    def bounds(self) -> str:
-        """The bounds in brackets; nothing for one prompt."""
-        return "" if isnan(self.low) else f"[{self.low:+.1%}, {self.high:+.1%}]"
-
-    @property
-    def verdict(self) -> str:
-        """What a change of a score means."""
-        if self.low > 0:
-            return "worse"
-        return "better" if self.high < 0 else "no clear difference"
+        bounds = "" if isnan(self.low) else f" [{self.low:+.1%}, {self.high:+.1%}]"
+        return f"{self.value:+.1%}{bounds}"
 
 
 def relative(scores: np.ndarray, others: np.ndarray) -> Interval:
@@ -76,7 +65,6 @@ class Measurements:
         score: the name of the score.
         rows: for each configuration, by its label, a row per prompt, in the order of ``prompts``.
         prompts: the prompts' ids.
-        domains: ``[prompts]``, the prompts' domains.
         before: float64 ``[prompts]``, the score without adaptation.
         after: for each configuration float64 ``[prompts]``, the score.
         failed: configurations that are left out, and the number of prompts they failed on.
@@ -86,7 +74,6 @@ class Measurements:
     score: str
     rows: dict[str, list[Row]]
     prompts: list[str]
-    domains: np.ndarray
     before: np.ndarray
     after: dict[str, np.ndarray]
     failed: Counter[str]
@@ -126,7 +113,6 @@ class Measurements:
             score=score,
             rows=table,
             prompts=prompts,
-            domains=np.array([row.domain for row in first]),
             before=np.array([row.scores[score].before for row in first]),
             after={
                 config: np.array([row.scores[score].after for row in table[config]])
@@ -148,19 +134,6 @@ class Measurements:
         return Score(
             before=fmean(score.before for score in scores),
             after=fmean(score.after for score in scores),
-        )
-
-    def mean(self, config: str, attribute: str) -> float:
-        """The mean of a number in the configuration's rows."""
-        return float(np.mean([getattr(row, attribute) for row in self.rows[config]]))
-
-    def mean_seconds(self, config: str, *stages: str) -> float:
-        """The mean over the prompts of the seconds in those stages together."""
-        rows = self.rows[config]
-        return float(
-            np.mean(
-                [sum(row.seconds.get(stage, 0.0) for stage in stages) for row in rows]
-            )
         )
 
     def ranked(self) -> list[str]:
