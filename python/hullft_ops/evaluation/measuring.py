@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops.collect_env import versions_of
 from hullft_ops.evaluation.experiment import Experiment, label, settings_of
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import STAGES, Row, Score
@@ -32,7 +32,7 @@ from hullft_ops.ttft.store.datastore import Datastore
 
 # The folder of the datastores of corpora.
 DATASTORES = Path("hullft_datastores")
-_PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
+_MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
 # Tokenizers with one vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 # A prompt, and the labels of the configurations to measure on it.
@@ -173,6 +173,10 @@ def _rows(
     """The rows of one training."""
     context = finetuner.config.context
     support = finetuner.select(prompt.text)
+    versions: dict[str, str | None] = {
+        name: str(import_module(name).__version__) for name in _MODULES
+    }
+    versions["device"] = evaluation.model.device.type
 
     def row(config: TTFTConfig, **measured: Any) -> Row:
         return Row(
@@ -183,7 +187,7 @@ def _rows(
             domain=prompt.domain,
             seed=evaluation.seed,
             support_size=len(support.indices),
-            versions=versions_of(_PACKAGES) | {"device": evaluation.model.device.type},
+            versions=versions,
             threads=torch.get_num_threads(),
             **measured,
         )
