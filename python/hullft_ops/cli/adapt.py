@@ -15,8 +15,7 @@ from rich.table import Table
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, listed, printable, show_progress
 from hullft_ops.cli.options import N_SELECT, fields_of
-from hullft_ops.evaluation.measuring import DATASTORES
-from hullft_ops.evaluation.prompts import share_held
+from hullft_ops.evaluation.prompts import DATASTORES, share_held
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder

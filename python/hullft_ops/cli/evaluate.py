@@ -12,7 +12,6 @@ from hullft_ops.distributed.evaluation import ray_rows
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment, read_experiment
 from hullft_ops.evaluation.measuring import (
-    DATASTORES,
     load_evaluation,
     measure_tasks,
     missing,
@@ -26,11 +25,11 @@ from hullft_ops.ttft.files import check_output
 # What is measured of a corpus if nothing says what to measure.
 _SETTINGS = [{"method": "hullft", "n_select": N_SELECT}]
 # Fields of an experiment that only its file has.
-_IN_FILES = ("settings", "description")
+IN_FILES = ("settings", "description")
 
 
 def evaluate(
-    experiment: Annotated[dict[str, Any], fields_of(Experiment, without=_IN_FILES)],
+    experiment: Annotated[dict[str, Any], fields_of(Experiment, without=IN_FILES)],
     # The seed is the experiment's.
     settings: Annotated[
         dict[str, Any], fields_of(TTFTConfig, several=True, without=("seed",))
@@ -60,32 +59,25 @@ def evaluate(
         read = replace(read, settings=_SETTINGS)
     grids = [grid | settings for grid in read.settings]
     chosen = replace(read, **experiment, settings=grids)
-    check_output(output, kind="rows", inputs=[chosen.corpus, config])
+    # These may be files; a folder is no place for rows.
+    sources = chosen.prompts, chosen.corpus, chosen.model, config
+    check_output(output, kind="rows", inputs=sources)
     if chosen.corpus and output.resolve().is_relative_to(Path(chosen.corpus).resolve()):
         raise ValueError(
             f"output {output} is in the corpus, which would have one more text the next time; "
             "--output takes another place"
         )
-    rows = measured_rows(chosen, output, workers=Workers(**workers))
+    if output.exists():
+        # A file of another kind is refused before the work.
+        read_rows(output)
+    rows = _measured(chosen, output, Workers(**workers))
     echo(output)
     print_report(Measurements.of(rows, score))
 
 
-def measured_rows(
-    experiment: Experiment,
-    output: Path,
-    *,
-    workers: Workers,
-    datastores: Path = DATASTORES,
-) -> list[Row]:
+def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Row]:
     """An experiment's rows, after adding to ``output`` those that it lacks."""
-    # These may be files; a folder is no place for rows.
-    sources = experiment.prompts, experiment.corpus, experiment.model
-    check_output(output, kind="rows", inputs=sources)
-    if output.exists():
-        # A file of another kind is refused before the work.
-        read_rows(output)
-    evaluation = load_evaluation(experiment, datastores=datastores)
+    evaluation = load_evaluation(experiment)
     prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
@@ -94,13 +86,7 @@ def measured_rows(
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)
         if workers.engine == "ray":
-            rows = ray_rows(
-                tasks,
-                workers,
-                run=evaluation.run,
-                experiment=experiment,
-                datastores=datastores,
-            )
+            rows = ray_rows(tasks, workers, run=evaluation.run, experiment=experiment)
         for row in tqdm(rows, total=total, unit="row"):
             results.append(row)
     return [results.rows[prompt.id, config] for prompt in prompts for config in labels]

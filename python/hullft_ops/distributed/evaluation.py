@@ -2,21 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.evaluation.experiment import Experiment
-from hullft_ops.evaluation.measuring import DATASTORES, Task, load_evaluation, measure
+from hullft_ops.evaluation.measuring import Task, load_evaluation, measure
 from hullft_ops.evaluation.results import Row
 from hullft_ops.ttft.errors import InputError
 
 
-def load_measurement(
-    run: str, experiment: Experiment, **options: Any
-) -> Callable[[Task], list[Row]]:
+def load_measurement(run: str, experiment: Experiment) -> Callable[[Task], list[Row]]:
     """What a worker does: the rows of a prompt, by the driver's model and datastore."""
-    evaluation = load_evaluation(experiment, **options)
+    evaluation = load_evaluation(experiment)
     if evaluation.run != run:
         raise InputError(
             "workers: a worker has another model, tokenizer, datastore or embedder of the "
@@ -37,7 +33,6 @@ def ray_rows(
     *,
     run: str,
     experiment: Experiment,
-    datastores: Path = DATASTORES,
 ) -> Iterator[Row]:
     """The rows of all tasks, measured in workers; those of a prompt arrive together.
 
@@ -47,7 +42,7 @@ def ray_rows(
         tasks: what is `missing`.
         workers: how many; a worker with GPUs has its model on "cuda".
         run: identity of the driver's model and datastore.
-        experiment, datastores: as in `load_evaluation`.
+        experiment: as in `load_evaluation`.
 
     Raises:
         InputError: as `worker_pool`, or a worker loads another model or datastore.
@@ -59,7 +54,6 @@ def ray_rows(
         load_measurement,
         run=run,
         experiment=replace(experiment, device="cuda" if workers.gpus else "cpu"),
-        datastores=datastores,
     ) as pool:
         for rows in pool.map_unordered(do_item, tasks):
             yield from rows

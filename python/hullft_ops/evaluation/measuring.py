@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from math import inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,8 +29,6 @@ from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 
-# The folder of the datastores of corpora.
-DATASTORES = Path("hullft_datastores")
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
 # Tokenizers with one vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
@@ -75,10 +72,8 @@ class Evaluation:
         )
 
 
-def load_evaluation(
-    experiment: Experiment, *, datastores: Path = DATASTORES
-) -> Evaluation:
-    """Load what an experiment names. A corpus's datastore is in ``datastores``, or is built there.
+def load_evaluation(experiment: Experiment) -> Evaluation:
+    """Load what an experiment names. A corpus's datastore is in `DATASTORES`, or is built there.
 
     Raises:
         InputError, OSError: something cannot be loaded, or no prompt is left.
@@ -87,7 +82,7 @@ def load_evaluation(
     # First what is soon refused: embedding a corpus takes long.
     model, tokenizer = experiment.load()
     embedder = load_embedder(experiment.embedder)
-    store, prompts, notes = open_texts(experiment, embedder, datastores)
+    store, prompts, notes = open_texts(experiment, embedder)
     evaluation = Evaluation(
         run=run_identity(model, tokenizer, store, experiment.seed),
         seed=experiment.seed,

@@ -22,6 +22,8 @@ from hullft_ops.ttft.store.cutting import split_passages
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.validation import parse
 
+# The folder of the datastores of corpora.
+DATASTORES = Path("hullft_datastores")
 # About this much source fills the 256 tokens that the default embedder reads.
 PASSAGE_CHARS = 800
 # Bits per byte of a shorter text say little, and may not exist.
@@ -240,7 +242,7 @@ def not_in_store(
 
 
 def open_texts(
-    experiment: Experiment, embedder: Embedder, datastores: Path
+    experiment: Experiment, embedder: Embedder
 ) -> tuple[Datastore, list[Prompt], list[str]]:
     """An experiment's datastore, prompts that it does not hold, and where they come from."""
     limit, seed = experiment.limit, experiment.seed
@@ -273,7 +275,7 @@ def open_texts(
         notes.append("--limit takes more prompts")
     if skipped:
         notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
-    path = datastores / split.digest(embedder.name)
+    path = DATASTORES / split.digest(embedder.name)
     if not path.exists():
         sources = list(split.passages.values())
         Datastore.build(split.passages, embedder, path, sources=sources)
