@@ -103,8 +103,8 @@ def assert_same_selection(
 ) -> None:
     """The same bits on the CPU.
 
-    On CUDA a shared pool, a pool of each query's own and a query alone may have their products
-    from other kernels, with sums in another order: the same choices, and reals up to rounding.
+    On CUDA a query of a batch and a query alone may have their products from other kernels, with
+    sums in another order: the same choices, and reals up to rounding.
     """
     if device.type == "cpu":
         assert all(map(torch.equal, selection, expected))

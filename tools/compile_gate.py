@@ -52,7 +52,6 @@ KERNELS = {
     "adam_kernel": (256, 512),
     "advance_kernel": (256, 1024),
     "correlate_kernel": (256, 512),
-    "correlate_query_kernel": (256, 512),
     "fw_kernel<float": (512, 512),
     "fw_kernel<double": (256, 256),
     "fw_warp_kernel<float": (256, 512),

@@ -19,37 +19,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// The block's share of one query's products. A size or a candidate out of range reads nothing that
-// is not there; the kernel after this one reports it.
-template <typename S, typename VectorOf>
-__device__ __forceinline__ void correlate_share(const PoolView& pool, int64_t blocks_per_query,
-                                                const VectorOf& vector_of, S* products) {
+// A block has a share of one query's products. A size or a candidate out of range reads nothing
+// that is not there; the kernel after this one reports it.
+template <typename S>
+__global__ void __launch_bounds__(kThreads, 2)
+    correlate_kernel(PoolView pool, int64_t blocks_per_query, const S* vectors, S* products) {
   const BlockThread me;
   const int64_t query = int64_t(blockIdx.x) / blocks_per_query;
   const int64_t first = int64_t(blockIdx.x) % blocks_per_query * kRowsPerBlock;
   const int n = checked_size(pool, query, me);
   const int64_t last = first + kRowsPerBlock < n ? first + kRowsPerBlock : n;
   with_rows<S>(pool, query, n, [&](const auto& rows) {
-    multiply_rows(rows, int(first), int(last), vector_of(rows, query),
+    multiply_rows(rows, int(first), int(last), vectors + query * pool.d,
                   products + query * pool.width, me);
   });
-}
-
-template <typename S>
-__global__ void __launch_bounds__(kThreads, 2)
-    correlate_kernel(PoolView pool, int64_t blocks_per_query, const S* vectors, S* products) {
-  const auto vector_of = [&](const auto&, int64_t query) { return vectors + query * pool.d; };
-  correlate_share(pool, blocks_per_query, vector_of, products);
-}
-
-template <typename S>
-__global__ void __launch_bounds__(kThreads, 2)
-    correlate_query_kernel(PoolView pool, QueryView queries, int64_t blocks_per_query,
-                           S* products) {
-  const auto vector_of = [&](const auto& rows, int64_t query) {
-    return query_at(rows, queries, query);
-  };
-  correlate_share(pool, blocks_per_query, vector_of, products);
 }
 
 // A grid has at most 2^31 - 1 blocks. A batch has no more queries, and the products of so many
@@ -79,15 +62,6 @@ cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, 
   return cudaGetLastError();
 }
 
-template <typename S>
-cudaError_t correlate_queries(const PoolView& pool, const QueryView& queries, int64_t batch,
-                              void* products, cudaStream_t stream) {
-  const int64_t blocks = blocks_of_query(pool);
-  HULLFT_LAUNCH(correlate_query_kernel<S>, dim3(unsigned(blocks * batch)), dim3(kThreads), 0,
-                stream, pool, queries, blocks, static_cast<S*>(products));
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 cudaError_t launch_residual(const QueryView& query, const QueryView* current, int64_t batch,
@@ -111,14 +85,6 @@ cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* ve
   return pool.storage == Storage::kFloat64
              ? correlate<double>(pool, batch, vectors, products, stream)
              : correlate<float>(pool, batch, vectors, products, stream);
-}
-
-cudaError_t launch_correlate_queries(const PoolView& pool, const QueryView& queries, int64_t batch,
-                                     void* products, cudaStream_t stream) {
-  if (batch == 0) return cudaSuccess;
-  return pool.storage == Storage::kFloat64
-             ? correlate_queries<double>(pool, queries, batch, products, stream)
-             : correlate_queries<float>(pool, queries, batch, products, stream);
 }
 
 }  // namespace hullft

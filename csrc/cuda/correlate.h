@@ -16,8 +16,4 @@ cudaError_t launch_residual(const QueryView& query, const QueryView* current, in
 cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* vectors,
                              void* products, cudaStream_t stream);
 
-// The same with the queries as they are stored. `pool.vectors` says whether both are aligned.
-cudaError_t launch_correlate_queries(const PoolView& pool, const QueryView& queries, int64_t batch,
-                                     void* products, cudaStream_t stream);
-
 }  // namespace hullft

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "block_launch.cuh"
-#include "correlate.h"
 #include "frank_wolfe.h"
 #include "fw_block.cuh"
 #include "fw_warp.h"
@@ -48,22 +47,20 @@ cudaError_t launch_solve(const FwProblem& problem, const FwPlan& plan, void* wor
                            : launch<S, false>(problem, plan, workspace, outputs, stream);
 }
 
-// The Gram matrices, and in the same launch the products with the queries.
+// The Gram matrices, and for a warp that takes the steps the products with the queries.
 cudaError_t launch_grams(const FwProblem& problem, const FwPlan& plan, void* workspace,
                          cudaStream_t stream) {
   void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
   GramProblem grams = grams_of(problem.pool, problem.batch, gram);
-  if (plan.query_row) grams.query = problem.query, grams.products = workspace;
+  if (plan.warp) {
+    grams.query = problem.query, grams.products = workspace;
+    grams.queries = int(problem.batch / grams.pools);
+  }
   return launch_gram(grams, plan.sms, stream);
 }
 
 cudaError_t launch_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
                         const FwOutputs& outputs, cudaStream_t stream) {
-  if (!plan.query_row) {
-    const cudaError_t status =
-        launch_correlate_queries(problem.pool, problem.query, problem.batch, workspace, stream);
-    if (status != cudaSuccess) return status;
-  }
   const void* grams = static_cast<unsigned char*>(workspace) + plan.columns_offset;
   return launch_fw_warp(problem, workspace, grams,
                         plan.column_stride / real_bytes_of(problem.pool.storage), plan.threads,
@@ -78,7 +75,7 @@ cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, voi
   for (int64_t first = 0; first < problem.batch; first += plan.part) {
     const FwProblem part = part_of(problem, first, plan.part);
     const FwOutputs out = rest_of(outputs, first, problem.n_select, real_bytes);
-    if (plan.gram && (first == 0 || plan.column_stride)) {
+    if (plan.gram && (first == 0 || plan.column_stride || plan.warp)) {
       const cudaError_t status = launch_grams(part, plan, workspace, stream);
       if (status != cudaSuccess) return status;
     }

@@ -30,8 +30,7 @@ struct FwOutputs {
 struct FwPlan {
   bool gram;          // whole Gram matrices before the solve, or columns as atoms are picked
   bool shared_state;  // O(K) state of a query in shared or in global memory
-  bool warp;          // one warp takes the steps, in place of a block: small pools with their Gram
-  bool query_row;     // the products with the query come with the Gram matrix
+  bool warp;          // one warp takes the steps: small pools with their Gram and products
   int threads;
   int slots;               // atoms whose column is kept
   int64_t shared_limit;    // bytes of the largest state that lies in shared memory

@@ -84,13 +84,13 @@ __device__ __forceinline__ void store_slice(const uint32_t (&words)[kTileRows][4
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
-    gram_spread_kernel(GramProblem problem, int64_t n_tiles) {
+    gram_spread_kernel(GramProblem problem, Tiles tiles) {
   __shared__ SliceTotals totals[2][kPass];  // of this pass and the last one
   let_next_kernel_start();
   const PoolView& pool = problem.pool;
-  const int64_t query = int64_t(blockIdx.x) / n_tiles;
-  const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kTileSide);
-  if (!wants_tile(problem, query, tile, kTileSide)) return;
+  const int64_t b = int64_t(blockIdx.x) / tiles.all;
+  const Tile tile = tile_at(tiles, int64_t(blockIdx.x) % tiles.all, kTileSide);
+  if (!wants_tile(problem, b, tile, kTileSide)) return;
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int g = lane / kRowLanes, t = lane % kRowLanes;
   const T* rows[kTileRows];
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int r = 0; r < kTileRows; ++r) {
     const int first = r < 2 ? tile.row : tile.column;
     const int k = first + r % 2 * kFragmentRows + g;
-    rows[r] = opaque(row_at<T>(problem, query, k) + t * kVector<T>);
+    rows[r] = opaque(row_at<T>(problem, b, k) + t * kVector<T>);
   }
   const int i = int(threadIdx.x) / kTileSide, j = int(threadIdx.x) % kTileSide;
   const int64_t n_slices = slices_of<T>(pool.d);
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     for (int s = 0; s < kPass && first + s < n_slices; ++s) total += totals[half][s][i][j];
   }
-  GramOutputs<float>(problem, query).put(tile.row + i, tile.column + j, total);
+  GramOutputs<float>(problem, b).put(tile.row + i, tile.column + j, total);
 }
 
 // float64, on the ordinary units: four groups of 64 threads split every chunk of d, 4 x 4 products
@@ -151,20 +151,20 @@ __device__ __forceinline__ void multiply_share(const Operands& x, int group, int
 
 // A warp reads every eighth row of both operands, all of a chunk before it stores the first.
 __global__ void __launch_bounds__(kThreads, 2)
-    gram_float64_kernel(GramProblem problem, int64_t n_tiles) {
+    gram_float64_kernel(GramProblem problem, Tiles tiles) {
   __shared__ PlainShared shared;
   let_next_kernel_start();
   const PoolView& pool = problem.pool;
-  const int64_t query = int64_t(blockIdx.x) / n_tiles;
-  const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kWideSide);
-  if (!wants_tile(problem, query, tile, kWideSide)) return;
+  const int64_t b = int64_t(blockIdx.x) / tiles.all;
+  const Tile tile = tile_at(tiles, int64_t(blockIdx.x) % tiles.all, kWideSide);
+  if (!wants_tile(problem, b, tile, kWideSide)) return;
   const int warp = int(threadIdx.x) / kWarp, column = int(threadIdx.x) % kWarp * kVector<double>;
   constexpr int kRows = kWideSide / kWarps;  // of each operand, for a warp
   const double* rows[2 * kRows];
 #pragma unroll
   for (int r = 0; r < 2 * kRows; ++r) {
     const int first = r < kRows ? tile.row : tile.column - kWideSide;
-    rows[r] = opaque(row_at<double>(problem, query, first + r * kWarps + warp) + column);
+    rows[r] = opaque(row_at<double>(problem, b, first + r * kWarps + warp) + column);
   }
   const int group = int(threadIdx.x) / kGroupThreads, place = int(threadIdx.x) % kGroupThreads;
   const int i = place % kSpan, j = place / kSpan;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int s = 0; s < kSide; ++s) shared.shares[group][i + r * kSpan][j + s * kSpan] = sums[r][s];
   __syncthreads();
-  const GramOutputs<double> out(problem, query);
+  const GramOutputs<double> out(problem, b);
   for (int e = int(threadIdx.x); e < kWideSide * kWideSide; e += kThreads) {
     double total = 0;
     for (int s = 0; s < kGroups; ++s) total += shared.shares[s][e / kWideSide][e % kWideSide];
@@ -196,11 +196,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // A block a tile. The tiles of 2^31 blocks, 1 KB of products each, have no memory on any device.
-cudaError_t launch_tiles(void (*kernel)(GramProblem, int64_t), const GramProblem& problem, int side,
+cudaError_t launch_tiles(void (*kernel)(GramProblem, Tiles), const GramProblem& problem, int side,
                          cudaStream_t stream) {
-  const int64_t n_tiles = tiles_of(gram_rows(problem.pool, problem.query), side);
-  HULLFT_LAUNCH(kernel, dim3(unsigned(n_tiles * problem.pools)), dim3(kThreads), 0, stream, problem,
-                n_tiles);
+  const Tiles tiles = tiles_of(problem.pool.width, problem.queries, side);
+  HULLFT_LAUNCH(kernel, dim3(unsigned(tiles.all * problem.pools)), dim3(kThreads), 0, stream,
+                problem, tiles);
   return cudaGetLastError();
 }
 
@@ -222,7 +222,7 @@ cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t st
   const Storage storage = problem.pool.storage;
   if (storage == Storage::kFloat64)
     return launch_tiles(gram_float64_kernel, problem, kWideSide, stream);
-  const GramPlan plan = plan_gram(problem.pool, problem.pools, problem.query, sms);
+  const GramPlan plan = plan_gram(problem.pool, problem.pools, problem.queries, sms);
   if (plan.warp_tiles) return launch_gram_blocks(problem, plan.warp_tiles, stream);
   return launch_tiles(spread_kernel_of(storage), problem, kTileSide, stream);
 }
@@ -231,7 +231,7 @@ cudaError_t launch_gram(const PoolView& pool, int64_t pools, void* gram, cudaStr
   LaunchLimits limits{};
   const cudaError_t status = device_limits(&limits);
   if (status != cudaSuccess) return status;
-  return launch_gram({pool, pools, {nullptr, 0}, gram, nullptr}, limits.sms, stream);
+  return launch_gram({pool, pools, {nullptr, 0}, 0, gram, nullptr}, limits.sms, stream);
 }
 
 }  // namespace hullft

@@ -10,16 +10,17 @@ namespace hullft {
 struct GramProblem {
   PoolView pool;  // each of `pools` has candidates and a size of its own
   int64_t pools;
-  QueryView query;  // one for each pool, or none: base is null
+  QueryView query;  // those of a pool follow one another
+  int queries;      // of a pool
   void* gram;       // [pools, width, width]
-  void* products;   // [pools, width], of the rows with their query
+  void* products;   // [pools, queries, width], of the rows with the queries of their pool
 };
 
 // Of a batch, without queries. Each query of a shared pool reads the corner that it sees.
 inline GramProblem grams_of(PoolView pool, int64_t batch, void* gram) {
   const int64_t pools = n_pools(pool, batch);
   if (pools == 1) pool.sizes = nullptr;
-  return {pool, pools, {nullptr, 0}, gram, nullptr};
+  return {pool, pools, {nullptr, 0}, 0, gram, nullptr};
 }
 
 // float64 for float64 pools and float32 for all others. Gram matrices are symmetric bit for bit.

@@ -24,7 +24,7 @@ using WarpProducts = float[kTileSide][kTileSide + 1];
 
 template <typename T>
 struct BlockShared {
-  const T* rows[kMostRows];  // null: no tile of the query has it
+  const T* rows[kMostRows];  // null: no tile of the pool has it
   union {
     Slab slabs[kStages];
     WarpProducts products[kBlockWarps];  // at the end
@@ -35,19 +35,25 @@ struct BlockShared {
 // and those of the rows follow, except in a triangle, whose rows are among its columns.
 class Run {
  public:
-  __device__ __forceinline__ Run(const TileGrid& grid, int64_t block) : side_(grid.side) {
-    int64_t part = block;
-    triangle_ = part < int64_t(grid.squares) * grid.blocks_of_triangle;
+  __device__ __forceinline__ Run(const TileGrid& grid, int64_t block)
+      : across_(grid.side), triangle_(block < grid.first_square) {
+    int64_t part = 0;  // of the triangle or square
     if (triangle_) {
-      rows_ = columns_ = int(part / grid.blocks_of_triangle) * side_;
-      part %= grid.blocks_of_triangle;
-      last_ = side_ * (side_ + 1) / 2;
-    } else {
-      part -= int64_t(grid.squares) * grid.blocks_of_triangle;
-      const Tile square = tile_of(part / grid.blocks_of_square, side_);
-      rows_ = square.row + side_, columns_ = square.column;
+      rows_ = columns_ = int(block / grid.blocks_of_triangle) * across_;
+      part = block % grid.blocks_of_triangle;
+      last_ = across_ * (across_ + 1) / 2;
+    } else if (block < grid.first_panel) {
+      part = block - grid.first_square;
+      const Tile square = tile_of(part / grid.blocks_of_square, across_);
+      rows_ = square.row + across_, columns_ = square.column;
       part %= grid.blocks_of_square;
-      last_ = side_ * side_;
+      last_ = across_ * across_;
+    } else {
+      const int64_t panel = block - grid.first_panel;
+      rows_ = grid.squares * across_ + int(panel / grid.panels_across) * grid.panel_rows;
+      across_ = grid.panel_columns;
+      columns_ = int(panel % grid.panels_across) * across_;
+      last_ = grid.panel_rows * across_;
     }
     first_ = int(part) * grid.run;
     if (last_ > first_ + grid.run) last_ = first_ + grid.run;
@@ -59,13 +65,13 @@ class Run {
 
   __device__ __forceinline__ int slots() const {
     const int last_row = row_of(last_ - 1);
-    return triangle_ ? last_row + 1 : side_ + last_row - first_row_ + 1;
+    return triangle_ ? last_row + 1 : across_ + last_row - first_row_ + 1;
   }
 
   // The first row of a slot's strip.
   __device__ __forceinline__ int row_of_slot(int slot) const {
-    if (slot < side_) return (columns_ + slot) * kTileSide;
-    return (rows_ + first_row_ + slot - side_) * kTileSide;
+    if (slot < across_) return (columns_ + slot) * kTileSide;
+    return (rows_ + first_row_ + slot - across_) * kTileSide;
   }
 
   struct Slots {
@@ -74,18 +80,18 @@ class Run {
   __device__ __forceinline__ Slots slots_of(int t) const {
     const int row = row_of(t);
     if (triangle_) return {row, t - row * (row + 1) / 2};
-    return {side_ + row - first_row_, t - row * side_};
+    return {across_ + row - first_row_, t - row * across_};
   }
 
  private:
-  // Of the triangle or square that tile t belongs to.
+  // Of the triangle, square or panel that tile t belongs to.
   __device__ __forceinline__ int row_of(int t) const {
-    return triangle_ ? tile_of(t, 1).row : t / side_;
+    return triangle_ ? tile_of(t, 1).row : t / across_;
   }
 
-  int side_, rows_, columns_;  // strips: of a side, the first of the rows, the first of the columns
-  int first_, last_, first_row_;
+  int across_, rows_, columns_;  // strips: of a row, the first of the rows and of the columns
   bool triangle_;
+  int first_, last_, first_row_;
 };
 
 // The thread's share of a slice. What cannot be copied 16 bytes at a time, and what lies past d, it
@@ -128,8 +134,8 @@ __device__ __forceinline__ void read_row(SharedPlace slab, int piece, int row,
 template <typename T>
 class WarpTiles {
  public:
-  // False if the query wants none of them. Each lane looks at one tile and tells the others.
-  __device__ __forceinline__ bool choose(const GramProblem& problem, int64_t query, const Run& run,
+  // False if pool b wants none of them. Each lane looks at one tile and tells the others.
+  __device__ __forceinline__ bool choose(const GramProblem& problem, int64_t b, const Run& run,
                                          int warp, int lane) {
     const int each = (run.last() - run.first() + kBlockWarps - 1) / kBlockWarps;
     const int t = run.first() + warp * each + lane;
@@ -137,7 +143,7 @@ class WarpTiles {
     if (lane < each && t < run.last()) {
       const Run::Slots of_tile = run.slots_of(t);
       const Tile tile{run.row_of_slot(of_tile.row), run.row_of_slot(of_tile.column)};
-      if (wants_tile(problem, query, tile, kTileSide)) slots = of_tile;
+      if (wants_tile(problem, b, tile, kTileSide)) slots = of_tile;
     }
 #pragma unroll
     for (int k = 0; k < kMostWarpTiles; ++k) {
@@ -203,20 +209,20 @@ class WarpTiles {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
-    gram_blocks_kernel(GramProblem problem, TileGrid grid, int64_t n_blocks) {
+    gram_blocks_kernel(GramProblem problem, TileGrid grid) {
   __shared__ BlockShared<T> shared;
   let_next_kernel_start();
-  const int64_t query = int64_t(blockIdx.x) / n_blocks;
-  const Run run(grid, int64_t(blockIdx.x) % n_blocks);
+  const int64_t b = int64_t(blockIdx.x) / grid.blocks;
+  const Run run(grid, int64_t(blockIdx.x) % grid.blocks);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int n_rows = run.slots() * kTileSide;
   for (int r = int(threadIdx.x); r < n_rows; r += kThreads) {
     const int first = run.row_of_slot(r / kTileSide);
-    const bool wanted = wants_rows(problem, query, first, kTileSide);
-    shared.rows[r] = wanted ? row_at<T>(problem, query, first + r % kTileSide) : nullptr;
+    const bool wanted = wants_rows(problem, b, first, kTileSide);
+    shared.rows[r] = wanted ? row_at<T>(problem, b, first + r % kTileSide) : nullptr;
   }
   WarpTiles<T> tiles;
-  const bool any = tiles.choose(problem, query, run, warp, lane);
+  const bool any = tiles.choose(problem, b, run, warp, lane);
   if (!__syncthreads_or(any)) return;
   const PoolView& pool = problem.pool;
   const int64_t n_slices = slices_of<T>(pool.d);
@@ -238,20 +244,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   __syncthreads();  // all have read the last slab
-  tiles.write(run, lane, GramOutputs<float>(problem, query), shared.products[warp]);
+  tiles.write(run, lane, GramOutputs<float>(problem, b), shared.products[warp]);
 }
 
 template <typename T>
 cudaError_t launch(const GramProblem& problem, const TileGrid& grid, cudaStream_t stream) {
-  HULLFT_LAUNCH(gram_blocks_kernel<T>, dim3(unsigned(grid.blocks() * problem.pools)),
-                dim3(kThreads), 0, stream, problem, grid, grid.blocks());
+  HULLFT_LAUNCH(gram_blocks_kernel<T>, dim3(unsigned(grid.blocks * problem.pools)), dim3(kThreads),
+                0, stream, problem, grid);
   return cudaGetLastError();
 }
 
 }  // namespace
 
 cudaError_t launch_gram_blocks(const GramProblem& problem, int warp_tiles, cudaStream_t stream) {
-  const TileGrid grid = tile_grid(gram_rows(problem.pool, problem.query), warp_tiles);
+  const TileGrid grid = tile_grid(problem.pool.width, problem.queries, warp_tiles);
   switch (problem.pool.storage) {
     case Storage::kBFloat16:
       return launch<BFloat16>(problem, grid, stream);

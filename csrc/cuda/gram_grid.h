@@ -1,8 +1,8 @@
-// How blocks share the lower triangle of a Gram matrix, in tiles of 16 x 16: few rows are one
-// triangle, many are cut into squares of strips with a triangle along the diagonal. A block takes a
-// run of the tiles of one triangle or square, counted row by row.
+// The tiles of a Gram matrix, and how blocks share those of 16 x 16. The rows of a pool and its
+// first query make a lower triangle. Further queries make a rectangle below it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace hullft {
@@ -12,17 +12,35 @@ constexpr int kBlockWarps = 8;     // each takes an equal part of the run
 constexpr int kMostWarpTiles = 6;  // whose sums fit the registers of a thread
 constexpr int kMostStrips = 15;    // whose slices fit shared memory three times
 
+inline int parts(int whole, int part) { return (whole + part - 1) / part; }
+
+// Of one pool.
+struct Tiles {
+  int strips;   // of the triangle
+  int columns;  // strips of the rectangle's columns
+  int64_t triangle, all;
+};
+
+inline Tiles tiles_of(int width, int queries, int side) {
+  const int strips = parts(width + (queries > 0 ? 1 : 0), side), columns = parts(width, side);
+  const int64_t triangle = int64_t(strips) * (strips + 1) / 2;
+  const int64_t below = parts(width + queries, side) - strips;
+  return {strips, columns, triangle, triangle + below * columns};
+}
+
+// A triangle of few strips is one, of many it is cut into squares with a triangle along the
+// diagonal. A block takes a run of the tiles of one triangle or square, counted row by row, or a
+// whole panel of the rectangle.
 struct TileGrid {
   int side;     // strips of a square
   int squares;  // along the diagonal
   int run;      // tiles of a block
   int blocks_of_triangle, blocks_of_square;
+  int panel_rows, panel_columns;  // strips
+  int panels_across;
+  int64_t first_square, first_panel, blocks;  // those of triangles come first
 
   int triangle_tiles() const { return side * (side + 1) / 2; }
-  int64_t triangle_blocks() const { return int64_t(squares) * blocks_of_triangle; }
-  int64_t blocks() const {
-    return triangle_blocks() + int64_t(squares) * (squares - 1) / 2 * blocks_of_square;
-  }
 };
 
 // A run of a square touches at most 7 of its rows, and its columns are at most 8: 15 strips.
@@ -30,15 +48,24 @@ constexpr int kMostSquareStrips = 8;
 static_assert((kBlockWarps * kMostWarpTiles - 2) / kMostSquareStrips + 2 + kMostSquareStrips <=
               kMostStrips);
 
-inline TileGrid tile_grid(int rows, int warp_tiles) {
-  const auto parts = [](int whole, int part) { return (whole + part - 1) / part; };
-  const int strips = parts(rows, kGridSide);
+inline TileGrid tile_grid(int width, int queries, int warp_tiles) {
+  const Tiles tiles = tiles_of(width, queries, kGridSide);
+  const int strips = tiles.strips;
   TileGrid grid{};
   grid.squares = strips <= kMostStrips ? 1 : parts(strips, kMostSquareStrips);
   grid.side = parts(strips, grid.squares);
   grid.run = kBlockWarps * warp_tiles;
   grid.blocks_of_triangle = parts(grid.triangle_tiles(), grid.run);
   grid.blocks_of_square = parts(grid.side * grid.side, grid.run);
+  grid.panels_across = parts(tiles.columns, kMostSquareStrips);
+  grid.panel_columns = parts(tiles.columns, grid.panels_across);
+  grid.panel_rows = std::min(grid.run / grid.panel_columns, kMostStrips - grid.panel_columns);
+  const int below = parts(width + queries, kGridSide) - grid.squares * grid.side;
+  grid.first_square = int64_t(grid.squares) * grid.blocks_of_triangle;
+  grid.first_panel =
+      grid.first_square + int64_t(grid.squares) * (grid.squares - 1) / 2 * grid.blocks_of_square;
+  grid.blocks =
+      grid.first_panel + int64_t(grid.panels_across) * parts(std::max(below, 0), grid.panel_rows);
   return grid;
 }
 

@@ -4,6 +4,7 @@
 
 #include "device.cuh"
 #include "gram.h"
+#include "gram_grid.h"
 
 namespace hullft {
 
@@ -11,12 +12,7 @@ struct Tile {
   int row, column;  // first row of either operand
 };
 
-inline int64_t tiles_of(int rows, int side) {
-  const int64_t strips = (int64_t(rows) + side - 1) / side;
-  return strips * (strips + 1) / 2;
-}
-
-// Tile t of the lower triangle, counted row by row.
+// Tile t of a lower triangle, counted row by row.
 __device__ __forceinline__ Tile tile_of(int64_t t, int side) {
   int64_t i = int64_t((sqrt(8.0 * double(t) + 1.0) - 1.0) / 2.0);
   while (i * (i + 1) / 2 > t) --i;
@@ -24,51 +20,58 @@ __device__ __forceinline__ Tile tile_of(int64_t t, int side) {
   return {int(i) * side, int(t - i * (i + 1) / 2) * side};
 }
 
-// Row `width` is the query. What is past it, and a candidate out of range, reads as row 0: its
-// products are never used, and the solve reports it.
+// Tile t of the triangle, or of the rectangle below it.
+__device__ __forceinline__ Tile tile_at(const Tiles& tiles, int64_t t, int side) {
+  if (t < tiles.triangle) return tile_of(t, side);
+  const int64_t below = t - tiles.triangle;
+  return {(tiles.strips + int(below / tiles.columns)) * side, int(below % tiles.columns) * side};
+}
+
+// The queries of a pool are its rows from `width` on. What is past them, and a candidate out of
+// range, reads as row 0: its products are never used, and the solve reports it.
 template <typename T>
-__device__ __forceinline__ const T* row_at(const GramProblem& p, int64_t query, int k) {
+__device__ __forceinline__ const T* row_at(const GramProblem& p, int64_t b, int k) {
   const PoolView& pool = p.pool;
-  if (k == pool.width && p.query.base)
-    return static_cast<const T*>(p.query.base) + query * p.query.stride;
+  const int query = k - pool.width;
+  if (query >= 0 && query < p.queries)
+    return static_cast<const T*>(p.query.base) + (b * p.queries + query) * p.query.stride;
   int64_t r = k < pool.width ? k : 0;
-  if (pool.candidates) r = pool.candidates[query * pool.candidates_stride + r];
+  if (pool.candidates) r = pool.candidates[b * pool.candidates_stride + r];
   if (r < 0 || r >= pool.n_rows) r = 0;
-  return static_cast<const T*>(pool.base) + query * pool.batch_stride + r * pool.row_stride;
+  return static_cast<const T*>(pool.base) + b * pool.batch_stride + r * pool.row_stride;
 }
 
-// Whether the query sees one of `side` rows from `first` on, or is one of them.
-__device__ __forceinline__ bool wants_rows(const GramProblem& p, int64_t query, int first,
+// Whether one of `side` rows from `first` on is a candidate of pool b, or a query.
+__device__ __forceinline__ bool wants_rows(const GramProblem& p, int64_t b, int first, int side) {
+  const int64_t n = p.pool.sizes ? p.pool.sizes[b] : int64_t(p.pool.width);
+  const int width = p.pool.width;
+  const bool has_query = first < width + p.queries && width < first + side;
+  return n > 0 && (first < n || has_query);
+}
+
+__device__ __forceinline__ bool wants_tile(const GramProblem& p, int64_t b, const Tile& tile,
                                            int side) {
-  const int64_t n = p.pool.sizes ? p.pool.sizes[query] : int64_t(p.pool.width);
-  const bool is_query = p.query.base && first <= p.pool.width && p.pool.width < first + side;
-  return n > 0 && (first < n || is_query);
+  const int64_t n = p.pool.sizes ? p.pool.sizes[b] : int64_t(p.pool.width);
+  return tile.column < n && wants_rows(p, b, tile.row, side);
 }
 
-__device__ __forceinline__ bool wants_tile(const GramProblem& p, int64_t query, const Tile& tile,
-                                           int side) {
-  const int64_t n = p.pool.sizes ? p.pool.sizes[query] : int64_t(p.pool.width);
-  return tile.column < n && wants_rows(p, query, tile.row, side);
-}
-
-// Of one query.
+// Of pool b.
 template <typename S>
 struct GramOutputs {
   S *gram, *products;
-  int width;
+  int width, queries;
 
-  __device__ __forceinline__ GramOutputs(const GramProblem& p, int64_t query)
-      : gram(static_cast<S*>(p.gram) + query * p.pool.width * p.pool.width),
-        products(p.query.base ? static_cast<S*>(p.products) + query * p.pool.width : nullptr),
-        width(p.pool.width) {}
+  __device__ __forceinline__ GramOutputs(const GramProblem& p, int64_t b)
+      : gram(static_cast<S*>(p.gram) + b * p.pool.width * p.pool.width),
+        products(static_cast<S*>(p.products) + b * p.queries * p.pool.width),
+        width(p.pool.width),
+        queries(p.queries) {}
 
-  // Element (i, j) of the lower triangle. Row `width` has the products with the query.
+  // Element (i, j) of the lower triangle. Rows from `width` on have the products with the queries.
   __device__ __forceinline__ void put_lower(int i, int j, S value) const {
-    if (j > i || i > width || j >= width) return;
-    if (i < width)
-      gram[int64_t(i) * width + j] = value;
-    else if (products)
-      products[j] = value;
+    if (j > i || j >= width || i >= width + queries) return;
+    S* row = i < width ? gram + int64_t(i) * width : products + int64_t(i - width) * width;
+    row[j] = value;
   }
 
   // Of what lies above the diagonal.

@@ -6,7 +6,6 @@
 #include "fw_state.cuh"
 #include "fw_warp.h"
 #include "gram_grid.h"
-#include "gram_tile.cuh"
 #include "parts.h"
 #include "plan.h"
 #include "sift.h"
@@ -38,15 +37,19 @@ double block_cycles(const PoolView& pool, double strips, double tiles) {
   return std::max(strips * kGridSide * bytes / kL2BytesPerCycle, tiles * tile) * d;
 }
 
-double blocks_cycles(const PoolView& pool, int rows, int64_t pools, int64_t sms, int warp_tiles) {
-  const TileGrid grid = tile_grid(rows, warp_tiles);
+double blocks_cycles(const PoolView& pool, int64_t pools, int queries, int64_t sms,
+                     int warp_tiles) {
+  const TileGrid grid = tile_grid(pool.width, queries, warp_tiles);
   const double triangle = double(grid.triangle_tiles()) / grid.blocks_of_triangle;
   const double square = double(grid.side * grid.side) / grid.blocks_of_square;
   const double of_square = block_cycles(pool, grid.side + square / grid.side, square);
   const double of_triangle = block_cycles(pool, grid.side, triangle);
-  const double triangles = double(grid.triangle_blocks()) / double(grid.blocks());
-  return waves(grid.blocks() * pools, sms) *
-         (triangles * of_triangle + (1 - triangles) * of_square);
+  const double of_panel = block_cycles(pool, grid.panel_rows + grid.panel_columns,
+                                       grid.panel_rows * grid.panel_columns);
+  const double all = double(grid.first_square) * of_triangle +
+                     double(grid.first_panel - grid.first_square) * of_square +
+                     double(grid.blocks - grid.first_panel) * of_panel;
+  return waves(grid.blocks * pools, sms) * all / double(grid.blocks);
 }
 
 }  // namespace
@@ -62,17 +65,18 @@ cudaError_t device_limits(LaunchLimits* limits) {
   return status;
 }
 
-GramPlan plan_gram(const PoolView& pool, int64_t pools, const QueryView& query, int64_t sms) {
-  const int rows = gram_rows(pool, query);
+GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms) {
   if (pool.storage == Storage::kFloat64) {
     constexpr int kWideSide = 32;
-    const double products = double(tiles_of(rows, kWideSide) * kWideSide * kWideSide);
+    const int64_t tiles = tiles_of(pool.width, queries, kWideSide).all;
+    const double products = double(tiles * kWideSide * kWideSide);
     return {0,
             products * double(pools) * double(pool.d) / (kFloat64ProductsPerCycle * double(sms))};
   }
-  GramPlan best{0, waves(tiles_of(rows, kGridSide) * pools, sms) * block_cycles(pool, 2, 1)};
+  const int64_t tiles = tiles_of(pool.width, queries, kGridSide).all;
+  GramPlan best{0, waves(tiles * pools, sms) * block_cycles(pool, 2, 1)};
   for (int warp_tiles = kMostWarpTiles; warp_tiles > 0; --warp_tiles) {
-    const double cycles = blocks_cycles(pool, rows, pools, sms, warp_tiles);
+    const double cycles = blocks_cycles(pool, pools, queries, sms, warp_tiles);
     if (cycles < best.cycles) best = {warp_tiles, cycles};
   }
   return best;
@@ -80,7 +84,7 @@ GramPlan plan_gram(const PoolView& pool, int64_t pools, const QueryView& query, 
 
 bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms) {
   const double k = pool.width, d = double(pool.d), queries = double(batch);
-  const double gram = plan_gram(pool, n_pools(pool, batch), {nullptr, 0}, sms).cycles;
+  const double gram = plan_gram(pool, n_pools(pool, batch), 0, sms).cycles;
   const double rate =
       std::min(kSmBytesPerCycle * std::min(queries, double(sms)), kDeviceBytesPerCycle);
   const double computed = std::min(k, double(columns));
@@ -101,7 +105,6 @@ FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, b
   plan.gram = gram;
   plan.sms = limits.sms;
   plan.warp = gram && warp && width <= kWarpCandidates;
-  plan.query_row = plan.warp && n_pools(p.pool, p.batch) == p.batch;
   plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
   plan.threads = plan.warp ? fw_warp_threads(p.batch, limits.full_device())
                            : threads_for(p.pool.width, p.pool.storage);

@@ -27,17 +27,13 @@ inline int64_t n_pools(const PoolView& pool, int64_t batch) {
   return pool.batch_stride == 0 && !pool.candidates ? 1 : batch;
 }
 
-// The rows of a Gram matrix: the candidates, and the query if there is one.
-inline int gram_rows(const PoolView& pool, const QueryView& query) {
-  return pool.width + (query.base ? 1 : 0);
-}
-
 struct GramPlan {
   int warp_tiles;  // of a warp of gram_blocks.cu, or 0: each tile has a block of its own
   double cycles;   // predicted
 };
 
-GramPlan plan_gram(const PoolView& pool, int64_t pools, const QueryView& query, int64_t sms);
+// queries: of each pool.
+GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms);
 
 // Whether whole Gram matrices take less time than `columns` columns a query as they are wanted.
 bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms);

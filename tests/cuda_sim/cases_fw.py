@@ -286,6 +286,17 @@ def fw_ragged(library: Library, seed: int) -> None:
 
 
 @case
+def fw_shared(library: Library, seed: int) -> None:
+    """A pool that queries share selects with the bits of its copies."""
+    pools, query = hull_problem(6, 20, 33, 12, torch.float32)
+    copies = pools[:1].repeat(20, 1, 1)
+    for variant in VARIANTS:
+        options = {"variant": variant, "max_iter": 20, "launch": Launch(seed)}
+        shared = library.frank_wolfe(pools[0], query, 6, **options)
+        check_same(shared, library.frank_wolfe(copies, query, 6, **options))
+
+
+@case
 def fw_indexed(library: Library, seed: int) -> None:
     embeddings, query = hull_problem(3, 1, 80, 12, torch.float32)
     embeddings = embeddings[0]

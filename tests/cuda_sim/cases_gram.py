@@ -3,7 +3,7 @@
 import torch
 
 import tf32_gram
-from cuda_sim.checks import case, permutations
+from cuda_sim.checks import case, hull_problem, permutations
 from cuda_sim.library import Launch, Library
 from problems import DTYPES
 
@@ -77,6 +77,28 @@ def gram_of_sizes(library: Library, seed: int) -> None:
                 n = int(sizes[b])
                 seen = pool[b, :n] if picked is None else rows[picked[b, :n]]
                 check_gram(seen, query[b], gram[b], products[b])
+
+
+@case
+def gram_of_a_shared_pool(library: Library, seed: int) -> None:
+    """Its queries are further rows: tiles of their own, panels below a triangle and below squares.
+    Copies of the pool have the same bits."""
+    for launch in (spread(seed), in_runs(seed)):
+        for dtype in DTYPES:
+            pools, query = hull_problem(5, 40, 30, 20, dtype)
+            copies = pools[:1].repeat(40, 1, 1)
+            gram, products = library.gram(pools[0], query, launch=launch)
+            grams, of_copies = library.gram(copies, query, launch=launch)
+
+            assert torch.equal(gram.expand(40, -1, -1), grams)
+            assert torch.equal(products, of_copies)
+
+        for candidates in (16, 207, 256):
+            pool = whole_numbers(candidates, 20, dtype=torch.float32)
+            query = whole_numbers(200, 20, dtype=torch.float32)
+            gram, products = library.gram(pool, query, launch=launch)
+            for b in range(200):
+                check_gram(pool, query[b], gram[0], products[b])
 
 
 def nearly_orthogonal(count: int, dim: int) -> torch.Tensor:

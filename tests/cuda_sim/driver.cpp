@@ -375,10 +375,11 @@ const char* sim_gram(const GramCase* c, const driver::Schedule* schedule) {
   return driver::run(*schedule, [&] {
     const Pool& p = c->pool;
     const DeviceInputs in(p);
-    const Buffer gram("gram", p.batch * p.width * p.width * real_bytes(p)),
+    hullft::GramProblem problem = hullft::grams_of(in.pool_view(p), p.batch, nullptr);
+    const Buffer gram("gram", problem.pools * p.width * p.width * real_bytes(p)),
         products("products", p.batch * p.width * real_bytes(p));
-    const hullft::GramProblem problem{in.pool_view(p), p.batch, in.query_view(p), gram.get(),
-                                      products.get()};
+    problem.query = in.query_view(p), problem.queries = int(p.batch / problem.pools);
+    problem.gram = gram.get(), problem.products = products.get();
     const cudaError_t status = hullft::launch_gram(problem, schedule->sms, nullptr);
     products.copy_to(c->products);
     gram.copy_to(c->gram);

@@ -380,12 +380,13 @@ class Library:
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gram matrices [B, K, K], and of each pool's products with its query [B, K]."""
+        """Gram matrices [B, K, K], or [1, K, K] of a shared pool, and the products of the pools
+        with their queries [B, K]."""
         view = _pool(pool, query, candidates, sizes)
-        shape = (view.batch, view.width)
+        pools = 1 if pool.dim() == 2 and candidates is None else view.batch
         dtype = real_dtype(pool.dtype)
-        gram = torch.zeros((*shape, shape[1]), dtype=dtype)
-        products = torch.zeros(shape, dtype=dtype)
+        gram = torch.zeros(pools, view.width, view.width, dtype=dtype)
+        products = torch.zeros(view.batch, view.width, dtype=dtype)
         case = GramCase(pool=view, gram=_pointer(gram), products=_pointer(products))
         self._call("sim_gram", case, launch)
         return gram, products

@@ -54,6 +54,20 @@ MUTANTS = {
         "asan",
         OUTSIDE,
     ),
+    "one query for all that share a pool": Mutant(
+        "gram",
+        "cuda/gram_tile.cuh",
+        "(b * p.queries + query) * p.query.stride",
+        "b * p.queries * p.query.stride",
+        ("gram_of_a_shared_pool", "fw_shared", "fw_ragged"),
+    ),
+    "panels of queries that overlap": Mutant(
+        "gram_blocks",
+        "cuda/gram_blocks.cu",
+        "int(panel / grid.panels_across) * grid.panel_rows",
+        "int(panel / grid.panels_across)",
+        ("gram_of_a_shared_pool",),
+    ),
     "a share of d forgotten": Mutant(
         "gram",
         "cuda/gram.cu",
@@ -76,7 +90,7 @@ MUTANTS = {
         "cuda/correlate.cu",
         "multiply_rows(rows, int(first), int(last)",
         "multiply_rows(rows, int(first) + 1, int(last)",
-        ("knn", "lmo", "fw_ragged"),
+        ("knn", "lmo"),
     ),
     "a residual that is the query": Mutant(
         "correlate",

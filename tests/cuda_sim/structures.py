@@ -159,7 +159,6 @@ class Plan:
     gram: c_bool
     shared_state: c_bool
     warp: c_bool
-    query_row: c_bool
     threads: c_int
     slots: c_int
     shared_limit: c_int64
