@@ -32,11 +32,11 @@ BAD = {
 }
 # The option that names the output, and what else the command needs.
 COMMANDS = {
-    "adapt --save": "adapt --store {store} --prompt x --overwrite",
+    "adapt --save": "adapt --store {store} --prompt x",
     "demo --output": "demo --corpus {corpus}",
     "evaluate --output": "evaluate --corpus {corpus}",
-    "index --output": "index {corpus} --overwrite",
-    "train --output": "train {store} --overwrite",
+    "index --output": "index {corpus}",
+    "train --output": "train {store}",
 }
 
 

@@ -2,19 +2,17 @@
 
 import multiprocessing
 import os
-from pathlib import Path
 
 import pytest
 
-from forked import forked, status_of
-from hullft_ops.ttft.files import check_output, new_folder, replacing
+from hullft_ops.ttft.files import check_output, new_folder
 
 
 def contents(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_text()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "hullft_ops.json"
+        if path.is_file()
     }
 
 
@@ -41,16 +39,11 @@ def test_a_folder_appears_at_the_end(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_exception_leaves_what_was_there(tmp_path):
-    path = tmp_path / "out"
-    write(path, "first")
+def test_an_exception_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        write_half(path, "second", overwrite=True)
+        write_half(tmp_path / "out", "half")
 
-    assert contents(tmp_path) == {"out/a.txt": "first"}
-
-    write(path, "second", overwrite=True)
-    assert contents(tmp_path) == {"out/a.txt": "second"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_folder_is_there_the_next_time(tmp_path):
@@ -62,7 +55,17 @@ def test_an_interrupted_folder_is_there_the_next_time(tmp_path):
     with new_folder(path, ["*.txt"], resume=True):
         pass
 
-    assert contents(tmp_path) == {"out/0.txt": "0", "out/1.txt": "1"}
+    assert contents(tmp_path) == {"out/1.txt": "0", "out/2.txt": "1"}
+
+
+def test_the_next_call_removes_what_a_kill_left(tmp_path):
+    hidden = tmp_path / ".out.hullft_ops.partial"
+    hidden.mkdir()
+    (hidden / "half.txt").write_text("half")
+    (hidden / "hullft_ops.lock").touch()
+    write(tmp_path / "out", "whole")
+
+    assert contents(tmp_path) == {"out/a.txt": "whole"}
 
 
 def test_two_processes_do_not_fill_one_folder(tmp_path):
@@ -86,95 +89,15 @@ def test_two_processes_do_not_fill_one_folder(tmp_path):
     assert contents(tmp_path) == {"out/a.txt": "mine"}
 
 
-def test_a_file_is_replaced_at_the_end(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("first")
-    with pytest.raises(FileNotFoundError), replacing(path) as file:
-        file.with_name("nowhere").rename(file)
-
-    assert contents(tmp_path) == {"rows.jsonl": "first"}
-
-    with replacing(path) as file:
-        file.write_text("second")
-
-    assert contents(tmp_path) == {"rows.jsonl": "second"}
-
-
-def killed_at_rename(number, work):
-    """Do the work in a process that ends, without cleaning up, at its so manieth rename."""
-    rename, renames = Path.rename, []
-
-    def run():
-        with pytest.MonkeyPatch.context() as patch:
-
-            def counted(path, target):
-                renames.append(target)
-                if len(renames) == number:
-                    os._exit(9)
-                return rename(path, target)
-
-            patch.setattr(Path, "rename", counted)
-            patch.setattr(Path, "replace", counted)
-            work()
-        # A kill while what was replaced goes.
-        os._exit(9)
-
-    assert status_of(forked(run, seconds=60)) == 9
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_the_next_call_removes_what_a_kill_left(tmp_path, number):
-    path = tmp_path / "out"
-    write(path, "first")
-    killed_at_rename(number, lambda: write(path, "second", overwrite=True))
-    hidden = {entry.name for entry in tmp_path.iterdir()} - {"out"}
-    assert hidden
-
-    # The second rename is missing: nothing is at the path, until the first folder is put back.
-    if number == 2:
-        assert not path.exists()
-
-        with pytest.raises(FileExistsError, match="--overwrite is not set"):
-            write(path, "third")
-
-        assert contents(path) == {"a.txt": "first"}
-
-    write(path, "third", overwrite=True)
-    assert contents(tmp_path) == {"out/a.txt": "third"}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_next_call_removes_the_part_of_a_file(tmp_path):
-    path = tmp_path / "plot.png"
-
-    def plot():
-        with replacing(path) as file:
-            file.write_text("half")
-
-    killed_at_rename(1, plot)
-    assert [entry.name for entry in tmp_path.iterdir()] == [
-        ".plot.png.hullft_ops.partial"
-    ]
-
-    plot()
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def users_file(hidden):
-    with pytest.raises(KeyboardInterrupt):
-        write_half(hidden.with_name("out"), "half", resume=True)
+    hidden.mkdir()
+    (hidden / "a.txt").write_text("half")
     (hidden / "thesis.md").write_text("years of work")
 
 
 def users_link(hidden):
-    with pytest.raises(KeyboardInterrupt):
-        write_half(hidden.with_name("out"), "half", resume=True)
-    (hidden / "b.txt").symlink_to(hidden.with_name("elsewhere"))
-
-
-def planted_folder(hidden):
     hidden.mkdir()
-    (hidden / "a.txt").write_text("years of work")
+    (hidden / "b.txt").symlink_to(hidden.with_name("elsewhere"))
 
 
 def planted_link(hidden):
@@ -183,7 +106,7 @@ def planted_link(hidden):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("put", [users_file, users_link, planted_folder, planted_link])
+@pytest.mark.parametrize("put", [users_file, users_link, planted_link])
 def test_what_is_not_ours_in_the_hidden_place_stays(tmp_path, put, resume):
     put(tmp_path / ".out.hullft_ops.partial")
     before = contents(tmp_path)
@@ -200,32 +123,9 @@ def test_another_users_hidden_folder_is_refused(tmp_path, monkeypatch):
         write(tmp_path / "out", "new")
 
 
-def test_a_link_in_the_place_of_a_part_is_not_followed(tmp_path):
-    (tmp_path / "thesis").write_text("years of work")
-    (tmp_path / ".plot.png.hullft_ops.partial").symlink_to("thesis")
-    with (
-        pytest.raises(FileExistsError, match="is a link"),
-        replacing(tmp_path / "plot.png"),
-    ):
-        pass
-
-    assert (tmp_path / "thesis").read_text() == "years of work"
-
-
 def folder_of_the_user(path):
     path.mkdir()
     (path / "thesis.txt").write_text("years of work")
-
-
-def folder_of_both(path):
-    write(path, "ours")
-    (path / "notes").mkdir()
-    (path / "notes" / "mine.txt").write_text("years of work")
-
-
-def link_among_ours(path):
-    write(path, "ours")
-    (path / "data").symlink_to("/")
 
 
 def link(path):
@@ -237,52 +137,58 @@ def file(path):
     path.write_text("years of work")
 
 
-FOREIGN = {
-    file: "out is a file, must be a folder",
-    folder_of_the_user: "out holds thesis.txt, which hullft_ops did not write",
-    folder_of_both: "out holds notes/mine.txt, which hullft_ops did not write",
-    link_among_ours: "out holds data, which hullft_ops did not write",
+EXISTING = {
+    file: "out exists: remove it first, or choose another name",
+    folder_of_the_user: "out exists: remove it first, or choose another name",
     link: "out is neither a regular file nor a folder",
     os.mkfifo: "out is neither a regular file nor a folder",
 }
 
 
-@pytest.mark.parametrize("make", FOREIGN)
-def test_what_we_did_not_write_stays(tmp_path, make):
+@pytest.mark.parametrize("make", EXISTING)
+def test_what_is_there_stays(tmp_path, make):
     path = tmp_path / "out"
     make(path)
     before = contents(tmp_path)
-    with pytest.raises(FileExistsError, match=f"{FOREIGN[make]}$"):
-        check_output(path, overwrite=True)
-    with pytest.raises(FileExistsError):
-        write(path, "new", overwrite=True)
+    with pytest.raises(FileExistsError, match=f"{EXISTING[make]}$"):
+        write(path, "new")
 
     assert contents(tmp_path) == before
 
 
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", "new")
+
+    assert contents(tmp_path) == {"out/a.txt": "new"}
+
+
 def test_a_file_that_came_during_the_work_stays(tmp_path):
     path = tmp_path / "out"
-    with pytest.raises(FileExistsError), new_folder(path, ["*.txt"]):
+    with pytest.raises(OSError, match="not empty"), new_folder(path, ["*.txt"]):
         folder_of_the_user(path)
 
     assert contents(tmp_path) == {"out/thesis.txt": "years of work"}
 
 
-def test_only_overwrite_replaces(tmp_path):
-    write(tmp_path / "out", "ours")
-    file(tmp_path / "file")
-    for name, kind in (("out", "folder"), ("file", "file")):
-        with pytest.raises(FileExistsError, match="--overwrite is not set"):
-            check_output(tmp_path / name, kind=kind)
+def test_a_replaced_folder_keeps_what_is_not_ours(tmp_path):
+    path = tmp_path / "out"
+    write(path, "old", replace=True)
+    write(path, "new", replace=True)
+    assert contents(tmp_path) == {"out/a.txt": "new"}
 
-        check_output(tmp_path / name, kind=kind, overwrite=True)
+    (path / "thesis.md").write_text("years of work")
+    with pytest.raises(OSError, match="not empty"):
+        write(path, "newer", replace=True)
 
-    (tmp_path / "empty").mkdir()
-    write(tmp_path / "empty", "new")
+    assert contents(tmp_path) == {"out/thesis.md": "years of work"}
+
+    link(tmp_path / "link")
+    with pytest.raises(FileExistsError, match="neither a regular file nor a folder"):
+        write(tmp_path / "link", "newer", replace=True)
 
 
-@pytest.mark.parametrize("kind", ["file", "rows"])
-def test_a_file_is_not_written_over_anything_else(tmp_path, kind):
+def test_rows_go_to_a_regular_file(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("elsewhere")
     for path, message in {
@@ -292,7 +198,7 @@ def test_a_file_is_not_written_over_anything_else(tmp_path, kind):
         "/dev/zero": "is neither a regular file nor a folder",
     }.items():
         with pytest.raises(OSError, match=message):
-            check_output(path, kind=kind, overwrite=True)
+            check_output(path, kind="rows")
 
 
 def test_an_input_is_not_an_output(tmp_path, monkeypatch):
@@ -302,14 +208,10 @@ def test_an_input_is_not_an_output(tmp_path, monkeypatch):
     (tmp_path / "alias").symlink_to("c.jsonl")
 
     for inputs in (["c.jsonl"], ["alias"], ["wikitext", tmp_path / "c.jsonl"]):
-        for kind in ("file", "rows"):
-            with pytest.raises(ValueError, match=r"output c.jsonl is the input"):
-                check_output("c.jsonl", kind=kind, inputs=inputs, overwrite=True)
+        with pytest.raises(ValueError, match=r"output c.jsonl is the input"):
+            check_output("c.jsonl", kind="rows", inputs=inputs)
 
     with pytest.raises(ValueError, match=r"output out is the input .*, or holds it"):
-        check_output("out", inputs=[tmp_path / "out" / "a.txt"], overwrite=True)
-
-    with pytest.raises(ValueError, match=r"output out/a.txt is a file of the input"):
-        check_output("out/a.txt", kind="file", inputs=["out"], overwrite=True)
+        check_output("out", inputs=[tmp_path / "out" / "a.txt"])
 
     check_output("free", inputs=["c.jsonl", "free"])

@@ -55,7 +55,6 @@ def adapt(
     max_new_tokens: int = 64,
     save: Path | None = None,
     save_rank: int = 16,
-    overwrite: bool = False,
 ) -> None:
     """Adapt to a prompt; print passages, bits per byte before and after, and the continuations
     without and with adaptation.
@@ -76,7 +75,6 @@ def adapt(
         max_new_tokens: length of the continuation.
         save: new folder for the adaptation, as a LoRA that PEFT and vLLM load.
         save_rank: rank of that LoRA, at most the shorter side of the model's largest layer.
-        overwrite: replace the folder that an earlier run wrote to --save.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
@@ -96,7 +94,7 @@ def adapt(
             embedder,
             config.adapter,
         )
-        check_output(save, inputs=sources, overwrite=overwrite)
+        check_output(save, inputs=sources)
         if config.n_select == 0:
             raise ValueError("--save needs --n-select above 0: nothing is trained")
     if store is not None:
@@ -140,7 +138,7 @@ def adapt(
                 prompt, chat=chat, max_new_tokens=max_new_tokens
             )
         if save is not None:
-            saved = adaptation.save_adapter(save, rank=save_rank, overwrite=overwrite)
+            saved = adaptation.save_adapter(save, rank=save_rank)
     _print_training(adaptation, passages)
     _print_scores(before, after)
     _print_overlap(prompt, adaptation, passages)

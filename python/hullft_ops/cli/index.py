@@ -28,7 +28,6 @@ def index(
     device: str | None = None,
     dtype: Precision | None = None,
     reuse: Path | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Build a datastore from a corpus. After a kill, the same command goes on.
 
@@ -45,7 +44,6 @@ def index(
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
             None for the embedder's own.
         reuse: folder of a datastore of the same embedder; its texts are not embedded again.
-        overwrite: replace the datastore in output, or an unfinished one.
     """
     if verify:
         store = Datastore.open(corpus)
@@ -54,7 +52,7 @@ def index(
         return
     if output is None:
         raise ValueError("give --output, or --verify for a datastore")
-    check_output(output, inputs=[corpus], overwrite=overwrite)
+    check_output(output, inputs=[corpus])
     embed = None
     engine = Workers(**workers)
     if engine.engine == "ray":
@@ -68,6 +66,5 @@ def index(
         IndexConfig(**config),
         reuse=Datastore.open(reuse) if reuse else None,
         embed=embed,
-        overwrite=overwrite,
     )
     echo(*store.summary())

@@ -19,7 +19,6 @@ def train(
     model: Annotated[dict[str, Any], fields_of(ModelConfig)],
     *,
     output: Path,
-    overwrite: bool = False,
 ) -> None:
     """Train one LoRA on the passages of a datastore; after a kill, run the same command again.
 
@@ -28,12 +27,9 @@ def train(
         options: how to train.
         model: the language model.
         output: new folder for the adapter, which PEFT and the option --adapter take.
-        overwrite: replace an adapter that an earlier run wrote.
     """
     config, language_model = AdapterConfig(**options), ModelConfig(**model)
-    check_output(output, inputs=[store, language_model.model], overwrite=overwrite)
+    check_output(output, inputs=[store, language_model.model])
     datastore = Datastore.open(store)
-    train_adapter(
-        *language_model.load(), datastore, output, overwrite=overwrite, **options
-    )
+    train_adapter(*language_model.load(), datastore, output, **options)
     echo(f"an adapter of rank {config.rank} is in {output}")

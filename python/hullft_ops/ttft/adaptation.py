@@ -170,7 +170,6 @@ class Adaptation:
         *,
         rank: int | None = None,
         base_model: str | None = None,
-        overwrite: bool = False,
     ) -> SavedAdapter:
         """Write the adaptation as a folder that ``PeftModel.from_pretrained`` loads.
 
@@ -184,13 +183,12 @@ class Adaptation:
                 layer; None for trained adapters.
             base_model: the base model's name for the configuration, as vLLM serves it; None for the
                 name that the model was loaded by.
-            overwrite: replace a folder that an earlier call wrote.
 
         Raises:
             RuntimeError: the with block has ended, or nothing was trained.
             TypeError, ValueError: rank does not fit what was trained, there is not one active
                 adapter, or no parameter fits into a LoRA.
-            FileExistsError: the folder exists, and may not be overwritten.
+            FileExistsError: the folder exists, and is not empty.
         """
         self._check_alive("save_adapter")
         if not self._original:
@@ -202,7 +200,6 @@ class Adaptation:
             path,
             rank=rank,
             base_model=base_model,
-            overwrite=overwrite,
         )
 
     def _add_seconds(self, seconds: dict[str, float]) -> None:

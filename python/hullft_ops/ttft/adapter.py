@@ -78,8 +78,6 @@ def train_adapter(
     tokenizer: "PreTrainedTokenizerBase",
     store: Store,
     path: str | Path,
-    *,
-    overwrite: bool = False,
     **options: Any,
 ) -> Path:
     """Train a LoRA on the passages of a datastore, and write it to ``path`` for PEFT.
@@ -93,8 +91,6 @@ def train_adapter(
         tokenizer: the model's tokenizer.
         store: the passages. Those of fewer than 2 tokens are left out.
         path: the folder to make, for ``TTFTConfig.adapter``. It appears by a rename.
-        overwrite: replace a folder that this function wrote, and drop checkpoints of another
-            training.
         options: fields of `AdapterConfig`.
 
     Returns:
@@ -112,7 +108,7 @@ def train_adapter(
 
     config = AdapterConfig(**options)
     path = Path(path)
-    check_output(path, overwrite=overwrite)
+    check_output(path)
     if getattr(model, "peft_config", None):
         raise ValueError("train_adapter: model must have no adapters, got a PEFT model")
     check_causal(model, tokenizer)
@@ -122,7 +118,7 @@ def train_adapter(
     set_seed(config.seed)
     lora_model = with_lora(model, "all-linear", config.rank)
     with (
-        new_folder(path, _FILES, overwrite=overwrite, resume=True) as folder,
+        new_folder(path, _FILES, resume=True) as folder,
         out_of_memory_explained(_OUT_OF_MEMORY),
         warnings.catch_warnings(),
     ):
@@ -131,7 +127,7 @@ def train_adapter(
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "Could not find a config file")
         training = folder / "training"
-        _begin(training, record, overwrite=overwrite)
+        _begin(training, record)
         passages = _tokenized(tokenizer, store, length, training)
         _train(lora_model, passages, config, training)
         lora_model.save_pretrained(folder, save_embedding_layers=False)
@@ -140,18 +136,15 @@ def train_adapter(
     return path
 
 
-def _begin(training: Path, record: str, *, overwrite: bool) -> None:
+def _begin(training: Path, record: str) -> None:
     """Write the record, or compare it with that of the checkpoints that a kill left."""
     training.mkdir(exist_ok=True)
     file = training / RECORD
     if _last_checkpoint(training) and file.read_text(encoding="utf-8") != record:
-        if not overwrite:
-            raise ValueError(
-                f"train_adapter: {training} has checkpoints of other options, or of another model "
-                "or datastore; --overwrite begins anew"
-            )
-        _clear(training)
-        training.mkdir()
+        raise ValueError(
+            f"train_adapter: {training} has checkpoints of other options, or of another model or "
+            "datastore: remove it to begin anew"
+        )
     file.write_text(record, encoding="utf-8")
 
 

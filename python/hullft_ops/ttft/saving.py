@@ -44,11 +44,10 @@ def save_adapter(
     *,
     rank: int | None,
     base_model: str | None,
-    overwrite: bool,
 ) -> SavedAdapter:
     """Write the change of ``trained`` from ``original``, see `Adaptation.save_adapter`."""
     adapter = adapter_to_save(model, trained, rank)
-    with new_folder(path, _FILES, overwrite=overwrite) as folder:
+    with new_folder(path, _FILES) as folder:
         share, left_out = 1.0, list[str]()
         if rank is not None:
             share, left_out = _fill(adapter, model, trained, original, rank)

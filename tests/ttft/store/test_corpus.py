@@ -13,7 +13,6 @@ import pyarrow.parquet
 import pytest
 
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import new_folder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 
 RECORDS = [
@@ -106,8 +105,9 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
     (folder / "zeros").write_bytes(b"text\0")
     (folder / "empty").touch()
     (folder / os.fsdecode(b"\xff.txt")).write_text("a name that is not UTF-8")
-    with new_folder(folder / "ours", ["*.txt"]) as ours:
-        (ours / "texts.txt").write_text("of a datastore")
+    (folder / "store").mkdir()
+    (folder / "store" / "datastore.json").write_text("{}")
+    (folder / "store" / "skipped.txt").write_text("of a datastore")
 
     records, skipped = read(folder)
     assert records == [

@@ -172,7 +172,7 @@ def test_the_corpus_is_not_the_output(embedder, tmp_path):
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work, and more of it")
     with pytest.raises(ValueError, match="output .*mine is the input"):
-        index_corpus(mine, mine, embedder, overwrite=True)
+        index_corpus(mine, mine, embedder)
 
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
@@ -210,17 +210,16 @@ def test_an_interrupted_call_goes_on(corpus, embedder, tmp_path):
 
     assert len(calls) == 1000 - 3 * 128
 
-    same(store, index_corpus(corpus, path, embedder, overwrite=True))
-    assert {entry.name for entry in tmp_path.iterdir()} == {"c.jsonl", "store"}
+    same(store, index_corpus(corpus, tmp_path / "whole", embedder))
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert names == {"c.jsonl", "store", "whole"}
 
 
-def test_an_interrupted_call_of_other_settings_is_dropped_only_by_overwrite(
-    corpus, embedder, tmp_path
-):
+def test_an_interrupted_call_of_other_settings_is_kept(corpus, embedder, tmp_path):
     path = tmp_path / "store"
     interrupted(corpus, path, embedder, after=512)
     with pytest.raises(
-        ValueError, match=r"another min_chars: 16 instead of 20; --over"
+        ValueError, match=r"another min_chars: 16 instead of 20: remove it to begin"
     ):
         index_corpus(corpus, path, embedder, min_chars=20)
 
@@ -228,10 +227,8 @@ def test_an_interrupted_call_of_other_settings_is_dropped_only_by_overwrite(
     with pytest.raises(ValueError, match=r"another contents: \w+ instead of \w+"):
         index_corpus(corpus, path, embedder)
 
-    calls = []
-    store = index_corpus(corpus, path, counted(embedder, calls), overwrite=True)
-
-    assert len(store) == len(calls) == 1001
+    [folder] = tmp_path.glob(".store.*")
+    assert (folder / "embeddings.f32").stat().st_size == 512 * 24 * 4
 
 
 def killed_after(seconds, run):
@@ -365,14 +362,12 @@ def test_a_finished_datastore_holds_no_parts_of_files(corpus, embedder, tmp_path
     path = tmp_path / "store"
     interrupted(corpus, path, embedder, after=0)
     [folder] = tmp_path.glob(".store.*")
-    (folder / "source.json").unlink()
-    (folder / ".source.json.hullft_ops.partial").write_text("{")
+    (folder / "source.json").rename(folder / "source.json.part")
     index_corpus(corpus, path, embedder)
 
     assert {entry.name for entry in path.iterdir()} == {
         "datastore.json",
         "embeddings.f32",
-        "hullft_ops.json",
         "skipped.txt",
         "source.json",
         "texts.arrow",

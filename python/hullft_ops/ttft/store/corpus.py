@@ -19,7 +19,7 @@ from pydantic import NonNegativeInt
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line
-from hullft_ops.ttft.files import MARKER
+from hullft_ops.ttft.store.format import INFO
 from hullft_ops.ttft.validation import options
 
 STDIN = "-"
@@ -301,13 +301,13 @@ class _ShownText:
 def local_files(path: Path, config: FilePatterns) -> list[Path]:
     """The file, or the files in a folder at any depth that ``config`` includes, in order.
 
-    Left out are hidden files and folders, symbolic links, and folders that this package wrote.
+    Left out are hidden files and folders, symbolic links, and datastores.
     """
     if path.is_file():
         return [path]
     files: list[Path] = []
     for folder, folders, names in os.walk(path):
-        if MARKER in names:
+        if INFO in names:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -82,7 +82,6 @@ class Datastore:
         *,
         sources: Sequence[str] | None = None,
         exact_up_to: int = IndexConfig.exact_up_to,
-        overwrite: bool = False,
     ) -> "Datastore":
         """Write a datastore and open it. Only a batch of texts is in memory.
 
@@ -93,7 +92,6 @@ class Datastore:
             path: the folder to create, with missing parents.
             sources: the document of each text; texts in a row that share it follow one another.
             exact_up_to: more texts than this get inverted lists, which a search reads in part.
-            overwrite: replace the datastore at ``path``.
 
         Raises:
             TypeError, ValueError: there are no texts, a text is not a valid str, or the embedder
@@ -104,7 +102,7 @@ class Datastore:
             raise TypeError(
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
-        with new_folder(path, FILES, overwrite=overwrite) as folder:
+        with new_folder(path, FILES) as folder:
             if write_texts(folder, _rows(texts, sources)) == 0:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
             embed_texts(folder, embedder)

@@ -35,7 +35,7 @@ SKIPPED = "skipped.txt"
 TEXTS = "texts.arrow"
 EMBEDDINGS = "embeddings.f32"
 LISTS = "lists.faiss"
-FILES = (INFO, SOURCE, SKIPPED, TEXTS, EMBEDDINGS, LISTS, ".*.partial")
+FILES = (INFO, SOURCE, SKIPPED, TEXTS, EMBEDDINGS, LISTS, f"{SOURCE}.part")
 
 # Of a batch of texts on disk, counting some for each row's own memory. Opening a datastore reads
 # where each batch begins.

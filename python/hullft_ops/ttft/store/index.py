@@ -13,7 +13,7 @@ from hullft_ops._checks import check_integer
 from hullft_ops._terminal import NAMED
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import check_output, new_folder, replacing
+from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
 from hullft_ops.ttft.store.cutting import token_chunks
@@ -21,6 +21,7 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS,
     FILES,
+    INFO,
     LISTS,
     SKIPPED,
     SOURCE,
@@ -44,7 +45,7 @@ def index_corpus(
     *,
     reuse: Store | None = None,
     embed: Embed | None = None,
-    overwrite: bool = False,
+    renew: bool = False,
     **options: Any,
 ) -> Datastore:
     """Write a corpus into a datastore, and open it.
@@ -57,7 +58,7 @@ def index_corpus(
         corpus: what to read, as `Corpus`.
         reuse: a store of the same embedder, whose texts are not embedded again.
         embed: embeds batches of texts elsewhere; None for ``embedder.encode``. Not with ``reuse``.
-        overwrite: replace the datastore at ``path``, and drop an unfinished one of other settings.
+        renew: replace the datastore at ``path``, and drop an unfinished one of other settings.
         options: fields of `IndexConfig`, in place of ``config``.
 
     Raises:
@@ -75,15 +76,17 @@ def index_corpus(
             raise ValueError("index_corpus: give one of reuse and embed")
         check_embedder("index_corpus", embedder, reuse)
         embed = _reusing(reuse, embedder)
-    check_output(path, inputs=[corpus.name], overwrite=overwrite)
-    with new_folder(path, FILES, overwrite=overwrite, resume=True) as folder:
-        if not _is_begun(folder, settings, overwrite=overwrite):
+    if not renew:
+        check_output(path, inputs=[corpus.name])
+    with new_folder(path, FILES, resume=True, replace=renew) as folder:
+        if not _is_begun(folder, settings, renew=renew):
             for name in (SOURCE, EMBEDDINGS, LISTS):
                 (folder / name).unlink(missing_ok=True)
             source = _write_passages(corpus, folder, config, cut)
             source.settings = settings
-            with replacing(folder / SOURCE) as file:
-                file.write_text(source.model_dump_json(), encoding="utf-8")
+            part = folder / f"{SOURCE}.part"
+            part.write_text(source.model_dump_json(), encoding="utf-8")
+            part.rename(folder / SOURCE)
         embed_texts(folder, embedder, embed)
         finish(folder, embedder, exact_up_to=config.exact_up_to)
     return Datastore.open(path)
@@ -124,18 +127,18 @@ def _cutter(embedder: Embedder, config: IndexConfig) -> Cut:
     return lambda text: token_chunks(text, tokenizer, length, overlap)
 
 
-def _is_begun(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> bool:
+def _is_begun(folder: Path, settings: dict[str, Any], *, renew: bool) -> bool:
     """Whether an interrupted call with these settings has written all texts."""
     if not (folder / SOURCE).exists():
         return False
     before = read_model(Source, folder / SOURCE).settings
     for name, value in settings.items():
         if before.get(name) != value:
-            if overwrite or not (folder / EMBEDDINGS).exists():
+            if renew or not (folder / EMBEDDINGS).exists():
                 return False
             raise ValueError(
                 f"{folder} is of an interrupted run with another {name}: "
-                f"{before.get(name)} instead of {value}; --overwrite begins anew"
+                f"{before.get(name)} instead of {value}: remove it to begin anew"
             )
     return True
 
@@ -196,11 +199,11 @@ def folder_datastore(
     config = _for_embedder(IndexConfig(**options), embedder)
     contents = Corpus(corpus, config)
     path = datastore_folder(corpus, embedder, root, **options)
-    store = Datastore.open(path) if path.exists() else None
+    store = Datastore.open(path) if (path / INFO).exists() else None
     settings = _settings(contents, embedder, config)
     if store and store.source and store.source.settings == settings:
         return store
-    return index_corpus(contents, path, embedder, config, reuse=store, overwrite=True)
+    return index_corpus(contents, path, embedder, config, reuse=store, renew=True)
 
 
 def _reusing(store: Store, embedder: Embedder) -> Embed:
