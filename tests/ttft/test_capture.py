@@ -157,6 +157,39 @@ def test_a_capture_that_fails_leaves_torch_as_it_was(cuda, is_invalid):
     assert cuda.streams == [-1]  # one for all
 
 
+class Stream:
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
+
+    def wait_stream(self, other):
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rehearsal_runs_where_captures_do(cuda, fails):
+    def run():
+        calls.append(f"runs on {cuda.current.name}")
+        if fails:
+            raise RuntimeError("no memory")
+        return loss
+
+    calls = []
+    cuda.current = caller = Stream("caller", calls)
+    captures = Stream("captures", calls)
+    cuda.Stream = lambda device, priority: captures
+    loss = SimpleNamespace(record_stream=lambda stream: calls.append(stream.name))
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        assert Recorder(DEVICE).rehearse(run) is loss
+
+    waits = [
+        "captures waits for caller",
+        "runs on captures",
+        "caller waits for captures",
+    ]
+    assert calls == waits + ["caller"] * (not fails)
+    assert cuda.current is caller
+
+
 def test_waits_are_told_apart_from_other_warnings(monkeypatch):
     modes = [0]
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])

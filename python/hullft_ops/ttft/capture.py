@@ -28,6 +28,23 @@ class Recorder:
         self._device = device
         self._pool: Any = None
 
+    def rehearse(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run a call on the stream of captures, between what the current stream does.
+
+        Libraries then keep their memory for that stream outside the graphs' pool, and autograd
+        accumulates gradients on it.
+        """
+        stream: Any = torch.cuda.current_stream(self._device)
+        captures = _capture_stream(self._device)
+        captures.wait_stream(stream)
+        try:
+            with torch.cuda.stream(captures):
+                result = run()
+        finally:
+            stream.wait_stream(captures)
+        result.record_stream(stream)
+        return result
+
     def record(self, run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
         """Record a call without running it.
 

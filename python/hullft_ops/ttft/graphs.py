@@ -26,7 +26,7 @@ from hullft_ops.ttft.steps import StageClock
 TrainOnText = Callable[[Tensor, StageClock], Tensor]
 
 # So many passes of a kind run before one is captured. The first loads kernels and compares heads,
-# and few prompts bring a rare length back.
+# the second rehearses the capture, and few prompts bring a rare length back.
 _EAGER_PASSES = 2
 # The lengths of a context of 2,048 tokens. Each graph keeps the arguments of thousands of kernels.
 _MOST_GRAPHS = 32
@@ -98,7 +98,10 @@ class PassGraphs:
     ) -> Tensor:
         """A pass that waits for the GPU does not count, unless it is the first."""
         with self._recorder.watched() as waits:
-            loss = one_pass(text, clock)
+            if self._eager_passes[kind]:
+                loss = self._recorder.rehearse(partial(one_pass, text, clock))
+            else:
+                loss = one_pass(text, clock)
         if not waits or not self._eager_passes[kind]:
             self._eager_passes[kind] += 1
         else:
@@ -110,6 +113,8 @@ class PassGraphs:
             oldest, _ = self._captured.popitem(last=False)
             del self._eager_passes[oldest]
         torch.clear_autocast_cache()  # a replay must cast the weights again
+        # Autograd's nodes in cycles still accumulate on the stream of an eager pass.
+        gc.collect()
         try:
             graph, loss = self._recorder.record(
                 partial(_without_events, one_pass, text)
