@@ -3,8 +3,9 @@
 import sys
 from importlib import import_module, metadata
 
+from hullft_ops._extras import missing
+
 COMMANDS = ("adapt", "demo", "evaluate", "index", "report", "train")
-_INSTALL = "hullft-ops needs {}: pip install 'hullft_ops[ttft]'"
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("hullft_ops"):
             raise
-        sys.exit(_INSTALL.format(error.name.partition(".")[0]))
+        sys.exit(missing("hullft-ops", error.name))
     except KeyboardInterrupt:
         sys.exit(130)
     run_command(commands)

@@ -103,10 +103,11 @@ def adapt(
     if generate:
         window = full_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
+    asked = prompt
     if chat:
         # A model without a template, or with one that fails, is refused before the work.
         try:
-            chat_message(tokenizer, prompt)
+            asked = chat_message(tokenizer, prompt)
         except TemplateError as error:
             raise ValueError(f"--chat: the model's chat template: {error}") from error
     if save is not None:
@@ -127,7 +128,7 @@ def adapt(
         unadapted = continue_prompt(
             model,
             tokenizer,
-            chat_message(tokenizer, prompt) if chat else prompt,
+            asked,
             finetuner.window,
             max_new_tokens=max_new_tokens,
         )

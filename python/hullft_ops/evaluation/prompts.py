@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 from pydantic import AfterValidator, ConfigDict
@@ -130,16 +130,6 @@ def read_prompts(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def read_documents(corpus: str, skipped: list[str], **options: Any) -> list[Document]:
-    """The records of a corpus as documents, read as `Corpus` does.
-
-    Args:
-        options: fields of `IndexConfig`.
-    """
-    records = Corpus(corpus, IndexConfig(**options)).records(skipped)
-    return [Document("", record["source"], record["text"]) for record in records]
-
-
 def installed_documents() -> list[Document]:
     """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`."""
     sources = [document for family in FAMILIES for document in _sources(*family)]
@@ -259,8 +249,11 @@ def open_texts(
     if corpus is None:
         documents = installed_documents()
     else:
-        patterns = {"include": experiment.include, "exclude": experiment.exclude}
-        documents = read_documents(corpus, skipped, **patterns)
+        files = IndexConfig(include=experiment.include, exclude=experiment.exclude)
+        documents = [
+            Document("", record["source"], record["text"])
+            for record in Corpus(corpus, files).records(skipped)
+        ]
     split = hold_out(documents)
     if not (split.prompts and split.passages):
         raise InputError(
