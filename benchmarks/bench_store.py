@@ -45,7 +45,7 @@ def test_store(case: Case, recorder: Recorder, tmp_path: Path) -> None:
         f"passage {n} " + "of a made-up corpus " * 40 for n in range(case.passages)
     )
     path = tmp_path / "store"
-    store = Datastore.build(texts, _MadeUp(), path, exact_up_to=case.passages)
+    store = Datastore.build(texts, _MadeUp(), path)
     if case.action == "open":
         recorder.ours(partial(Datastore.open, path))
         recorder.peer("verify", store.verify)

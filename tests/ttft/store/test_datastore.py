@@ -5,7 +5,6 @@ import multiprocessing
 import random
 import shutil
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -24,9 +23,9 @@ def store(texts, embedder, tmp_path):
 
 @pytest.fixture
 def large(embedder, tmp_path):
-    """A datastore with inverted lists; its folder."""
+    """A datastore of 600 texts; its folder."""
     texts = [f"text {n} of word{n % 9} and word{n % 31}" for n in range(600)]
-    Datastore.build(texts, embedder, tmp_path / "large", exact_up_to=100)
+    Datastore.build(texts, embedder, tmp_path / "large")
     return tmp_path / "large"
 
 
@@ -39,7 +38,7 @@ def test_what_was_built_is_opened(store, texts, embedder, tmp_path):
     assert opened.rows[-1] == {"text": texts[-1], "source": None}
     assert opened.texts[7:9] == texts[7:9]
     assert opened.summary() == [
-        "60 passages, hashing of dim 24, search exact",
+        "60 passages, hashing of dim 24",
     ]
 
 
@@ -106,18 +105,6 @@ def not_unit(path):
     (path / "embeddings.f32").write_bytes(vectors.tobytes())
 
 
-def other_lists(path):
-    index = faiss.index_factory(24, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
-    vectors = np.eye(24, dtype=np.float32)
-    index.train(vectors)
-    index.add(vectors)
-    faiss.write_index(index, str(path / "lists.faiss"))
-
-
-def no_lists(path):
-    (path / "lists.faiss").write_bytes(b"IwFl" + bytes(50))
-
-
 def write_columns(path, **columns):
     table = pa.table(columns)
     with pa.ipc.new_stream(str(path / "texts.arrow"), table.schema) as writer:
@@ -137,7 +124,7 @@ DAMAGE = {
         lambda p: (p / "datastore.json").write_text("[" * 10**6),
         "json: Invalid JSON",
     ),
-    "another format": (lambda p: change_info(p, format=2), "json: format must be 3"),
+    "another format": (lambda p: change_info(p, format=3), "json: format must be 4"),
     "too many fields": (lambda p: change_info(p, code="x"), "json: code: Extra"),
     "a wrong type": (lambda p: change_info(p, dim="24"), "json: dim must be"),
     "no rows": (lambda p: change_info(p, count=0), "json: count must be"),
@@ -163,8 +150,6 @@ DAMAGE = {
         lambda p: (p / "source.json").write_text("{}"),
         "source.json: settings: Field required",
     ),
-    "other lists": (other_lists, r"must hold inverted lists of \[600, 24\]"),
-    "no FAISS lists": (no_lists, r"lists.faiss (is not|must hold)"),
 }
 
 
@@ -195,10 +180,6 @@ CHANGES = {
     ),
     "a letter": (a_letter, "damaged: its texts and vectors have changed"),
     "a null": (a_null, "texts.arrow must have a text in each row"),
-    "a bit of the lists": (
-        lambda p: flip(p / "lists.faiss", -9),
-        "lists.faiss is damaged: its content has changed",
-    ),
 }
 
 
@@ -221,7 +202,7 @@ def test_opening_reads_no_text_and_no_vector(large, monkeypatch):
         raise AssertionError("must not be read")
 
     monkeypatch.setattr(Rows, "_values", refuse)
-    for name in ("checked_vectors", "identity_of", "sha256_of"):
+    for name in ("checked_vectors", "identity_of"):
         monkeypatch.setattr(datastore, name, refuse)
     (large / "embeddings.f32").write_bytes(bytes(600 * 24 * 4))
 

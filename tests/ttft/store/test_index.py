@@ -247,7 +247,7 @@ def test_kills(pytestconfig, corpus, embedder, tmp_path):
     encode = embedder.encode
 
     def index(path):
-        return index_corpus(corpus, path, embedder, metadata=("n",), exact_up_to=500)
+        return index_corpus(corpus, path, embedder, metadata=("n",))
 
     def slowly(texts):
         time.sleep(0.01)

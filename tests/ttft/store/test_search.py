@@ -38,12 +38,6 @@ def on_disk(rows, path):
     return Datastore.build(numbers(rows), Fixed(rows), path / "store")
 
 
-def by_lists(rows, path):
-    embedder = Fixed(rows)
-    folder = path / "lists"
-    return Datastore.build(numbers(rows), embedder, folder, exact_up_to=100)
-
-
 @pytest.fixture(params=[in_memory, on_disk])
 def make(request, tmp_path):
     return lambda rows: request.param(rows, tmp_path)
@@ -84,41 +78,6 @@ def test_a_query_finds_the_same_in_any_batch(make):
         single, alone = store.search(queries[i : i + 1], 30)
         assert torch.equal(single[0], scores[i])
         assert torch.equal(alone[0], positions[i])
-
-
-def test_lists_find_nearly_all(tmp_path):
-    rows = unit(4000)
-    queries = unit(50, seed=1)
-    store = by_lists(rows, tmp_path)
-
-    assert 0.95 <= store.info.recall <= 1
-
-    scores, positions = store.search(queries, 50)
-    _, nearest = on_disk(rows, tmp_path).search(queries, 50)
-    hits = 0
-    for i in range(50):
-        hits += len(np.intersect1d(positions[i], nearest[i]))
-
-    assert hits > 0.9 * 50 * 50
-    assert (scores.diff(dim=1) <= 0).all()
-
-    products = torch.from_numpy(queries @ rows.T)
-    expected = products.gather(1, positions)
-    torch.testing.assert_close(scores, expected)
-    # It reads some of the lists.
-    assert not torch.equal(positions, nearest)
-
-
-def test_lists_that_hold_too_few_are_searched_exactly(tmp_path):
-    rows = unit(400)
-    queries = unit(3, seed=1)
-    store = by_lists(rows, tmp_path)
-    store._lists.nprobe = 1
-
-    _, positions = store.search(queries, 350)
-    _, expected = on_disk(rows, tmp_path).search(queries, 350)
-
-    assert torch.equal(positions, expected)
 
 
 QUERY = unit(1, 24)

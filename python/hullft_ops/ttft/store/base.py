@@ -1,4 +1,4 @@
-"""What the finetuner needs from a store, what every search checks, and a store in memory."""
+"""What the finetuner needs from a store, an exact search, and a store in memory."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hullft_ops._checks import check_integer, check_text
+from hullft_ops._extras import needed_by
 from hullft_ops.ttft.embedding import checked_vectors
-from hullft_ops.ttft.store.search import nearest
 
 
 class Store(Protocol):
@@ -91,18 +91,16 @@ class MemoryStore:
 
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         """As `Datastore.search`, with the same errors."""
-        vectors, k = checked_search("MemoryStore.search", self, queries, k)
-        scores, positions = nearest(self.embeddings.numpy(), vectors, k)
-        return torch.from_numpy(scores), torch.from_numpy(positions)
+        return exact_search("MemoryStore.search", self, queries, k)
 
     def following(self, position: int) -> None:
         """None: the store does not know of documents."""
 
 
-def checked_search(
+def exact_search(
     function: str, store: Store, queries: np.ndarray | Tensor, k: int
-) -> tuple[np.ndarray, int]:
-    """Queries float32 ``[B, dim]`` and ``k``, with the errors of `Datastore.search`."""
+) -> tuple[Tensor, Tensor]:
+    """The texts nearest to each query: arguments, result and errors of `Datastore.search`."""
     if isinstance(queries, Tensor) and queries.device.type != "cpu":
         raise ValueError(
             f"{function}: queries must be on the CPU, got {queries.device}"
@@ -120,7 +118,31 @@ def checked_search(
     k = check_integer(function, "k", k, 1)
     if k > len(store):
         raise ValueError(f"{function}: k is {k}, the store has {len(store)} texts")
-    return vectors, k
+    scores, positions = _nearest(store.embeddings.numpy(), vectors, k)
+    return torch.from_numpy(scores), torch.from_numpy(positions)
+
+
+def _nearest(
+    matrix: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` largest inner products of each query, and their rows; on ties the lower row first.
+
+    ``matrix`` is float32 ``[M, dim]``, M at least k; ``queries`` are float32 ``[B, dim]``.
+    """
+    with needed_by("searching embeddings"):
+        import faiss
+    asked = min(k + 1, len(matrix))
+    while True:
+        scores, rows = faiss.knn(
+            queries, matrix, asked, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        order = np.lexsort((rows, -scores), axis=-1)
+        scores = np.take_along_axis(scores, order, axis=-1)
+        rows = np.take_along_axis(rows, order, axis=-1)
+        # FAISS keeps any of the rows that tie with the last: ask for all of them.
+        if asked == len(matrix) or (scores[:, k - 1] > scores[:, -1]).all():
+            return scores[:, :k], rows[:, :k]
+        asked = min(2 * asked, len(matrix))
 
 
 def identity_of(texts: Iterable[str], embeddings: np.ndarray) -> str:

@@ -61,7 +61,7 @@ class FilePatterns:
 
 @options
 class IndexConfig(FilePatterns):
-    """How a corpus is read, cut into passages and searched."""
+    """How a corpus is read and cut into passages."""
 
     text_column: str = "text"
     """The column that holds the text."""
@@ -74,8 +74,6 @@ class IndexConfig(FilePatterns):
     """Tokens that a passage shares with the one before it."""
     min_chars: NonNegativeInt = 16
     """Leave out passages with fewer characters, not counting blanks at both ends."""
-    exact_up_to: NonNegativeInt = 100_000
-    """Search is exact up to this many passages; beyond, it reads some of many inverted lists."""
 
 
 class Corpus:

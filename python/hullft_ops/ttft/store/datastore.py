@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,10 @@ from hullft_ops._checks import check_text
 from hullft_ops._terminal import counted
 from hullft_ops.ttft.embedding import Embedder, checked_vectors
 from hullft_ops.ttft.files import new_folder
-from hullft_ops.ttft.store.base import checked_search, identity_of
-from hullft_ops.ttft.store.corpus import IndexConfig
+from hullft_ops.ttft.store.base import exact_search, identity_of
 from hullft_ops.ttft.store.format import (
     FILES,
     INFO,
-    LISTS,
     SKIPPED,
     SOURCE,
     Info,
@@ -29,19 +26,13 @@ from hullft_ops.ttft.store.format import (
     read_model,
     write_texts,
 )
-from hullft_ops.ttft.store.search import (
-    nearest,
-    nearest_by_lists,
-    open_lists,
-    sha256_of,
-)
 
 
 class Datastore:
     """A `Store` in a folder; see `hullft_ops.ttft.store.format`. `build` or `open` makes one.
 
     Attributes:
-        info: its counts, and how it is searched.
+        info: its counts, embedder and identity.
         source: where the texts come from; None if a program gave them.
         rows: by position the text, its source and metadata, a dictionary of strings; each access
             reads one from disk.
@@ -56,7 +47,6 @@ class Datastore:
         info: Info,
         embeddings: np.ndarray,
         source: Source | None = None,
-        lists: Any = None,
     ) -> None:
         self.info = info
         self.source = source
@@ -68,7 +58,6 @@ class Datastore:
         self.embeddings = torch.from_numpy(embeddings)
         self._folder = folder
         self._matrix = embeddings
-        self._lists = lists
 
     def __len__(self) -> int:
         return self.info.count
@@ -81,7 +70,6 @@ class Datastore:
         path: str | Path,
         *,
         sources: Sequence[str] | None = None,
-        exact_up_to: int = IndexConfig.exact_up_to,
     ) -> "Datastore":
         """Write a datastore and open it. Only a batch of texts is in memory.
 
@@ -91,7 +79,6 @@ class Datastore:
             texts: in the order of their positions; an empty text is a text.
             path: the folder to create, with missing parents.
             sources: the document of each text; texts in a row that share it follow one another.
-            exact_up_to: more texts than this get inverted lists, which a search reads in part.
 
         Raises:
             TypeError, ValueError: there are no texts, a text is not a valid str, or the embedder
@@ -106,7 +93,7 @@ class Datastore:
             if write_texts(folder, _rows(texts, sources)) == 0:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
             embed_texts(folder, embedder)
-            finish(folder, embedder, exact_up_to=exact_up_to)
+            finish(folder, embedder)
         return cls.open(path)
 
     @classmethod
@@ -125,12 +112,10 @@ class Datastore:
             raise FileNotFoundError(f"Datastore.open: {path}: no such folder")
         info = read_model(Info, folder / INFO)
         matrix = open_matrix(folder, info.count, info.dim)
-        source = lists = None
+        source = None
         if (folder / SOURCE).exists():
             source = read_model(Source, folder / SOURCE)
-        if info.lists_sha256:
-            lists = open_lists(folder / LISTS, matrix)
-        store = cls(folder, info, matrix, source, lists)
+        store = cls(folder, info, matrix, source)
         if len(store.texts) != info.count:
             raise ValueError(
                 f"{folder} must have {info.count} texts, has {len(store.texts)}"
@@ -144,16 +129,14 @@ class Datastore:
             ValueError: an embedding is no unit vector, or a file has changed since it was written.
         """
         count, dim = self.info.count, self.info.dim
-        folder, lists_sha256 = self._folder, self.info.lists_sha256
+        folder = self._folder
         checked_vectors(f"the vectors in {folder}", self._matrix, count=count, dim=dim)
         texts = (str(row["text"]) for row in self.rows)
         if identity_of(texts, self._matrix) != self.identity:
             raise ValueError(f"{folder} is damaged: its texts and vectors have changed")
-        if lists_sha256 and sha256_of(folder / LISTS) != lists_sha256:
-            raise ValueError(f"{folder / LISTS} is damaged: its content has changed")
 
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` texts nearest to each query; exact if ``info.recall`` is None.
+        """The ``k`` texts nearest to each query. The search is exact.
 
         Args:
             queries: float32 ``[B, dim]``, finite, on the CPU like the datastore.
@@ -168,12 +151,7 @@ class Datastore:
             ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k
                 is out of range.
         """
-        vectors, k = checked_search("Datastore.search", self, queries, k)
-        if self._lists is None:
-            scores, positions = nearest(self._matrix, vectors, k)
-        else:
-            scores, positions = nearest_by_lists(self._lists, self._matrix, vectors, k)
-        return torch.from_numpy(scores), torch.from_numpy(positions)
+        return exact_search("Datastore.search", self, queries, k)
 
     def following(self, position: int) -> int | None:
         """The next position, if its text has the same source; else None."""
@@ -184,10 +162,7 @@ class Datastore:
     def summary(self) -> list[str]:
         """Lines that describe the datastore."""
         info = self.info
-        recall = f"by lists, recall@200 {info.recall:.3f}" if info.recall else "exact"
-        lines = [
-            f"{counted(info.count, 'passage')}, {info.embedder} of dim {info.dim}, search {recall}"
-        ]
+        lines = [f"{counted(info.count, 'passage')}, {info.embedder} of dim {info.dim}"]
         if self.source:
             corpus = self.source.settings.get("corpus")
             lines.append(f"{corpus}: {self.source.left_out()}")

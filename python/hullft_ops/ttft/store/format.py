@@ -5,7 +5,6 @@
     skipped.txt      a line for each record or file without a text; absent as above
     texts.arrow      columns of strings: text, source and metadata; a stream of Arrow
     embeddings.f32   float32 [count, dim] in C order, row i embeds text i
-    lists.faiss      inverted lists, if the datastore is large
 
 All large files are mapped. The operators and FAISS read the embeddings as one matrix without a
 copy; an Arrow column would be split at every record batch.
@@ -23,7 +22,6 @@ from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder, checked_vectors
 from hullft_ops.ttft.store.base import identity_of
-from hullft_ops.ttft.store.search import build_lists, sha256_of
 from hullft_ops.ttft.validation import Kind, parse
 
 if TYPE_CHECKING:
@@ -34,8 +32,7 @@ SOURCE = "source.json"
 SKIPPED = "skipped.txt"
 TEXTS = "texts.arrow"
 EMBEDDINGS = "embeddings.f32"
-LISTS = "lists.faiss"
-FILES = (INFO, SOURCE, SKIPPED, TEXTS, EMBEDDINGS, LISTS, f"{SOURCE}.part")
+FILES = (INFO, SOURCE, SKIPPED, TEXTS, EMBEDDINGS, f"{SOURCE}.part")
 
 # Of a batch of texts on disk, counting some for each row's own memory. Opening a datastore reads
 # where each batch begins.
@@ -91,19 +88,15 @@ class Info(BaseModel):
         dim: length of an embedding.
         count: how many texts there are.
         identity: SHA-256 over the texts and the embeddings.
-        recall: the share of the 200 nearest that a search by lists finds; None for exact search.
-        lists_sha256: of the file of lists; None for exact search.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     embedder: str
     dim: PositiveInt
     count: PositiveInt
     identity: str
-    recall: float | None = None
-    lists_sha256: str | None = None
 
 
 def read_model(model: type[Kind], file: Path) -> Kind:
@@ -269,20 +262,14 @@ def _batches_of_like_length(texts: Sequence[str], first: int) -> Iterator[list[i
             yield [start + position for position in by_length[i : i + BATCH]]
 
 
-def finish(folder: Path, embedder: Embedder, *, exact_up_to: int) -> None:
+def finish(folder: Path, embedder: Embedder) -> None:
     """Write what tells a datastore from a folder with texts and vectors."""
     texts = Rows(folder, "text")
     matrix = open_matrix(folder, len(texts), embedder.dim)
-    recall = sha256 = None
-    if len(texts) > exact_up_to:
-        recall = build_lists(matrix, folder / LISTS)
-        sha256 = sha256_of(folder / LISTS)
     info = Info(
         embedder=embedder.name,
         dim=embedder.dim,
         count=len(texts),
         identity=identity_of(texts, matrix),
-        recall=recall,
-        lists_sha256=sha256,
     )
     (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")

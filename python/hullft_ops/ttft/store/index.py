@@ -22,7 +22,6 @@ from hullft_ops.ttft.store.format import (
     EMBEDDINGS,
     FILES,
     INFO,
-    LISTS,
     SKIPPED,
     SOURCE,
     TEXTS,
@@ -80,7 +79,7 @@ def index_corpus(
         check_output(path, inputs=[corpus.name])
     with new_folder(path, FILES, resume=True, replace=renew) as folder:
         if not _is_begun(folder, settings, renew=renew):
-            for name in (SOURCE, EMBEDDINGS, LISTS):
+            for name in (SOURCE, EMBEDDINGS):
                 (folder / name).unlink(missing_ok=True)
             source = _write_passages(corpus, folder, config, cut)
             source.settings = settings
@@ -88,7 +87,7 @@ def index_corpus(
             part.write_text(source.model_dump_json(), encoding="utf-8")
             part.rename(folder / SOURCE)
         embed_texts(folder, embedder, embed)
-        finish(folder, embedder, exact_up_to=config.exact_up_to)
+        finish(folder, embedder)
     return Datastore.open(path)
 
 
