@@ -187,14 +187,17 @@ def test_a_new_operators_single_result_is_a_tensor() -> None:
 
 
 @pytest.mark.cpu_only(ON_VALUES)
-@pytest.mark.parametrize("mode", [eager, compiled])
-def test_bad_values_are_a_value_error(mode: Callable) -> None:
+# torch 2.15 calls the operator in a compiled graph, and raises its own error.
+@pytest.mark.parametrize(
+    ("mode", "error"), [(eager, ValueError), (compiled, (ValueError, RuntimeError))]
+)
+def test_bad_values_are_a_value_error(mode: Callable, error: Any) -> None:
     pool, query = make_problem(1, 2, 6, 4, torch.float32)
 
     def counts(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         return hullft_ops.fw_select(pool, query, 3).counts
 
-    with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row"):
+    with pytest.raises(error, match="fw_select: pool has NaN or infinity in row"):
         mode(counts)(pool * float("nan"), query)
 
 

@@ -2,7 +2,7 @@
 
 Importing this module loads the extension, which registers the operators. torch raises their
 ``std::invalid_argument`` as a ValueError up to 2.13 and as a RuntimeError in 2.15; `call` always
-raises a ValueError, and torch's own error if CUDA runs out of memory.
+raises a ValueError, but in a compiled graph, and torch's own error if CUDA runs out of memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
