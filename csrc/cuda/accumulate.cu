@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   const SweepPlace place = sweep_place(batch);
   const AccumulateEntry& entry = batch.entries[place.entry];
   T* const cache = static_cast<T*>(entry.cache);
-  for (int64_t tile = 0; tile < kSweepChunk && place.start + tile < entry.numel;
+  for (int64_t tile = 0; tile < batch.chunk && place.start + tile < entry.numel;
        tile += kSweepTile<R>) {
     const SweepPieces<T, R> pieces(place.start + tile, entry.numel);
     SweepVector<R> sum;
@@ -31,12 +31,13 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
 template <typename T, typename R>
 cudaError_t launch(const AccumulateEntry* entries, int64_t n, Storage grad, double alpha,
                    double beta, cudaStream_t stream) {
-  return for_each_batch(
-      entries, n, cudaSuccess, [&](const SweepBatch<AccumulateEntry>& batch, uint32_t n_blocks) {
-        HULLFT_LAUNCH((accumulate_kernel<T, R>), dim3(n_blocks), dim3(kSweepThreads), 0, stream,
-                      batch, grad, R(alpha), R(beta));
-        return cudaGetLastError();
-      });
+  return for_each_batch(entries, n, kSweepChunk, cudaSuccess,
+                        [&](const SweepBatch<AccumulateEntry>& batch, uint32_t n_blocks) {
+                          HULLFT_LAUNCH((accumulate_kernel<T, R>), dim3(n_blocks),
+                                        dim3(kSweepThreads), 0, stream, batch, grad, R(alpha),
+                                        R(beta));
+                          return cudaGetLastError();
+                        });
 }
 
 template <typename T>

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   T* const exp_avg = static_cast<T*>(entry.exp_avg);
   T* const exp_avg_sq = static_cast<T*>(entry.exp_avg_sq);
   // All threads go through all tiles: the barriers of fill_steps are theirs too.
-  for (int64_t tile = 0; tile < kSweepChunk && place.start + tile < entry.numel;
+  for (int64_t tile = 0; tile < batch.chunk && place.start + tile < entry.numel;
        tile += kSweepTile<R>) {
     const SweepPieces<T, R> pieces(place.start + tile, entry.numel);
     AdamLane<R> x;
@@ -147,7 +147,9 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
 template <typename T, bool kStochastic = false>
 cudaError_t launch(const AdamEntry* entries, int64_t n, Storage grad, const AdamCall& call,
                    cudaStream_t stream) {
-  return for_each_batch(entries, n, cudaSuccess,
+  // The number of steps comes from the device in graphs, where a backward pass runs beside them.
+  const int chunk = call.device_repeats ? kSweepChunkBeside : kSweepChunk;
+  return for_each_batch(entries, n, chunk, cudaSuccess,
                         [&](const SweepBatch<AdamEntry>& batch, uint32_t n_blocks) {
                           HULLFT_LAUNCH((adam_kernel<T, kStochastic>), dim3(n_blocks),
                                         dim3(kSweepThreads), 0, stream, batch, grad, call);

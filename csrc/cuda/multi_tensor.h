@@ -7,7 +7,8 @@
 namespace hullft {
 
 constexpr int kSweepThreads = 256;
-constexpr int64_t kSweepChunk = 16384;  // elements of a block
+// Elements of a block, and of one beside other kernels, whose blocks wait until it ends.
+constexpr int kSweepChunk = 16384, kSweepChunkBeside = 4096;
 
 // What a launch may take from CUDA 12.1 on. The simulator sets less, so that few tensors fill one.
 #ifndef HULLFT_ARGUMENT_BYTES
@@ -22,15 +23,16 @@ struct SweepBatch {
   Entry entries[kMax];
   uint32_t first_block[kMax + 1];  // of each entry, and their number
   int n;
+  int chunk;  // elements of a block
 };
 
 // launch(batch, n_blocks) for batches that hold every entry with elements once. Stops at the first
 // status that is not `ok`.
 template <typename Entry, typename Status, typename Launch>
-Status for_each_batch(const Entry* entries, int64_t n, Status ok, const Launch& launch) {
+Status for_each_batch(const Entry* entries, int64_t n, int chunk, Status ok, const Launch& launch) {
   constexpr uint32_t kMaxBlocks = 0x7fffffff;
   SweepBatch<Entry> batch;  // 32 KB that need no zeros
-  batch.n = 0, batch.first_block[0] = 0;
+  batch.n = 0, batch.chunk = chunk, batch.first_block[0] = 0;
   const auto flush = [&] {
     const Status status = launch(batch, batch.first_block[batch.n]);
     batch.n = 0;
@@ -38,7 +40,7 @@ Status for_each_batch(const Entry* entries, int64_t n, Status ok, const Launch& 
   };
   for (int64_t i = 0; i < n; ++i) {
     if (entries[i].numel == 0) continue;
-    const int64_t blocks = (entries[i].numel + kSweepChunk - 1) / kSweepChunk;
+    const int64_t blocks = (entries[i].numel + chunk - 1) / chunk;
     const bool full = batch.n == SweepBatch<Entry>::kMax ||
                       (batch.n && batch.first_block[batch.n] + blocks > kMaxBlocks);
     if (full) {

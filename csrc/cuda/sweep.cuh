@@ -140,7 +140,7 @@ __device__ __forceinline__ SweepPlace sweep_place(const SweepBatch<Entry>& batch
     else
       high = middle;
   }
-  return {low, int64_t(blockIdx.x - batch.first_block[low]) * kSweepChunk};
+  return {low, int64_t(blockIdx.x - batch.first_block[low]) * batch.chunk};
 }
 
 }  // namespace hullft

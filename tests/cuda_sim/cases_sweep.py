@@ -116,11 +116,12 @@ def adam_device_steps(library: Library, seed: int) -> None:
 
 @case
 def adam_device_repeats(library: Library, seed: int) -> None:
-    """A number of steps on the device takes the place of the one in the launch."""
+    """A number of steps on the device takes the place of the one in the launch. Blocks are smaller
+    then, and one tensor has two."""
     options = {"device_steps": True, "launch": Launch(seed)}
 
     for dtype, repeats in ((F32, 1), (B16, 8), (F64, 65)):
-        expected = make_tensors([3, 0, 2060], dtype, steps_done=5.0)
+        expected = make_tensors([3, 0, 4100], dtype, steps_done=5.0)
         got = expected.clone()
         library.adam_replay_(expected, repeats, **options)
         library.adam_replay_(

@@ -338,6 +338,13 @@ MUTANTS = {
         "call.repeats",
         ("adam_device_repeats",),
     ),
+    "small blocks as far apart as large ones": Mutant(
+        "adam_replay",
+        "cuda/sweep.cuh",
+        "* batch.chunk}",
+        "* kSweepChunk}",
+        ("adam_device_repeats",),
+    ),
     "the same random bits for every thread": Mutant(
         "adam_replay",
         "cuda/adam_replay.cu",
