@@ -34,7 +34,7 @@ def index(
     Args:
         corpus: a folder, whose files of text and HTML are read; a file of JSON, CSV, Parquet, HTML
             or plain text; a saved dataset; the name of one on the Hugging Face hub; or - for stdin,
-            JSON lines or one text. Files may be compressed.
+            JSON lines or one text. Files of JSON and CSV may be compressed.
         config: how to read and cut it.
         workers: where to embed.
         output: folder of the datastore.

@@ -169,7 +169,6 @@ class Adaptation:
         path: str | Path,
         *,
         rank: int | None = None,
-        base_model: str | None = None,
     ) -> SavedAdapter:
         """Write the adaptation as a folder that ``PeftModel.from_pretrained`` loads.
 
@@ -181,8 +180,6 @@ class Adaptation:
             path: the folder, which appears whole.
             rank: rank of the LoRA after full finetuning, at most the shorter side of the largest
                 layer; None for trained adapters.
-            base_model: the base model's name for the configuration, as vLLM serves it; None for the
-                name that the model was loaded by.
 
         Raises:
             RuntimeError: the with block has ended, or nothing was trained.
@@ -199,7 +196,6 @@ class Adaptation:
             self._original,
             path,
             rank=rank,
-            base_model=base_model,
         )
 
     def _add_seconds(self, seconds: dict[str, float]) -> None:

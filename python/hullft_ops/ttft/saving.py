@@ -43,7 +43,6 @@ def save_adapter(
     path: str | Path,
     *,
     rank: int | None,
-    base_model: str | None,
 ) -> SavedAdapter:
     """Write the change of ``trained`` from ``original``, see `Adaptation.save_adapter`."""
     adapter = adapter_to_save(model, trained, rank)
@@ -51,7 +50,7 @@ def save_adapter(
         share, left_out = 1.0, list[str]()
         if rank is not None:
             share, left_out = _fill(adapter, model, trained, original, rank)
-        _write(folder, adapter, base_model)
+        _write(folder, adapter)
     return SavedAdapter(Path(path), share, left_out)
 
 
@@ -146,7 +145,7 @@ def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (right.T, left.T) if is_tall else (left, right)
 
 
-def _write(folder: Path, model: Any, base_model: str | None) -> None:
+def _write(folder: Path, model: Any) -> None:
     """Write the one adapter of a PEFT model that is active."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -160,8 +159,6 @@ def _write(folder: Path, model: Any, base_model: str | None) -> None:
     [name] = names
     config = copy(model.peft_config[name])
     config.inference_mode = True
-    if base_model is not None:
-        config.base_model_name_or_path = base_model
     config.save_pretrained(str(folder))
     weights = get_peft_model_state_dict(
         model, adapter_name=name, save_embedding_layers=False

@@ -1,15 +1,12 @@
 """Reading a corpus record by record: whatever `datasets` reads, and folders of text and HTML."""
 
-import bz2
 import glob
-import gzip
 import hashlib
 import json
-import lzma
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -31,12 +28,6 @@ _FORMATS = {
     ".parquet": "parquet",
 }
 _COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
-# What opens the compressed files in a folder.
-_OPENERS: dict[str, Callable[..., Any]] = {
-    ".bz2": bz2.open,
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-}
 _HTML = (".htm", ".html")
 _HIDDEN = ("script", "style", "template")
 # The elements that begin and end a line.
@@ -233,28 +224,24 @@ def _format_of(path: Path) -> str | None:
     """The builder in `datasets` for this file or saved dataset; None for files of plain text."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return "saved"
-    return None if path.is_dir() else _FORMATS.get(_suffix(path))
-
-
-def _suffix(path: Path) -> str:
-    """The last suffix of a file's name but that of a compression."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
-    return suffixes[-1] if suffixes else ""
+    if path.is_dir():
+        return None
+    file = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
+    return _FORMATS.get(file.suffix)
 
 
 def text_of(file: Path) -> str:
-    """The text in a file, which may be compressed; of HTML, what a browser shows.
+    """The text in a file; of HTML, what a browser shows.
 
     ValueError if it is not text in UTF-8.
     """
-    open_text = _OPENERS.get(file.suffix, open)
-    with open_text(file, "rt", encoding="utf-8-sig") as content:
+    with file.open(encoding="utf-8-sig") as content:
         # Text has no zero byte, and a binary file is likely to have one this early.
         head = content.read(_HEAD_CHARS)
         if "\0" in head:
             raise ValueError(_NOT_TEXT)
-        text: str = head + content.read()
-    return _shown_by_browsers(text) if _suffix(file) in _HTML else text
+        text = head + content.read()
+    return _shown_by_browsers(text) if file.suffix in _HTML else text
 
 
 def _shown_by_browsers(html: str) -> str:
