@@ -16,12 +16,13 @@ template <typename T, int kCount>
 using Word = std::conditional_t<kCount * sizeof(T) % 16 == 0, uint4,
                                 std::conditional_t<kCount * sizeof(T) == 8, uint2, uint32_t>>;
 
-// Hides from the compiler how a pointer was made, so that it keeps the pointer and not its parts:
-// nvcc 13.0 would add the parts up anew for each load.
+// Hides from the compiler how a pointer to global memory was made, so that it keeps the pointer and
+// not its parts: nvcc 13.0 would add the parts up anew for each load.
 template <typename T>
 __device__ __forceinline__ T* opaque(T* p) {
 #if defined(__CUDA_ARCH__)
   asm("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));  // or its loads would ask which memory they read
 #endif
   return p;
 }
