@@ -43,13 +43,6 @@ def test_every_option_of_indexing_is_one_of_the_command(run, corpus, tmp_path):
     assert "1 skipped (pages.jsonl:21: no text in column body)" in printed
 
 
-def test_a_finished_datastore_is_not_replaced(run, corpus, tmp_path):
-    command = [corpus, "--output", tmp_path / "store", "--text-column", "body"]
-    run(*command)
-    again = hullft_ops("index", *command)
-    assert "store exists: remove it first, or choose another name" in again.last
-
-
 def test_the_embedder_may_compute_in_bfloat16(run, corpus, tmp_path, monkeypatch):
     loaded = []
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from hullft_ops.ttft.files import check_output, new_folder
+from hullft_ops.ttft.files import check_output, new_folder, remove_files
 
 
 def contents(folder):
@@ -171,21 +171,17 @@ def test_a_file_that_came_during_the_work_stays(tmp_path):
     assert contents(tmp_path) == {"out/thesis.txt": "years of work"}
 
 
-def test_a_replaced_folder_keeps_what_is_not_ours(tmp_path):
+def test_only_our_files_are_removed(tmp_path):
     path = tmp_path / "out"
-    write(path, "old", replace=True)
-    write(path, "new", replace=True)
-    assert contents(tmp_path) == {"out/a.txt": "new"}
-
+    write(path, "ours")
+    (path / "empty").mkdir()
     (path / "thesis.md").write_text("years of work")
-    with pytest.raises(OSError, match="not empty"):
-        write(path, "newer", replace=True)
+    remove_files(path, ["*.txt"])
+    assert [entry.name for entry in path.iterdir()] == ["thesis.md"]
 
-    assert contents(tmp_path) == {"out/thesis.md": "years of work"}
-
-    link(tmp_path / "link")
-    with pytest.raises(FileExistsError, match="neither a regular file nor a folder"):
-        write(tmp_path / "link", "newer", replace=True)
+    remove_files(path, ["*.md"])
+    remove_files(path, ["*.md"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_go_to_a_regular_file(tmp_path):

@@ -28,7 +28,7 @@ from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.index import datastore_folder, folder_datastore
+from hullft_ops.ttft.store.index import folder_datastore
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 # The share of a prompt in the datastore that is worth a word.
@@ -117,8 +117,7 @@ def adapt(
     encoder = load_embedder(embedder)
     if corpus is not None:
         passages = folder_datastore(corpus, encoder, DATASTORES, **files)
-        path = datastore_folder(corpus, encoder, DATASTORES, **files)
-        echo(f"datastore: {path}", *passages.summary(), err=True)
+        echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     show_progress()
     score = partial(score_text, model, tokenizer, max_length=finetuner.window)

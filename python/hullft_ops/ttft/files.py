@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 # In the hidden folder of an unfinished output.
-_LOCK = "hullft_ops.lock"
+LOCK = "hullft_ops.lock"
 
 
 def check_output(
@@ -58,7 +58,6 @@ def new_folder(
     files: Sequence[str],
     *,
     resume: bool = False,
-    replace: bool = False,
 ) -> Iterator[Path]:
     """Yield a folder to fill. At the end of the block it appears at ``path``, by a rename.
 
@@ -68,7 +67,6 @@ def new_folder(
     Args:
         files: patterns of the files that the block may write, by their path in the folder.
         resume: keep what was written before an exception or a kill for the next call.
-        replace: first remove such files from a folder at ``path``, which another call has made.
 
     Raises:
         FileExistsError: as `check_output`; or the hidden folder is a link or another user's, or
@@ -76,22 +74,19 @@ def new_folder(
         ValueError: another process fills the folder.
     """
     path = Path(path).absolute()
-    if not replace or path.is_symlink():
-        check_output(path)
+    check_output(path)
     partial = path.with_name(f".{path.name}.hullft_ops.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    _check_hidden(partial, [*files, _LOCK])
-    with _locked(partial / _LOCK, path):
+    _check_hidden(partial, [*files, LOCK])
+    with _locked(partial / LOCK, path):
         try:
             if not resume:
-                _remove(partial, files)
+                remove_files(partial, files)
             yield partial
-            if replace:
-                _remove(path, files)
             partial.rename(path)
-            (path / _LOCK).unlink()
+            (path / LOCK).unlink()
         except BaseException:
-            _remove(partial, [_LOCK] if resume else [*files, _LOCK])
+            remove_files(partial, [LOCK] if resume else [*files, LOCK])
             raise
 
 
@@ -118,8 +113,8 @@ def _locked(file: Path, path: Path) -> Iterator[None]:
         yield
 
 
-def _remove(folder: Path, files: Sequence[str]) -> None:
-    """Remove these files, and folders that are empty then."""
+def remove_files(folder: Path, files: Sequence[str]) -> None:
+    """Remove the files in a folder that match a pattern, and folders that are empty then."""
     # What a folder holds comes before it.
     for entry in [*sorted(folder.rglob("*"), reverse=True), folder]:
         if entry.is_dir():

@@ -356,6 +356,7 @@ def test_what_is_resumed_is_the_stdin_that_was_begun(embedder, tmp_path, monkeyp
     pipe(monkeypatch, "the text that came fourth")
     store = folder_datastore("-", embedder, root)
     assert list(store.texts) == ["the text that came fourth"]
+    assert [*root.iterdir()] == [store.folder]
 
 
 def test_a_finished_datastore_holds_no_parts_of_files(corpus, embedder, tmp_path):

@@ -32,6 +32,7 @@ class Datastore:
     """A `Store` in a folder; see `hullft_ops.ttft.store.format`. `build` or `open` makes one.
 
     Attributes:
+        folder: where its files are.
         info: its counts, embedder and identity.
         source: where the texts come from; None if a program gave them.
         rows: by position the text, its source and metadata, a dictionary of strings; each access
@@ -48,6 +49,7 @@ class Datastore:
         embeddings: np.ndarray,
         source: Source | None = None,
     ) -> None:
+        self.folder = folder
         self.info = info
         self.source = source
         self.embedder = info.embedder
@@ -56,7 +58,6 @@ class Datastore:
         self.rows: Sequence[dict[str, str | None]] = Rows(folder)
         self.texts: Sequence[str] = Rows(folder, "text")
         self.embeddings = torch.from_numpy(embeddings)
-        self._folder = folder
         self._matrix = embeddings
 
     def __len__(self) -> int:
@@ -129,11 +130,13 @@ class Datastore:
             ValueError: an embedding is no unit vector, or a file has changed since it was written.
         """
         count, dim = self.info.count, self.info.dim
-        folder = self._folder
-        checked_vectors(f"the vectors in {folder}", self._matrix, count=count, dim=dim)
+        what = f"the vectors in {self.folder}"
+        checked_vectors(what, self._matrix, count=count, dim=dim)
         texts = (str(row["text"]) for row in self.rows)
         if identity_of(texts, self._matrix) != self.identity:
-            raise ValueError(f"{folder} is damaged: its texts and vectors have changed")
+            raise ValueError(
+                f"{self.folder} is damaged: its texts and vectors have changed"
+            )
 
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``k`` texts nearest to each query. The search is exact.
@@ -167,7 +170,7 @@ class Datastore:
             corpus = self.source.settings.get("corpus")
             lines.append(f"{corpus}: {self.source.left_out()}")
             if self.source.skipped > len(self.source.skipped_named):
-                lines.append(f"all that was skipped: {self._folder / SKIPPED}")
+                lines.append(f"all that was skipped: {self.folder / SKIPPED}")
         return lines
 
 

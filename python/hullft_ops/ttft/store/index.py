@@ -13,7 +13,7 @@ from hullft_ops._checks import check_integer
 from hullft_ops._terminal import NAMED
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import check_output, new_folder
+from hullft_ops.ttft.files import LOCK, check_output, new_folder, remove_files
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
 from hullft_ops.ttft.store.cutting import token_chunks
@@ -44,7 +44,6 @@ def index_corpus(
     *,
     reuse: Store | None = None,
     embed: Embed | None = None,
-    renew: bool = False,
     **options: Any,
 ) -> Datastore:
     """Write a corpus into a datastore, and open it.
@@ -57,7 +56,6 @@ def index_corpus(
         corpus: what to read, as `Corpus`.
         reuse: a store of the same embedder, whose texts are not embedded again.
         embed: embeds batches of texts elsewhere; None for ``embedder.encode``. Not with ``reuse``.
-        renew: replace the datastore at ``path``, and drop an unfinished one of other settings.
         options: fields of `IndexConfig`, in place of ``config``.
 
     Raises:
@@ -75,10 +73,9 @@ def index_corpus(
             raise ValueError("index_corpus: give one of reuse and embed")
         check_embedder("index_corpus", embedder, reuse)
         embed = _reusing(reuse, embedder)
-    if not renew:
-        check_output(path, inputs=[corpus.name])
-    with new_folder(path, FILES, resume=True, replace=renew) as folder:
-        if not _is_begun(folder, settings, renew=renew):
+    check_output(path, inputs=[corpus.name])
+    with new_folder(path, FILES, resume=True) as folder:
+        if not _is_begun(folder, settings):
             for name in (SOURCE, EMBEDDINGS):
                 (folder / name).unlink(missing_ok=True)
             source = _write_passages(corpus, folder, config, cut)
@@ -126,14 +123,14 @@ def _cutter(embedder: Embedder, config: IndexConfig) -> Cut:
     return lambda text: token_chunks(text, tokenizer, length, overlap)
 
 
-def _is_begun(folder: Path, settings: dict[str, Any], *, renew: bool) -> bool:
+def _is_begun(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether an interrupted call with these settings has written all texts."""
     if not (folder / SOURCE).exists():
         return False
     before = read_model(Source, folder / SOURCE).settings
     for name, value in settings.items():
         if before.get(name) != value:
-            if renew or not (folder / EMBEDDINGS).exists():
+            if not (folder / EMBEDDINGS).exists():
                 return False
             raise ValueError(
                 f"{folder} is of an interrupted run with another {name}: "
@@ -178,31 +175,38 @@ def _passages(
                 yield {**record, "text": text}
 
 
-def datastore_folder(
-    corpus: str, embedder: Embedder, root: Path, **options: Any
-) -> Path:
-    """Where below ``root`` the datastore of ``corpus`` with fields of `IndexConfig` is kept."""
-    place = Path(corpus).resolve()
-    key = f"{place}\n{embedder.name}\n{options or ''}".strip()
-    return root / f"{place.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-
-
 def folder_datastore(
     corpus: str, embedder: Embedder, root: Path, **options: Any
 ) -> Datastore:
     """The datastore of ``corpus`` with fields of `IndexConfig`, kept below ``root``.
 
-    If the corpus has changed since the last call, it is written again; passages that have stayed
-    are not embedded again. Raises as `index_corpus`.
+    If the corpus has changed since the last call, a new one takes its place; passages that have
+    stayed are not embedded again. Raises as `index_corpus`.
     """
     config = _for_embedder(IndexConfig(**options), embedder)
     contents = Corpus(corpus, config)
-    path = datastore_folder(corpus, embedder, root, **options)
-    store = Datastore.open(path) if (path / INFO).exists() else None
     settings = _settings(contents, embedder, config)
-    if store and store.source and store.source.settings == settings:
-        return store
-    return index_corpus(contents, path, embedder, config, reuse=store, renew=True)
+    place = Path(corpus).resolve()
+    name = f"{place.name}-{_short_digest([str(place), embedder.name, options])}"
+    path = root / f"{name}-{_short_digest(settings)}"
+    if path.exists():
+        return Datastore.open(path)
+    # Hidden ones too, which a kill has left.
+    older = [
+        entry
+        for entry in root.glob("*")
+        if entry.name.removeprefix(".").startswith(name)
+    ]
+    finished = [entry for entry in older if (entry / INFO).exists()]
+    reuse = Datastore.open(finished[0]) if finished else None
+    store = index_corpus(contents, path, embedder, config, reuse=reuse)
+    for entry in older:
+        remove_files(entry, [*FILES, LOCK])
+    return store
+
+
+def _short_digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
 
 
 def _reusing(store: Store, embedder: Embedder) -> Embed:
