@@ -34,7 +34,7 @@ def run(embedder_directory):
 
 def test_every_option_of_indexing_is_one_of_the_command(run, corpus, tmp_path):
     options = ["--text-column", "body", "--metadata", "domain", "--chunk-tokens", 8]
-    options += ["--overlap", 2, "--min-chars", 4]
+    options += ["--min-chars", 4]
     printed = run(corpus, "--output", tmp_path / "store", *options)
     store = Datastore.open(tmp_path / "store")
 

@@ -98,14 +98,6 @@ def test_records_are_cut_to_what_the_embedder_reads(corpus, cutting_embedder, tm
     assert [store.following(i) for i in range(5)] == [1, 2, 3, None, 5]
     assert {len(text.split()) for text in index("whole", chunk_tokens=0).texts} == {13}
 
-    overlapping = index("overlapping", chunk_tokens=6, overlap=2)
-    first, second = [text.split() for text in overlapping.texts[:2]]
-
-    assert first[-2:] == second[:2]
-
-    with pytest.raises(ValueError, match=r"overlap must be in 0..5, got 6"):
-        index("bad", chunk_tokens=6, overlap=6)
-
 
 def test_repeated_and_short_passages_are_left_out(embedder, tmp_path):
     texts = ["a passage of some length", "short", "  blank  " + " " * 20]

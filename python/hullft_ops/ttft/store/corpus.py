@@ -61,8 +61,6 @@ class IndexConfig(FilePatterns):
     chunk_tokens: NonNegativeInt | None = None
     """Length of a passage in the embedder's tokens: None for as many as the embedder reads, 0 for
     whole records."""
-    overlap: NonNegativeInt = 0
-    """Tokens that a passage shares with the one before it."""
     min_chars: NonNegativeInt = 16
     """Leave out passages with fewer characters, not counting blanks at both ends."""
 

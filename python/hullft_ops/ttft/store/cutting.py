@@ -21,13 +21,10 @@ _BOUNDARIES = (
 
 
 def token_chunks(
-    text: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int, overlap: int = 0
+    text: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int
 ) -> Iterator[str]:
-    """Pieces of ``max_tokens`` tokens, not counting special ones; the last may be shorter.
-
-    Each piece begins ``overlap`` tokens before the end of the one before. Without overlap the
-    pieces join up to the text again.
-    """
+    """Consecutive pieces of ``text`` that join up to it again, of ``max_tokens`` tokens each, not
+    counting special ones; the last may be shorter."""
     start = 0
     while start < len(text):
         window = text[start : start + _WINDOW]
@@ -41,10 +38,10 @@ def token_chunks(
         )
         starts = [begin for begin, _ in encoding["offset_mapping"]]
         begin = 0
-        for end in range(max_tokens, len(starts), max_tokens - overlap):
+        for end in range(max_tokens, len(starts), max_tokens):
             if starts[end] > begin:
                 yield window[begin : starts[end]]
-            begin = starts[end - overlap]
+            begin = starts[end]
         # The next window cuts the last piece of this one again, with the text after it.
         if start + len(window) == len(text) or begin == 0:
             yield window[begin:]

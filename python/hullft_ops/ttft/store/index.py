@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hullft_ops._checks import check_integer
 from hullft_ops._terminal import NAMED
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.errors import InputError
@@ -109,18 +108,16 @@ def _settings(
 
 def _cutter(embedder: Embedder, config: IndexConfig) -> Cut:
     """What cuts a record into passages."""
-    length, overlap = config.chunk_tokens, config.overlap
+    length = config.chunk_tokens
     if not length:
         return lambda text: [text]
-    check_integer("index_corpus", "chunk_tokens", length, 1)
-    check_integer("index_corpus", "overlap", overlap, 0, length - 1)
     tokenizer = getattr(embedder, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
             f"index_corpus: chunk_tokens is {length}, embedder {embedder.name} has no "
             "tokenizer"
         )
-    return lambda text: token_chunks(text, tokenizer, length, overlap)
+    return lambda text: token_chunks(text, tokenizer, length)
 
 
 def _is_begun(folder: Path, settings: dict[str, Any]) -> bool:
