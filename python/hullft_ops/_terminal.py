@@ -1,7 +1,9 @@
 """Printing: foreign text cannot control the terminal, lists read well, long waits have bars."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 # Control characters (C0 except tabs, DEL, C1), halves of surrogate pairs, which no terminal can
@@ -48,24 +50,30 @@ def echo(*lines: object, err: bool = False) -> None:
     stream.flush()
 
 
-# Whether `progress` draws, and after how many seconds.
-_progress = {"shown": False, "delay": 2}
+# Seconds until a bar appears.
+_DELAY = 2.0
+_draws = ContextVar("_draws", default=False)
 
 
-def show_progress() -> None:
-    """Let `progress` draw from now on, as a command does and a library does not."""
-    _progress["shown"] = True
+@contextmanager
+def progress_shown() -> Iterator[None]:
+    """Let `progress` draw in the body, as a command does and a library does not."""
+    token = _draws.set(True)
+    try:
+        yield
+    finally:
+        _draws.reset(token)
 
 
 def progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
-    """``items``, in a command under a `tqdm` bar that appears after two seconds.
+    """``items``, within `progress_shown` under a `tqdm` bar that appears after two seconds.
 
     Even a disabled bar takes a lock that all threads share, and Ctrl-C may leave it taken.
     """
-    if not _progress["shown"]:
+    if not _draws.get():
         return items
 
     from tqdm import tqdm
 
-    bar: Iterable[Any] = tqdm(items, delay=_progress["delay"], leave=False, **options)
+    bar: Iterable[Any] = tqdm(items, delay=_DELAY, leave=False, **options)
     return bar

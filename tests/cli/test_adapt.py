@@ -175,12 +175,13 @@ def test_a_prompt_of_one_token_is_continued_without_a_score(
 def test_long_waits_have_a_bar(
     arguments: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(_terminal._progress, "shown", False)
-    monkeypatch.setitem(_terminal._progress, "delay", 0)
+    monkeypatch.setattr(_terminal, "_DELAY", 0)
     shown = succeeded(*arguments, "--prompt", f"{PROMPT} " * 9).stderr
 
     assert re.search(r"training: .*pass/s", shown)
     assert re.search(r"scoring: .*window/s", shown)
+    assert "loading the model" in shown
+    assert "continuing the prompt with adaptation" in shown
 
 
 def test_the_prompt_may_be_in_a_file_or_stdin(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,15 @@ def test_an_exception_leaves_nothing(tmp_path):
         write_half(tmp_path / "out", "half")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_has_a_name(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*output.*partial'"),
+        new_folder(tmp_path / "output", ["text"]),
+        Path("/dev/full").open("w") as file,
+    ):
+        file.write("text")
 
 
 def test_an_interrupted_folder_is_there_the_next_time(tmp_path):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable, show_progress
+from hullft_ops._terminal import counted, echo, listed, printable
 from hullft_ops.cli.options import N_SELECT, fields_of
 from hullft_ops.evaluation.prompts import DATASTORES, share_held
 from hullft_ops.ttft.adaptation import Adaptation
@@ -99,6 +99,7 @@ def adapt(
             raise ValueError("--save needs --n-select above 0: nothing is trained")
     if store is not None:
         passages = Datastore.open(store)
+    echo("loading the model", err=True)
     model, tokenizer = language_model.load()
     if generate:
         window = full_window(model, tokenizer, config.max_length)
@@ -114,16 +115,17 @@ def adapt(
         # What cannot be saved is refused before the work.
         adapter_to_save(model, list(model.parameters()), save_rank)
     # The slowest to import, so after what is refused.
+    echo("loading the embedder", err=True)
     encoder = load_embedder(embedder)
     if corpus is not None:
         passages = folder_datastore(corpus, encoder, DATASTORES, **files)
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
-    show_progress()
     score = partial(score_text, model, tokenizer, max_length=finetuner.window)
     before = _score(score, prompt)
     continuation = saved = None
     if generate:
+        echo("continuing the prompt without adaptation", err=True)
         unadapted = continue_prompt(
             model,
             tokenizer,
@@ -134,6 +136,7 @@ def adapt(
     with finetuner.adapted(prompt, seconds=seconds) as adaptation:
         after = _score(adaptation.score, prompt)
         if generate:
+            echo("continuing the prompt with adaptation", err=True)
             continuation = adaptation.generate(
                 prompt, chat=chat, max_new_tokens=max_new_tokens
             )

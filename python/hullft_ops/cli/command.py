@@ -14,7 +14,7 @@ import tyro
 from torch import OutOfMemoryError
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from hullft_ops._terminal import echo, printable
+from hullft_ops._terminal import echo, printable, progress_shown
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.models.memory import keep_freed_memory
 
@@ -42,7 +42,7 @@ def run_command(commands: dict[str, Callable[..., None]]) -> None:
     # Loading a model would draw its own bar through ours, and a table of what `load_model` says.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
-    with errors_of(call.func.__name__):
+    with errors_of(call.func.__name__), progress_shown():
         call()
 
 

@@ -85,7 +85,10 @@ def new_folder(
             yield partial
             partial.rename(path)
             (path / LOCK).unlink()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno and error.filename is None:
+                # Where a disk is full, the system names no file.
+                error.filename = str(partial)
             remove_files(partial, [LOCK] if resume else [*files, LOCK])
             raise
 
