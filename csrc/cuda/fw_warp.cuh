@@ -174,13 +174,14 @@ class FwWarp {
     for (int apart = kSlots / 2; apart > 0; apart /= 2)
 #pragma unroll
       for (int i = 0; i < apart; ++i) most[i] = fmax(most[i], most[i + apart]);
-    most[0] = fmax(most[0], -S(INFINITY));  // the key of a GPU's NaN would be the largest
+    most[0] = fmax(most[0], -S(INFINITY));     // the key of a GPU's NaN would be the largest
+    const bool here = warp_top(most[0]).here;  // while the lane finds its slot
     int slot = kSlots - 1;
     u = u_[slot];
 #pragma unroll
     for (int i = kSlots - 2; i >= 0; --i)
       if (values[i] == most[0]) slot = i, u = u_[i];
-    return warp_best(Best<S>{most[0], candidate(slot)}).index;
+    return warp_lowest(here, candidate(slot));
   }
 
   // u: in the lane of candidate k, its u.
@@ -228,7 +229,7 @@ class FwWarp {
     load_column(s.k, u_);
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) w_[i] = S(bit_of(s.k) >> i & 1);
-    enter(s.k);
+    enter(s.k, false);
     it_ = {s.b, s.atom.gram};
     pause_ = stopping_.last < kRefresh ? stopping_.last : kRefresh;
     floor_ = stopping_.within;
@@ -256,11 +257,16 @@ class FwWarp {
 #pragma unroll
       for (int i = 0; i < kSlots; ++i) c[i] = b_[i] - u_[i];
       const FwPick top = best_pick(c);
-      if constexpr (!kCorrective) load_column(top.k, g);  // while the scalars are computed
+      bool held = false;
+      if constexpr (!kCorrective) {
+        held = is_held(top.k);
+        // While the scalars are computed; before a shuffle, nvcc 13.0 would wait for the loads.
+        load_column(top.k, g);
+      }
       gap_ = top.atom.c - mean_correlation(it_);
       const double squared = (qq_ - it_.wb) - mean_correlation(it_);
-      // One branch: the negations see what is not a number.
-      bool ends = is_last() | !(gap_ > stopping_.gap_floor) | !(squared > floor_);
+      // One branch: the negations see what is not a number. The gap is known last.
+      bool ends = is_last() | !(squared > floor_) | !(gap_ > stopping_.gap_floor);
       if constexpr (kCorrective) {
         if (ends) return reason(squared);
         const Step<S> step = corrective_step(c, top, g, h);
@@ -271,7 +277,7 @@ class FwWarp {
         if (ends) return reason(squared);
         const S gamma = clip(quotient<S>(gap_, curvature), S(0), S(1));
         move(top, 1 - gamma, gamma, g);
-        enter(top.k);
+        enter(top.k, held);
       }
       ++iterations_;
     }
@@ -332,7 +338,7 @@ class FwWarp {
     const double squared_length = s.atom.gram + a.atom.gram - 2 * gram_sa;
     it_.wb += by * (s.b - a.b);
     it_.wu += by * (2 * (s.atom.u - a.atom.u) + by * squared_length);
-    enter(to);
+    enter(to, is_held(to));
     if (step.drops) leave(from);
     level_ = {};
     if (!step.drops) level_ = level_atoms(to, from);
@@ -353,7 +359,7 @@ class FwWarp {
     }
     if (!step.moves) return step;
     move(leaves ? a : s, step.scale, leaves ? -step.away : step.toward, g);
-    if (!leaves) enter(to);
+    if (!leaves) enter(to, is_held(to));
     if (step.drops) drop(from);
     if (step.scale == S(0)) keep_only(to);
     return step;
@@ -373,8 +379,13 @@ class FwWarp {
     it_.wu = z * (z * it_.wu + 2 * y * pick.atom.u) + y * y * pick.atom.gram;
   }
 
-  __device__ __forceinline__ void enter(int k) {
-    support_size_ += int(~(__shfl_sync(kFullWarp, held_, k) >> unsigned(k) / kWarp) & 1);
+  // Whether the support has candidate k.
+  __device__ __forceinline__ bool is_held(int k) const {
+    return __shfl_sync(kFullWarp, held_, k) >> unsigned(k) / kWarp & 1;
+  }
+
+  __device__ __forceinline__ void enter(int k, bool held) {
+    support_size_ += !held;
     held_ |= bit_of(k);
   }
 

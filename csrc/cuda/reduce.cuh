@@ -60,25 +60,38 @@ __device__ __forceinline__ double from_ordered_bits(uint64_t key) {
   return x;
 }
 
-// Two integer reductions in hardware (sm_80 and up) instead of ten shuffles.
-__device__ __forceinline__ Best<float> warp_best(Best<float> mine) {
-  const uint32_t key = ordered_bits(mine.value);
+// The largest value of a warp, and whether it is the lane's.
+template <typename T>
+struct WarpTop {
+  T value;
+  bool here;
+};
+
+// One integer reduction in hardware (sm_80 and up) instead of five shuffles.
+__device__ __forceinline__ WarpTop<float> warp_top(float mine) {
+  const uint32_t key = ordered_bits(mine);
   const uint32_t top = __reduce_max_sync(kFullWarp, key);
-  const uint32_t index =
-      __reduce_min_sync(kFullWarp, key == top ? uint32_t(mine.index) : uint32_t(kNoIndex));
-  return {from_ordered_bits(top), int(index)};
+  return {from_ordered_bits(top), key == top};
 }
 
 // The same by the upper half of the key, and by the lower half among the lanes that have the upper.
-__device__ __forceinline__ Best<double> warp_best(Best<double> mine) {
-  const uint64_t key = ordered_bits(mine.value);
+__device__ __forceinline__ WarpTop<double> warp_top(double mine) {
+  const uint64_t key = ordered_bits(mine);
   const uint32_t upper = uint32_t(key >> 32), lower = uint32_t(key);
   const uint32_t top = __reduce_max_sync(kFullWarp, upper);
   const uint32_t under = __reduce_max_sync(kFullWarp, upper == top ? lower : 0);
-  const bool best = upper == top && lower == under;
-  const uint32_t index =
-      __reduce_min_sync(kFullWarp, best ? uint32_t(mine.index) : uint32_t(kNoIndex));
-  return {from_ordered_bits(uint64_t(top) << 32 | under), int(index)};
+  return {from_ordered_bits(uint64_t(top) << 32 | under), upper == top && lower == under};
+}
+
+// The lowest index of the lanes that have one.
+__device__ __forceinline__ int warp_lowest(bool has, int index) {
+  return int(__reduce_min_sync(kFullWarp, has ? uint32_t(index) : uint32_t(kNoIndex)));
+}
+
+template <typename T>
+__device__ __forceinline__ Best<T> warp_best(Best<T> mine) {
+  const WarpTop<T> top = warp_top(mine.value);
+  return {top.value, warp_lowest(top.here, mine.index)};
 }
 
 // Shared memory for the reductions of one block.

@@ -142,8 +142,8 @@ MUTANTS = {
     "the upper half of a gain alone": Mutant(
         "integerize",
         "cuda/reduce.cuh",
-        "upper == top && lower == under;",
-        "upper == top;",
+        "upper == top && lower == under}",
+        "upper == top}",
         ("counts_of_close_gains",),
     ),
     "swaps by an absolute gain": Mutant(
@@ -184,8 +184,8 @@ MUTANTS = {
     "a tie to the highest index": Mutant(
         "frank_wolfe",
         "cuda/reduce.cuh",
-        "__reduce_min_sync(kFullWarp, key == top ? uint32_t(mine.index) : uint32_t(kNoIndex))",
-        "__reduce_max_sync(kFullWarp, key == top ? uint32_t(mine.index) : 0u)",
+        "__reduce_min_sync(kFullWarp, has ? uint32_t(index) : uint32_t(kNoIndex))",
+        "__reduce_max_sync(kFullWarp, has ? uint32_t(index) : 0u)",
         ("fw_ties",),
     ),
     "a column of the support evicted": Mutant(
