@@ -224,6 +224,23 @@ def test_a_direction_shorter_than_the_documented_one_is_none(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("norm", [1e-10, 1e-6, 1e20])
+def test_vectors_of_any_norm(
+    golden: dict[str, torch.Tensor], variant: str, norm: float, device: torch.device
+) -> None:
+    if device.type == "cuda" and norm == 1e20:
+        pytest.skip("on CUDA the state is float32, which has no square of it")
+
+    pool, query = golden["pool"], golden["query"]
+    unit = hullft_ops.fw_select(pool, query, 50, variant=variant)
+    scaled = hullft_ops.fw_select(pool * norm, query * norm, 50, variant=variant)
+    error = scaled.residual / norm - unit.residual
+
+    # The norm is no power of two, so that CUDA's state, which is float32, is rounded otherwise.
+    assert error.abs().max() < (1e-7 if device.type == "cpu" else 2e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_long_row_that_is_never_picked(variant: str, dtype: torch.dtype) -> None:
     """What counts as rounding goes by the rows of the combination."""
