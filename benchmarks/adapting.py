@@ -98,6 +98,8 @@ class Adapting:
             "order": "grouped",  # as the plain loops
             "lr": LR,
             "dtype": case.dtype,
+            "context": 0,
+            "train_following": 0,
             **options,
         }
         self.finetuner = TestTimeFinetuner(

@@ -41,6 +41,7 @@ def evaluate(models_of: list[object], store: Path, prompts: Path) -> Evaluate:
     """Runs the command on two prompts, with high rates for a tiny model."""
     inputs = [*models_of, "--store", store, "--prompts", prompts]
     few = ["--limit", 2, "--output", OUTPUT, "--n-select", 3, "--lr", 0.01]
+    few += ["--train-following", 0]
 
     def evaluate(*options: object) -> Result:
         return hullft_ops("evaluate", *inputs, *few, *options)
@@ -67,9 +68,9 @@ def test_a_row_says_what_the_finetuner_does(
     rows = read_rows(OUTPUT)
     assert {row.config for row in rows} == {
         "hullft n=3 refresh=2 lr=0.01",
-        "hullft n=3 refresh=2 lr=0.01 context=2",
+        "hullft n=3 refresh=2 lr=0.01 context=2 context_following=1",
         "knn n=3 refresh=1 lr=0.01",
-        "knn n=3 refresh=1 lr=0.01 context=2",
+        "knn n=3 refresh=1 lr=0.01 context=2 context_following=1",
     }
 
     texts_of = {Prompt(text).id: text for text in texts[:6]}
@@ -148,7 +149,8 @@ def test_one_training_gives_the_rows_of_all_passes_and_contexts(
 
 
 def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) -> None:
-    assert evaluate("--method", "knn", "--lr", 0.01, 1e30).code == 0
+    options = "--method", "knn", "--context", 0, "--lr", 0.01, 1e30
+    assert evaluate(*options).code == 0
 
     failed = [row for row in read_rows(OUTPUT) if row.error]
     assert {row.settings["lr"] for row in failed} == {1e30}
@@ -184,8 +186,8 @@ def test_a_file_says_what_to_run_and_options_take_the_place_of_its_values(
     labels = {row.config for row in read_rows(OUTPUT)}
     # The fixture sets n_select, lr and limit.
     assert labels == {
-        "knn n=3 refresh=1 lr=0.01",
-        "sift n=3 refresh=1 lr=0.01",
+        "knn n=3 refresh=1 lr=0.01 context=5 context_following=1",
+        "sift n=3 refresh=1 lr=0.01 context=5 context_following=1",
     }
     assert len(read_rows(OUTPUT)) == 4
 
@@ -211,7 +213,10 @@ def test_a_folder_becomes_evidence(
     assert "\n10 of 12 held-out prompts, of " in result.stderr
     assert "\n--limit takes more prompts\n" in result.stderr
     assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
-    assert {row.config for row in rows} == {"hullft n=20 refresh=2 lr=5e-05"}
+    assert {row.config for row in rows} == {
+        "no steps context=5 context_following=1",
+        "hullft n=20 refresh=2 lr=3e-05 context=5 context_following=1 train_following=1",
+    }
 
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     stored = "\0".join(Datastore.open(datastore).texts)
@@ -286,7 +291,7 @@ def test_prompts_need_a_store(models_of: list[object], prompts: Path) -> None:
 
 
 def test_a_report_of_the_rows(evaluate: Evaluate) -> None:
-    result = evaluate("--method", "knn", "hullft")
+    result = evaluate("--method", "knn", "hullft", "--context", 0)
     printed = succeeded("report", OUTPUT).stdout
 
     assert result.stdout == f"{OUTPUT}\n{printed}"

@@ -85,7 +85,7 @@ def adapting(loaded, store, embedder):
     """Makes a model that takes two large steps, or what the options say."""
 
     def make(**options: Any) -> HullftLM:
-        defaults = {"n_select": 2, "lr": 1e-3, "pool_size": 4}
+        defaults = {"n_select": 2, "lr": 1e-3, "pool_size": 4, "context": 0}
         return HullftLM(
             **loaded, store=store, embedder=embedder, **(defaults | options)
         )
@@ -141,7 +141,7 @@ def test_without_steps_answers_are_those_of_hf(loaded, plain, adapting):
     of_prompts = plain.generate_until(prompts)
 
     # Without a datastore, and with one.
-    for model in (HullftLM(**loaded, n_select=0), adapting(n_select=0)):
+    for model in (HullftLM(**loaded, n_select=0, context=0), adapting(n_select=0)):
         answers = np.array(model.loglikelihood(choices))
         assert answers == pytest.approx(of_choices, rel=1e-5)
         answers = model.loglikelihood_rolling(texts)
@@ -303,7 +303,8 @@ def test_every_name_of_load_model_names_a_model(loaded, monkeypatch, name):
         return loaded["pretrained"], loaded["tokenizer"]
 
     monkeypatch.setattr(module, "load_model", load)
-    HullftLM(name, n_select=0, device="cuda:1", allow_missing_weights=True)
+    options = {"device": "cuda:1", "allow_missing_weights": True}
+    HullftLM(name, n_select=0, context=0, **options)
     assert calls == [(name, "cuda:1", {"allow_missing_weights": True})]
 
 

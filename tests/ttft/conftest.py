@@ -248,10 +248,13 @@ def with_lora():
 
 @pytest.fixture
 def make(tokenizer, store, embedder):
-    """Makes a finetuner with 12 steps from a pool of 30, at a rate that shows in a few steps."""
+    """Makes a finetuner with 12 steps from a pool of 30, at a rate that shows in a few steps.
+
+    It reads no passages unless the options say so.
+    """
 
     def make(model, *, store=store, embedder=embedder, **options):
-        settings = {"n_select": 12, "pool_size": 30, "lr": 1e-2} | options
+        settings = {"n_select": 12, "pool_size": 30, "lr": 1e-2, "context": 0} | options
         return TestTimeFinetuner(model, tokenizer, store, embedder, **settings)
 
     return make

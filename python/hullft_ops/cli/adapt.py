@@ -14,7 +14,7 @@ from rich.table import Table
 
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, listed, printable
-from hullft_ops.cli.options import N_SELECT, fields_of
+from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.prompts import DATASTORES, share_held
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
@@ -40,7 +40,7 @@ def adapt(
     inputs: Annotated[dict[str, Any], fields_of(ModelConfig)],
     settings: Annotated[
         dict[str, Any],
-        fields_of(TTFTConfig, n_select=N_SELECT, lr="2e-4 for the shipped model, 5e-5"),
+        fields_of(TTFTConfig, lr="2e-4 for the shipped model, 5e-5"),
     ],
     files: Annotated[dict[str, Any], fields_of(FilePatterns)],
     *,
@@ -83,7 +83,7 @@ def adapt(
     elif prompt_file is not None:
         raise ValueError("give one of --prompt and --prompt-file")
     language_model = ModelConfig(**inputs)
-    values = {"n_select": N_SELECT, "lr": default_lr(language_model.model)} | settings
+    values = {"lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
     if save is not None:
         sources = (

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from tqdm import tqdm
 
 from hullft_ops._terminal import counted, echo
-from hullft_ops.cli.options import N_SELECT, fields_of
+from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.evaluation import ray_rows
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment, read_experiment
@@ -23,7 +23,7 @@ from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.files import check_output
 
 # What is measured of a corpus if nothing says what to measure.
-_SETTINGS = [{"method": "hullft", "n_select": N_SELECT}]
+_SETTINGS = [{"n_select": [0, TTFTConfig.n_select]}]
 # Fields of an experiment that only its file has.
 IN_FILES = ("settings", "description")
 
@@ -43,8 +43,9 @@ def evaluate(
     """Measure every combination of settings on held-out prompts; write a row for each, and print a
     table.
 
-    With --corpus alone, it holds out whole files of your own, and compares no adaptation with 20
-    steps of hullft. A killed run goes on: rows that the output has are not measured again.
+    With --corpus alone, it holds out whole files of your own, and compares no adaptation, reading
+    retrieved passages, and steps of hullft beside them. A killed run goes on: rows that the output
+    has are not measured again.
 
     Args:
         experiment: in place of what the file says.

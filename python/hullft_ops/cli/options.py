@@ -7,9 +7,6 @@ import tyro
 
 from hullft_ops.ttft.methods import MethodName
 
-# Steps for one prompt that a person waits for.
-N_SELECT = 20
-
 
 def fields_of(
     kind: Any, *, several: bool = False, without: tuple[str, ...] = (), **defaults: Any

@@ -17,8 +17,10 @@ from hullft_ops.ttft.validation import options, parse
 
 NO_STEPS = "no steps"
 _SHIPPED = Path(__file__).with_name("experiments")
-# A label always states these; it states the others where they are not the default.
+# A label always states these.
 _NAMED = ("method", "n_select", "refresh", "lr")
+# A label states these where they are above 0, and the others where they are not the default.
+_PASSAGES = ("context", "context_following", "train_following")
 # All that matters without steps.
 _STEPLESS = ("n_select", "context", "context_following", "max_length", "adapter")
 
@@ -129,7 +131,8 @@ def _combinations(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _that_matter(values: dict[str, Any]) -> dict[str, Any]:
     method = values.get("method", TTFTConfig.method)
     if values.get("n_select", TTFTConfig.n_select) == 0:
-        return {name: values[name] for name in _STEPLESS if name in values}
+        matter = {name: values[name] for name in _STEPLESS if name in values}
+        return {"train_following": 0} | matter
     if method in ONE_STEP_A_PASSAGE:
         values = values | {"refresh": 1, "order": TTFTConfig.order}
     if method != "random":
@@ -140,9 +143,12 @@ def _that_matter(values: dict[str, Any]) -> dict[str, Any]:
 def label(config: TTFTConfig) -> str:
     """The configuration's name, for example "hullft n=20 refresh=2 lr=5e-05 context=5".
 
-    It states method, steps, refresh and learning rate, and what is not the default.
+    It states method, steps, refresh and learning rate, what is read and trained on beside the
+    selected passages, and what else is not the default.
     """
     values = settings_of(config)
+    if not config.context:
+        del values["context_following"]
     if config.n_select == 0:
         parts = [NO_STEPS]
     else:
@@ -153,16 +159,17 @@ def label(config: TTFTConfig) -> str:
             f"lr={_shown(config.lr)}",
         ]
     for name in sorted(values.keys() - set(_NAMED)):
-        parts.append(f"{name}={_shown(values[name])}")
+        if values[name] or name not in _PASSAGES:
+            parts.append(f"{name}={_shown(values[name])}")
     return " ".join(parts)
 
 
 def settings_of(config: TTFTConfig) -> dict[str, Any]:
-    """The fields that `label` states."""
+    """The fields that a row states: together they are the configuration."""
     values = {}
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in _NAMED or value != field.default:
+        if field.name in (*_NAMED, *_PASSAGES) or value != field.default:
             values[field.name] = value
     return values
 
