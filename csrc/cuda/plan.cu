@@ -14,13 +14,17 @@
 namespace hullft {
 namespace {
 
-// Cycles of an H100; csrc/cuda/README.md derives them. They say where one way overtakes another.
+// Predicted for an H100, and derived in csrc/cuda/README.md. They say where one way overtakes
+// another.
 constexpr double kFloat64ProductsPerCycle = 32;  // of an SM
 constexpr double kL2BytesPerCycle = 24;          // that each SM reads while all do
 constexpr double kSmBytesPerCycle = 40;          // that one block reads
 constexpr double kDeviceBytesPerCycle = 1914;
-constexpr double kTileCycles = 1.3;         // of a tile of 16 x 16, for a column: float32
-constexpr double kNarrowTileCycles = 0.43;  // bfloat16 and float16
+constexpr double kTileCycles = 1.3;          // of a tile of 16 x 16, for a column: float32
+constexpr double kNarrowTileCycles = 0.43;   // bfloat16 and float16
+constexpr double kCopiedBytesPerCycle = 29;  // that an SM can issue, into shared memory
+// An SM runs two blocks at a time. One alone often leaves it idle, and takes almost as long.
+constexpr double kBlocksInTimeOfOne = 1.75;
 
 // Shared memory of a solver's kernel besides the state.
 constexpr int64_t kFixedSharedBytes = 1024;
@@ -30,26 +34,32 @@ constexpr int kSpareColumns = 32;
 
 double waves(int64_t blocks, int64_t sms) { return std::ceil(double(blocks) / double(sms)); }
 
-// Of a block that reads `strips` of 16 rows for its tiles.
-double block_cycles(const PoolView& pool, double strips, double tiles) {
-  const double d = double(pool.d), bytes = double(bytes_of(pool.storage));
-  const double tile = pool.storage == Storage::kFloat32 ? kTileCycles : kNarrowTileCycles;
-  return std::max(strips * kGridSide * bytes / kL2BytesPerCycle, tiles * tile) * d;
+double bytes_of_strips(const PoolView& pool, double strips) {
+  return strips * kGridSide * double(bytes_of(pool.storage));  // in a column
 }
 
-double blocks_cycles(const PoolView& pool, int64_t pools, int queries, int64_t sms,
-                     int warp_tiles) {
+// Of an SM that runs `blocks`, each of which copies `strips` of 16 rows for its tiles.
+double blocks_cycles(const PoolView& pool, double blocks, double strips, double tiles) {
+  const double tile = pool.storage == Storage::kFloat32 ? kTileCycles : kNarrowTileCycles;
+  const double bytes = bytes_of_strips(pool, strips);
+  const double issue = bytes / kCopiedBytesPerCycle + tiles * tile;
+  return std::max(blocks * bytes / kL2BytesPerCycle, std::max(blocks, kBlocksInTimeOfOne) * issue) *
+         double(pool.d);
+}
+
+double grid_cycles(const PoolView& pool, int64_t pools, int queries, int64_t sms, int warp_tiles) {
   const TileGrid grid = tile_grid(pool.width, queries, warp_tiles);
+  const double blocks = waves(grid.blocks * pools, sms);
   const double triangle = double(grid.triangle_tiles()) / grid.blocks_of_triangle;
   const double square = double(grid.side * grid.side) / grid.blocks_of_square;
-  const double of_square = block_cycles(pool, grid.side + square / grid.side, square);
-  const double of_triangle = block_cycles(pool, grid.side, triangle);
-  const double of_panel = block_cycles(pool, grid.panel_rows + grid.panel_columns,
-                                       grid.panel_rows * grid.panel_columns);
+  const double of_square = blocks_cycles(pool, blocks, grid.side + square / grid.side, square);
+  const double of_triangle = blocks_cycles(pool, blocks, grid.side, triangle);
+  const double of_panel = blocks_cycles(pool, blocks, grid.panel_rows + grid.panel_columns,
+                                        grid.panel_rows * grid.panel_columns);
   const double all = double(grid.first_square) * of_triangle +
                      double(grid.first_panel - grid.first_square) * of_square +
                      double(grid.blocks - grid.first_panel) * of_panel;
-  return waves(grid.blocks * pools, sms) * all / double(grid.blocks);
+  return all / double(grid.blocks);
 }
 
 }  // namespace
@@ -74,9 +84,11 @@ GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms
             products * double(pools) * double(pool.d) / (kFloat64ProductsPerCycle * double(sms))};
   }
   const int64_t tiles = tiles_of(pool.width, queries, kGridSide).all;
-  GramPlan best{0, waves(tiles * pools, sms) * block_cycles(pool, 2, 1)};
-  for (int warp_tiles = kMostWarpTiles; warp_tiles > 0; --warp_tiles) {
-    const double cycles = blocks_cycles(pool, pools, queries, sms, warp_tiles);
+  // A tile's block reads two, and its instructions take the time of a third.
+  const double strips = 3 * waves(tiles * pools, sms);
+  GramPlan best{0, bytes_of_strips(pool, strips) / kL2BytesPerCycle * double(pool.d)};
+  for (int warp_tiles = 1; warp_tiles <= kMostWarpTiles; ++warp_tiles) {
+    const double cycles = grid_cycles(pool, pools, queries, sms, warp_tiles);
     if (cycles < best.cycles) best = {warp_tiles, cycles};
   }
   return best;

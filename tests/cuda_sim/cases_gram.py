@@ -130,3 +130,24 @@ def gram_bits(library: Library, seed: int) -> None:
         assert torch.equal(products[0], modelled[40, :40])
         assert torch.equal(gram[0, 32], gram[0, 5])
         assert products[0, 32] == products[0, 5]
+
+
+@case
+def gram_plan(library: Library, seed: int) -> None:
+    """One pool of 200 has a block for each tile, 64 have four each, of which an SM runs two, and
+    1,000 have two each. Four blocks have the bits of the model."""
+    for pools, sms, warp_tiles in (
+        (1, 132, 0),
+        (64, 132, 3),
+        (1000, 132, 6),
+        (1, 2, 3),
+    ):
+        assert library.warp_tiles(pools, 200, 384, sms) == warp_tiles
+
+    rows = torch.randn(201, 20, generator=torch.Generator().manual_seed(3))
+    pool = rows[None, :200].contiguous()
+    gram, products = library.gram(pool, rows[200:], launch=Launch(seed, sms=2))
+    modelled = torch.from_numpy(tf32_gram.gram(rows.numpy()))
+
+    assert torch.equal(gram[0], modelled[:200, :200])
+    assert torch.equal(products[0], modelled[200, :200])

@@ -390,3 +390,10 @@ class Library:
         case = GramCase(pool=view, gram=_pointer(gram), products=_pointer(products))
         self._call("sim_gram", case, launch)
         return gram, products
+
+    def warp_tiles(self, pools: int, candidates: int, dim: int, sms: int) -> int:
+        """Of a warp that makes a part of a Gram matrix, 0: each tile has a block of its own."""
+        count: int = self._library.sim_warp_tiles(
+            c_int64(pools), c_int32(candidates), c_int64(dim), c_int64(sms)
+        )
+        return count

@@ -84,6 +84,20 @@ MUTANTS = {
         "race",
         RACE,
     ),
+    "a block that has an SM alone, and all its speed": Mutant(
+        "plan",
+        "cuda/plan.cu",
+        "kBlocksInTimeOfOne = 1.75",
+        "kBlocksInTimeOfOne = 1",
+        ("gram_plan",),
+    ),
+    "copies that cost no instruction": Mutant(
+        "plan",
+        "cuda/plan.cu",
+        "bytes / kCopiedBytesPerCycle + tiles",
+        "0 * bytes / kCopiedBytesPerCycle + tiles",
+        ("gram_plan",),
+    ),
     # Products of rows
     "a row without its product": Mutant(
         "correlate",
