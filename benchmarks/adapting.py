@@ -99,7 +99,6 @@ class Adapting:
             "lr": LR,
             "dtype": case.dtype,
             "context": 0,
-            "train_following": 0,
             **options,
         }
         self.finetuner = TestTimeFinetuner(

@@ -19,7 +19,7 @@ from hullft_ops.ttft.errors import InputError
 
 def labels(*settings: dict[str, Any]) -> list[str]:
     """Of the configurations, with the selected passages alone unless the settings say more."""
-    alone = {"context": 0, "train_following": 0}
+    alone = {"context": 0}
     return [label(config) for config in expand([alone | grid for grid in settings])]
 
 
@@ -33,28 +33,28 @@ def written(content: Any, folder: Path) -> Path:
 def test_lists_multiply_out_and_each_configuration_comes_once() -> None:
     grid = {"method": "hullft", "n_select": [5, 10], "refresh": [1, 2]}
     assert labels(grid, grid | {"n_select": 5}) == [
-        "hullft n=5 refresh=1 lr=3e-05",
-        "hullft n=5 refresh=2 lr=3e-05",
-        "hullft n=10 refresh=1 lr=3e-05",
-        "hullft n=10 refresh=2 lr=3e-05",
+        "hullft n=5 refresh=1 lr=5e-05",
+        "hullft n=5 refresh=2 lr=5e-05",
+        "hullft n=10 refresh=1 lr=5e-05",
+        "hullft n=10 refresh=2 lr=5e-05",
     ]
 
 
 @pytest.mark.parametrize("method", ["knn", "random"])
 def test_refresh_does_not_matter_to_methods_of_one_step_a_passage(method: str) -> None:
     grid = {"method": method, "n_select": 5, "refresh": [1, 2, 4]}
-    assert labels(grid) == [f"{method} n=5 refresh=1 lr=3e-05"]
+    assert labels(grid) == [f"{method} n=5 refresh=1 lr=5e-05"]
 
 
 @pytest.mark.parametrize(
     ("passages", "named"),
     [
-        ({}, " context=5 context_following=1 max_length=64 train_following=1"),
+        ({}, " context=5 context_following=1 max_length=64"),
         (
             {"context": 2, "context_following": 0},
-            " context=2 max_length=64 train_following=1",
+            " context=2 max_length=64",
         ),
-        ({"context": 0, "train_following": 0}, " max_length=64"),
+        ({"context": 0}, " max_length=64"),
     ],
 )
 def test_a_label_states_what_is_read_and_what_is_not_the_default(
@@ -83,7 +83,7 @@ def test_the_seed_concerns_the_method_random_alone() -> None:
 
 def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
     settings = [{"n_select": 2}, {"n_select": 2, "lr": 1.0}]
-    for model, default in ((None, 2e-4), ("gpt2", 3e-5)):
+    for model, default in ((None, 2e-4), ("gpt2", 5e-5)):
         configs = Experiment(model=model, settings=settings).configs()
         assert [config.lr for config in configs] == [default, 1.0]
 

@@ -20,7 +20,7 @@ _SHIPPED = Path(__file__).with_name("experiments")
 # A label always states these.
 _NAMED = ("method", "n_select", "refresh", "lr")
 # A label states these where they are above 0, and the others where they are not the default.
-_PASSAGES = ("context", "context_following", "train_following")
+_PASSAGES = ("context", "context_following")
 # All that matters without steps.
 _STEPLESS = ("n_select", "context", "context_following", "max_length", "adapter")
 
@@ -131,8 +131,7 @@ def _combinations(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _that_matter(values: dict[str, Any]) -> dict[str, Any]:
     method = values.get("method", TTFTConfig.method)
     if values.get("n_select", TTFTConfig.n_select) == 0:
-        matter = {name: values[name] for name in _STEPLESS if name in values}
-        return {"train_following": 0} | matter
+        return {name: values[name] for name in _STEPLESS if name in values}
     if method in ONE_STEP_A_PASSAGE:
         values = values | {"refresh": 1, "order": TTFTConfig.order}
     if method != "random":

@@ -49,7 +49,7 @@ class TTFTConfig:
     method: MethodName | SelectionMethod = "hullft"
     """How to select passages: hullft, sift, knn, random, or in Python a `SelectionMethod`."""
 
-    n_select: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 20
+    n_select: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 8
     """Optimizer steps for each prompt; 0 for none."""
 
     refresh: PositiveInt = 2
@@ -72,11 +72,11 @@ class TTFTConfig:
     context_following: NonNegativeInt = 1
     """How many passages stand behind each of these that follow it in its document."""
 
-    train_following: NonNegativeInt = 1
+    train_following: NonNegativeInt = 0
     """How many passages are trained on with each selected one that follow it in its document, as
     one text. `max_length` cuts that."""
 
-    lr: PositiveFloat = 3e-5
+    lr: PositiveFloat = 5e-5
     """Adam's learning rate."""
 
     max_length: Annotated[int, Field(ge=2)] | None = None
