@@ -1,8 +1,9 @@
 """The operators as this package calls them, and their fake kernels.
 
 Importing this module loads the extension, which registers the operators. torch raises their
-``std::invalid_argument`` as a ValueError up to 2.13 and as a RuntimeError in 2.15; `call` always
-raises a ValueError, but in a compiled graph, and torch's own error if CUDA runs out of memory.
+``std::invalid_argument`` as a ValueError up to 2.13 and as a RuntimeError in 2.15. `call` raises a
+ValueError with each, and torch's own error if CUDA runs out of memory. In a compiled graph torch
+calls the operator itself, so its error stays.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
