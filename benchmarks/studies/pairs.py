@@ -24,12 +24,13 @@ Curves = dict[str, dict[int, tuple[np.ndarray, float]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", type=Path)
+    parser.add_argument("rows", nargs="+", type=Path, help="files of the same prompts")
     parser.add_argument("--against", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--score")
     arguments = parser.parse_args()
     # Intervals depend on the order of the prompts in their last digit.
-    rows = sorted(read_rows(arguments.rows), key=lambda row: row.prompt)
+    rows = [row for path in arguments.rows for row in read_rows(path)]
+    rows.sort(key=lambda row: row.prompt)
     measured = Measurements.of(rows, arguments.score)
     print(f"{len(measured.prompts)} prompts, {' '.join(measured.shared())}")
     curves = curves_of(measured)

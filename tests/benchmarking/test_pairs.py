@@ -22,7 +22,7 @@ def test_every_setting_against_others(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = []
+    lines = {"steps": "", "none": ""}
     for (method, passes), values in AFTER.items():
         settings = {"method": method, "n_select": 20, "passes": passes}
         label = f"{method} n=20 lr=0.1 passes={passes}"
@@ -32,11 +32,13 @@ def test_every_setting_against_others(
             row = result_row(
                 f"p{prompt}", config=label, settings=settings, before=5.0, after=after
             )
-            lines.append(row.model_dump_json() + "\n")
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(lines))
+            kind = "none" if passes is None else "steps"
+            lines[kind] += row.model_dump_json() + "\n"
+    files = [tmp_path / f"{kind}.jsonl" for kind in lines]
+    for file in files:
+        file.write_text(lines[file.stem])
     against = ["--against", "knn", "no steps"]
-    monkeypatch.setattr(sys, "argv", ["pairs", str(file), *against])
+    monkeypatch.setattr(sys, "argv", ["pairs", *map(str, files), *against])
     pairs.main()
     title, head, *rows = capsys.readouterr().out.splitlines()
     cells = {tuple(row.split(" | ")[:2]): row.split(" | ")[2:] for row in rows}

@@ -147,6 +147,30 @@ def test_one_training_gives_the_rows_of_all_passes_and_contexts(
     assert {key: together[key] for key in alone} == alone
 
 
+def test_settings_that_read_other_passages_share_no_training(
+    models_of: list[object],
+    embedder_directory: Path,
+    prompts: Path,
+    texts: list[str],
+) -> None:
+    embedder = load_embedder(str(embedder_directory))
+    sources = ["one document"] * len(texts[6:])
+    Datastore.build(texts[6:], embedder, "documents", sources=sources)
+    inputs = [*models_of, "--store", "documents", "--prompts", prompts, "--limit", 2]
+    reading = ["evaluate", *inputs, "--n-select", 0, "--context", 1]
+    alone = {}
+    for following in (0, 1):
+        output = f"{following}.jsonl"
+        succeeded(*reading, "--context-following", following, "--output", output)
+        alone |= bits_by_key(Path(output))
+
+    succeeded(*reading, "--context-following", 0, 1, "--output", OUTPUT)
+
+    assert bits_by_key(OUTPUT) == alone
+    # Two prompts would have two scores if nothing followed what is read.
+    assert len(set(alone.values())) > 2
+
+
 def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) -> None:
     options = "--method", "knn", "--context", 0, "--lr", 0.01, 1e30
     assert evaluate(*options).code == 0

@@ -1,0 +1,99 @@
+"""Which five passages to read: the nearest, or some that are near the prompt and unlike each other.
+
+    python -m benchmarks.studies.context_choice benchmarks/results/answer/c.json \\
+        --limit 18 --output c_choice.jsonl
+
+measures each choice on an experiment's prompts, without a step. The rows are those of ``hullft-ops
+evaluate``, which `benchmarks.studies.pairs` reads. A killed run goes on.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hullft_ops
+from benchmarks.peers import pyversity_select
+from hullft_ops.evaluation.experiment import read_experiment
+from hullft_ops.evaluation.measuring import load_evaluation, measure, missing
+from hullft_ops.evaluation.results import open_results
+from hullft_ops.ttft.store.base import Store
+
+CONTEXT = 5
+STEPS = 50
+# Of the pool [K, d] of a query [d], the positions of `CONTEXT` passages, the most important first.
+Choose = Callable[[Tensor, Tensor], list[int]]
+
+
+def heaviest(pool: Tensor, query: Tensor) -> list[int]:
+    """The passages of the hull by weight, then the nearest."""
+    selection = hullft_ops.fw_select(pool, query, STEPS)
+    support = selection.indices[: int(selection.support_size)].tolist()
+    nearest = [position for position in range(len(pool)) if position not in support]
+    return [*support, *nearest][:CONTEXT]
+
+
+def diverse(method: str, pool: Tensor, query: Tensor) -> list[int]:
+    positions: list[int] = pyversity_select(method, pool, query, CONTEXT).tolist()
+    return positions
+
+
+CHOICES: dict[str, Choose] = {
+    "hull": heaviest,
+    "mmr": partial(diverse, "MMR"),
+    "dpp": partial(diverse, "DPP"),
+}
+
+
+class ChoosingStore:
+    """A store whose search puts the chosen passages first."""
+
+    def __init__(self, store: Store, choose: Choose) -> None:
+        self._store = store
+        self._choose = choose
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def search(self, queries: Any, k: int) -> tuple[Tensor, Tensor]:
+        scores, nearest = self._store.search(queries, k)
+        pool = self._store.embeddings[nearest[0]]
+        chosen = self._choose(pool, torch.as_tensor(queries)[0])
+        others = [position for position in range(k) if position not in chosen]
+        order = [*chosen, *others]
+        return scores[:, order], nearest[:, order]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    settings = [{"n_select": 0, "context": CONTEXT, "context_following": 1}]
+    experiment = read_experiment(arguments.experiment)
+    limit = arguments.limit or experiment.limit
+    evaluation = load_evaluation(replace(experiment, limit=limit, settings=settings))
+    [nearest] = evaluation.configs
+    with open_results(arguments.output, evaluation.run) as results:
+        for prompt, labels in missing(evaluation, {}):
+            for name, choose in CHOICES.items():
+                config = f"{nearest} {name}"
+                if (prompt.id, config) in results.rows:
+                    continue
+                store: Any = ChoosingStore(evaluation.store, choose)
+                chosen = replace(evaluation, store=store)
+                for row in measure(chosen, (prompt, labels)):
+                    results.append(row.model_copy(update={"config": config}))
+
+
+if __name__ == "__main__":
+    main()
