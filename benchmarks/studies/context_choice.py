@@ -1,10 +1,11 @@
 """Which five passages to read: the nearest, or some that are near the prompt and unlike each other.
 
-    python -m benchmarks.studies.context_choice benchmarks/results/answer/c.json \\
-        --limit 18 --output c_choice.jsonl
+    hullft-ops evaluate --config benchmarks/results/answer/c_choice.json --output c_choice.jsonl
+    python -m benchmarks.studies.context_choice \\
+        benchmarks/results/answer/c_choice.json --output c_choice.jsonl
 
-measures each choice on an experiment's prompts, without a step. The rows are those of ``hullft-ops
-evaluate``, which `benchmarks.studies.pairs` reads. A killed run goes on.
+measures the nearest, and then each other choice on the same prompts, without a step.
+`benchmarks.studies.pairs` reads the rows. A killed run goes on.
 """
 
 import argparse
@@ -75,13 +76,9 @@ class ChoosingStore:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", type=Path)
-    parser.add_argument("--limit", type=int)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    settings = [{"n_select": 0, "context": CONTEXT, "context_following": 1}]
-    experiment = read_experiment(arguments.experiment)
-    limit = arguments.limit or experiment.limit
-    evaluation = load_evaluation(replace(experiment, limit=limit, settings=settings))
+    evaluation = load_evaluation(read_experiment(arguments.experiment))
     [nearest] = evaluation.configs
     with open_results(arguments.output, evaluation.run) as results:
         for prompt, labels in missing(evaluation, {}):

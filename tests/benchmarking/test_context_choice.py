@@ -37,6 +37,7 @@ def test_every_choice_has_a_row_once(
     experiment = {
         "store": str(tmp_path / "store"),
         "prompts": str(tmp_path / "prompts.jsonl"),
+        "settings": {"n_select": 0, "context": 5, "context_following": 1},
     }
     (tmp_path / "experiment.json").write_text(json.dumps(experiment))
     rows = tmp_path / "rows.jsonl"
