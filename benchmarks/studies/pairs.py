@@ -4,18 +4,20 @@
 
 prints the figures of docs/results.md: a line for each setting and number of passes, with the mean
 score, the median seconds, and the change against no adaptation and against every setting whose name
-begins with one of ``--against``.
+begins with one of ``--against``. Several files are one table: of the prompts and settings that all
+files of a domain have, and of all domains.
 """
 
 import argparse
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from hullft_ops.evaluation.report import NONE
-from hullft_ops.evaluation.results import read_rows
+from hullft_ops.evaluation.results import Row, read_rows
 from hullft_ops.evaluation.statistics import Measurements, relative
 
 # By setting and number of passes: the score of each prompt, and the median seconds.
@@ -24,14 +26,15 @@ Curves = dict[str, dict[int, tuple[np.ndarray, float]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="+", type=Path, help="files of the same prompts")
+    parser.add_argument("rows", nargs="+", type=Path)
     parser.add_argument("--against", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--score")
     arguments = parser.parse_args()
-    # Intervals depend on the order of the prompts in their last digit.
-    rows = [row for path in arguments.rows for row in read_rows(path)]
-    rows.sort(key=lambda row: row.prompt)
-    measured = Measurements.of(rows, arguments.score)
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for path in arguments.rows:
+        for row in read_rows(path):
+            rows[row.run].append(row)
+    measured = pooled([table_of(run, arguments.score) for run in rows.values()])
     print(f"{len(measured.prompts)} prompts, {' '.join(measured.shared())}")
     curves = curves_of(measured)
     rivals = [name for name in curves if name.startswith((NONE, *arguments.against))]
@@ -44,6 +47,28 @@ def main() -> None:
                 others = curves[rival].get(passes)
                 cells.append("" if others is None else change(scores, others[0]))
             print(" | ".join(cells))
+
+
+def table_of(rows: list[Row], score: str | None) -> Measurements:
+    # Intervals depend on the order of the prompts in their last digit.
+    rows = sorted(rows, key=lambda row: row.prompt)
+    return Measurements.of(rows, score)
+
+
+def pooled(tables: list[Measurements]) -> Measurements:
+    """The prompts of all tables, and the settings that each of them has."""
+    rows, after = {}, {}
+    for config in tables[0].rows:
+        if all(config in table.rows for table in tables):
+            rows[config] = [row for table in tables for row in table.rows[config]]
+            after[config] = np.concatenate([table.after[config] for table in tables])
+    return replace(
+        tables[0],
+        rows=rows,
+        prompts=[prompt for table in tables for prompt in table.prompts],
+        before=np.concatenate([table.before for table in tables]),
+        after=after,
+    )
 
 
 def curves_of(measured: Measurements) -> Curves:

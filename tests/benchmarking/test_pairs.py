@@ -57,3 +57,28 @@ def test_every_setting_against_others(
     assert cells["hullft n=20", "10"][3].startswith("-12.5% [")
     assert cells["hullft n=20", "10"][3].endswith(", better on 1")
     assert cells["knn n=20", "10"][4].startswith("-50.0% [")
+
+
+def test_files_of_several_domains_are_one_table(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The second domain lacks a setting.
+    afters = {"code": {"knn": 1.0, "sift": 2.0}, "c": {"knn": 3.0}}
+    files = []
+    for domain, methods in afters.items():
+        rows = [
+            result_row(f"{domain}{prompt}", run=domain, config=method, after=after)
+            for method, after in methods.items()
+            for prompt in range(2)
+        ]
+        files.append(tmp_path / f"{domain}.jsonl")
+        files[-1].write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", ["pairs", *map(str, files)])
+    pairs.main()
+    title, _, *rows = capsys.readouterr().out.splitlines()
+
+    assert title.startswith("4 prompts")
+    assert [row.split(" | ")[2] for row in rows] == ["2.0000", "2.0000"]
+    assert rows[1].endswith("better on 2")
