@@ -57,6 +57,15 @@ def test_the_embedder_may_compute_in_bfloat16(run, corpus, tmp_path, monkeypatch
     assert loaded == [{"device": None, "dtype": "bfloat16"}]
 
 
+def test_a_command_says_that_it_loads_the_embedder(
+    embedder_directory, corpus, tmp_path
+):
+    options = ["--text-column", "body", "--embedder", embedder_directory]
+    result = succeeded("index", corpus, "--output", tmp_path / "store", *options)
+
+    assert result.stderr.startswith("loading the embedder\n")
+
+
 def test_a_folder_and_its_patterns(run, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -53,17 +53,19 @@ def index(
     if output is None:
         raise ValueError("give --output, or --verify for a datastore")
     check_output(output, inputs=[corpus])
+    settings = IndexConfig(**config)
     embed = None
     engine = Workers(**workers)
     if engine.engine == "ray":
         if reuse is not None:
             raise ValueError("--reuse embeds in this process, got --engine ray")
         embed = ray_embedding(embedder, engine, dtype)
+    echo("loading the embedder", err=True)
     store = index_corpus(
         corpus,
         output,
         load_embedder(embedder, device=device, dtype=dtype),
-        IndexConfig(**config),
+        settings,
         reuse=Datastore.open(reuse) if reuse else None,
         embed=embed,
     )
