@@ -11,7 +11,6 @@ measures the nearest, and then each other choice on the same prompts, without a 
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +20,38 @@ from torch import Tensor
 import hullft_ops
 from benchmarks.peers import pyversity_select
 from hullft_ops.evaluation.experiment import read_experiment
-from hullft_ops.evaluation.measuring import load_evaluation, measure, missing
+from hullft_ops.evaluation.measuring import load_evaluation, measure
 from hullft_ops.evaluation.results import open_results
 from hullft_ops.ttft.store.base import Store
 
 CONTEXT = 5
 STEPS = 50
-# Of the pool [K, d] of a query [d], the positions of `CONTEXT` passages, the most important first.
+# Of the pool [K, d] of a query [d], the positions to read first, the most important first.
 Choose = Callable[[Tensor, Tensor], list[int]]
 
 
 def heaviest(pool: Tensor, query: Tensor) -> list[int]:
-    """The passages of the hull by weight, then the nearest."""
-    selection = hullft_ops.fw_select(pool, query, STEPS)
-    support = selection.indices[: int(selection.support_size)].tolist()
-    nearest = [position for position in range(len(pool)) if position not in support]
-    return [*support, *nearest][:CONTEXT]
-
-
-def diverse(method: str, pool: Tensor, query: Tensor) -> list[int]:
-    positions: list[int] = pyversity_select(method, pool, query, CONTEXT).tolist()
+    """The passages of the hull by weight."""
+    selection = hullft_ops.fw_select(pool, query, n_select=STEPS)
+    positions: list[int] = selection.indices[: int(selection.support_size)].tolist()
     return positions
 
 
-CHOICES: dict[str, Choose] = {
-    "hull": heaviest,
-    "mmr": partial(diverse, "MMR"),
-    "dpp": partial(diverse, "DPP"),
-}
+def mmr(pool: Tensor, query: Tensor) -> list[int]:
+    positions: list[int] = pyversity_select("MMR", pool, query, CONTEXT).tolist()
+    return positions
+
+
+def dpp(pool: Tensor, query: Tensor) -> list[int]:
+    positions: list[int] = pyversity_select("DPP", pool, query, CONTEXT).tolist()
+    return positions
+
+
+CHOICES: dict[str, Choose] = {"hull": heaviest, "mmr": mmr, "dpp": dpp}
 
 
 class ChoosingStore:
-    """A store whose search puts the chosen passages first."""
+    """A store whose search puts the chosen passages first, and behind them the nearest."""
 
     def __init__(self, store: Store, choose: Choose) -> None:
         self._store = store
@@ -81,14 +80,14 @@ def main() -> None:
     evaluation = load_evaluation(read_experiment(arguments.experiment))
     [nearest] = evaluation.configs
     with open_results(arguments.output, evaluation.run) as results:
-        for prompt, labels in missing(evaluation, {}):
+        for prompt in evaluation.prompts:
             for name, choose in CHOICES.items():
                 config = f"{nearest} {name}"
                 if (prompt.id, config) in results.rows:
                     continue
                 store: Any = ChoosingStore(evaluation.store, choose)
                 chosen = replace(evaluation, store=store)
-                for row in measure(chosen, (prompt, labels)):
+                for row in measure(chosen, (prompt, [nearest])):
                     results.append(row.model_copy(update={"config": config}))
 
 

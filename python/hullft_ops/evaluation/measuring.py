@@ -152,8 +152,7 @@ def _trainings(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
     """
     groups = defaultdict(list)
     for config in configs:
-        # A label without context would not say what follows it.
-        groups[label(replace(config, passes=None, context=1))].append(config)
+        groups[replace(config, passes=None, context=0)].append(config)
     for group in groups.values():
         group.sort(key=lambda config: (config.passes or inf, -config.context))
     return list(groups.values())
