@@ -2,7 +2,8 @@
 
 import pytest
 
-from hullft_ops.ttft.scoring import ReadContext, score_text
+from hullft_ops.ttft.reading import ReadContext
+from hullft_ops.ttft.scoring import score_text
 
 PROMPT = "the cat sat on the red mat"
 

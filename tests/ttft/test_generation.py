@@ -4,6 +4,7 @@ import pytest
 
 from hullft_ops.ttft import adaptation as adaptation_module
 from hullft_ops.ttft.generation import chat_message, continue_prompt
+from hullft_ops.ttft.reading import ReadContext
 
 PROMPT = "the cat sat on the red mat"
 OPTIONS = {"max_new_tokens": 8, "do_sample": False}
@@ -51,7 +52,7 @@ def test_a_message_and_its_passages_stand_in_the_chat_template(
     [nearest] = adaptation.support.context_indices
     content = f"{finetuner.store.texts[nearest]}\n\nthe cat"
 
-    assert calls == [(f"<s>user: {content} assistant:", finetuner.window, [])]
+    assert calls == [(f"<s>user: {content} assistant:", finetuner.window, None)]
 
 
 @pytest.mark.parametrize(
@@ -71,16 +72,37 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     """The window has 10 tokens. The token that ends a text is not continued."""
     tokenizer = tokenizers[kind]
     passages = [tokenizer.convert_tokens_to_ids(list(text)) for text in ("12", "345")]
+    context = ReadContext(gpt2, tokenizer, passages)
     calls = []
 
     def listen(module, args, kwargs):
         calls.append(kwargs["input_ids"][0])
 
     gpt2.register_forward_pre_hook(listen, with_kwargs=True)
-    options = {"passages": passages, "max_new_tokens": new_tokens}
-    continue_prompt(gpt2, tokenizer, prompt, 10, **options)
+    # Beams take no cache, so the model reads every token again.
+    options = {"num_beams": 2, "max_new_tokens": new_tokens}
+    continue_prompt(gpt2, tokenizer, prompt, 10, context, **options)
 
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
+
+
+def test_passages_that_were_read_are_not_read_again(model, tokenizer):
+    context = ReadContext(model.double(), tokenizer, [[40, 41, 42], [90, 91]])
+    arguments = model, tokenizer, "the cat", 32, context
+    calls = []
+
+    def listen(module, args, kwargs):
+        calls.append(kwargs["input_ids"][0].tolist())
+
+    model.register_forward_pre_hook(listen, with_kwargs=True)
+    expected = continue_prompt(*arguments, **OPTIONS, num_beams=1)
+    [whole, *_] = calls
+
+    for _ in range(2):
+        calls.clear()
+
+        assert continue_prompt(*arguments, **OPTIONS) == expected
+        assert calls[0] == whole[len(context.tokens) - 1 :]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from itertools import chain
 import pytest
 import torch
 
+from hullft_ops.ttft import reading
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.scoring import ReadContext, score_text
+from hullft_ops.ttft.reading import ReadContext
+from hullft_ops.ttft.scoring import score_text
 
 CONTEXT = 32
 TEXTS = {
@@ -162,6 +164,25 @@ def test_a_context_is_read_once(model, tokenizers, kind, text):
         assert score.tokens == expected.tokens
         # Its last token is read again: those logits predict the first of the text.
         assert lengths[-1] == whole - len(context.tokens) + 1
+
+
+def test_passages_are_read_in_parts(model, tokenizer, monkeypatch):
+    passages, text = [[40, 41, 42], [90, 91, 92, 60, 61]], TEXTS["ascii"]
+    calls = []
+
+    def listen(module, args, kwargs):
+        calls.append(kwargs["input_ids"][0].tolist())
+
+    model.register_forward_pre_hook(listen, with_kwargs=True)
+    monkeypatch.setattr(reading, "_TOKENS_AT_ONCE", 3)
+    context = ReadContext(model, tokenizer, passages)
+
+    assert calls == [[40, 41, 42], [90, 91, 92], [60]]
+
+    expected = score_text(model, tokenizer, text, context=StandingBefore(passages))
+    score = score_text(model, tokenizer, text, context=context)
+
+    assert score.nll == pytest.approx(expected.nll, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,10 @@ def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list
 
 
 def measure_tasks(evaluation: Evaluation, tasks: list[Task]) -> Iterator[Row]:
-    """The rows of all tasks, after one that pays for allocations and thread pools."""
+    """The rows of all tasks, after a pass that pays for allocations and thread pools."""
     for prompt, labels in tasks[:1]:
-        list(measure(evaluation, (prompt, labels[:1])))
+        config = replace(evaluation.configs[labels[0]], passes=1)
+        _rows(evaluation, evaluation.finetuner(config), [config], prompt, before={})
     for task in tasks:
         yield from measure(evaluation, task)
 

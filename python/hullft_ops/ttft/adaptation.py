@@ -8,8 +8,9 @@ from torch import Tensor
 
 from hullft_ops.ttft.generation import chat_message, continue_prompt
 from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.reading import ReadContext
 from hullft_ops.ttft.saving import SavedAdapter, save_adapter
-from hullft_ops.ttft.scoring import BitsPerByte, ReadContext, score_text
+from hullft_ops.ttft.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.steps import Deadline, StageClock, schedule
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.training import SupportTrainer
@@ -149,18 +150,18 @@ class Adaptation:
                 no chat template.
         """
         self._check_alive("generate")
-        passages = self._context.passages
+        context: ReadContext | None = self._context
         if chat:
             texts = self.support.context_texts
-            texts = texts[len(texts) - len(passages) :]
+            texts = texts[len(texts) - len(self._context.passages) :]
             message = "".join([*texts, prompt])
-            prompt, passages = chat_message(self._tokenizer, message), []
+            prompt, context = chat_message(self._tokenizer, message), None
         return continue_prompt(
             self._model,
             self._tokenizer,
             prompt,
             self._window,
-            passages,
+            context,
             **generate_kwargs,
         )
 

@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.models.forwards import eval_mode
+from hullft_ops.ttft.reading import ReadContext
 from hullft_ops.ttft.support import opened_tokens, room_before
 
 # transformers' default. It is named here because the prompt must leave room for it.
 _NEW_TOKENS = 20
+# With other arguments, beams for example, transformers may refuse a cache that it did not make.
+_TAKE_A_CACHE = {
+    "max_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+}
 
 
 def continue_prompt(
@@ -23,7 +33,7 @@ def continue_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str,
     window: int,
-    passages: Sequence[Sequence[int]] = (),
+    context: ReadContext | None = None,
     **generate_kwargs: Any,
 ) -> str:
     """What the model writes after ``prompt``, without special tokens.
@@ -33,8 +43,7 @@ def continue_prompt(
         tokenizer: its tokenizer.
         prompt: a text. Of one that is too long, the model reads the last tokens.
         window: tokens that the model reads at once, new ones included.
-        passages: tokens of retrieved passages before the prompt, nearest last. The first go until
-            the rest fits.
+        context: retrieved passages before the prompt. The first go until the rest fits.
         generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
     Raises:
@@ -43,6 +52,7 @@ def continue_prompt(
         RuntimeError: another thread adapts the model.
     """
     check_text("generate", "prompt", prompt)
+    takes_cache = _takes_cache(model, generate_kwargs)
     for name, value in {
         "num_return_sequences": 1,
         "return_dict_in_generate": False,
@@ -55,7 +65,10 @@ def continue_prompt(
         raise ValueError("generate: max_new_tokens must be passed, not max_length")
     new_tokens = generate_kwargs.setdefault("max_new_tokens", _NEW_TOKENS)
     check_integer("generate", "max_new_tokens", new_tokens, 1, window - 1)
+    passages = [] if context is None else context.passages
     tokens = _tokens_before(tokenizer, prompt, window - new_tokens, passages)
+    if context is not None and takes_cache:
+        generate_kwargs |= context.arguments(tokens)
     ids = torch.tensor([tokens], device=model.device)
     if tokenizer.pad_token_id is None:
         generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
@@ -82,6 +95,16 @@ def chat_message(tokenizer: "PreTrainedTokenizerBase", message: str) -> str:
     # A tokenizer that opens every text with this token would write a second one.
     opens = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return str(text).removeprefix(tokenizer.bos_token if opens else "")
+
+
+def _takes_cache(model: "PreTrainedModel", generate_kwargs: dict[str, Any]) -> bool:
+    config: Any = model.generation_config
+    has_beams = (config.num_beams or 1) > 1
+    return (
+        generate_kwargs.keys() <= _TAKE_A_CACHE
+        and not has_beams
+        and config.cache_implementation is None
+    )
 
 
 def _tokens_before(

@@ -4,15 +4,11 @@
 things differ: only the bytes of scored tokens count, and long texts are scored in full.
 """
 
-import copy
-import inspect
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,10 +17,10 @@ from hullft_ops._terminal import progress
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.loss import next_token_losses
-from hullft_ops.ttft.models.cache import cache_keyword, is_plain
-from hullft_ops.ttft.models.checks import check_causal, text_window, unwrapped
+from hullft_ops.ttft.models.checks import check_causal, text_window
 from hullft_ops.ttft.models.forwards import eval_mode
 from hullft_ops.ttft.models.onednn import wide_products
+from hullft_ops.ttft.reading import ReadContext
 from hullft_ops.ttft.support import opened_tokens, room_before
 
 if TYPE_CHECKING:
@@ -52,66 +48,6 @@ class BitsPerByte:
     def value(self) -> float:
         """Bits per byte."""
         return self.nll / (math.log(2) * self.bytes)
-
-
-class ReadContext:
-    """Retrieved passages that a model has read, to score texts behind them.
-
-    Attributes:
-        passages: the tokens of each, nearest last.
-        tokens: what the cache belongs to: the tokens that open a text, and the passages.
-    """
-
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        passages: Sequence[Sequence[int]],
-    ) -> None:
-        self.passages = [list(passage) for passage in passages]
-        tokens, opening = opened_tokens(tokenizer, "a")
-        self.tokens = [*tokens[:opening], *self.ids]
-        self._keyword = cache_keyword(model)
-        self._cache: Any = None
-        # The cache leaves the last token out: its logits predict the first of the text.
-        if passages and len(self.tokens) > 1:
-            self._cache = _read(model, self.tokens[:-1])
-
-    @property
-    def ids(self) -> list[int]:
-        """The tokens of all passages."""
-        return list(chain.from_iterable(self.passages))
-
-    def arguments(self, tokens: Sequence[int]) -> dict[str, Any]:
-        """Arguments for one forward call behind the cache of all ``tokens`` but the last.
-
-        Empty if there is no cache, or it is of other tokens.
-        """
-        if self._cache is None or list(tokens) != self.tokens:
-            return {}
-        # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
-        cache = copy.copy(self._cache)
-        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-        return {self._keyword: cache, "use_cache": True}
-
-
-@torch.no_grad()
-def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Any:
-    """The cache of the tokens; None if the model's cache keeps more than keys and values."""
-    ids = torch.tensor([list(tokens)], device=model.device)
-    arguments: dict[str, Any] = {"use_cache": True}
-    # The logits of long passages would take more memory than their cache.
-    if "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters:
-        arguments["logits_to_keep"] = 1
-    with eval_mode(model), wide_products(model):
-        output = model(input_ids=ids, **arguments)
-    cache: Any = getattr(output, cache_keyword(model), None)
-    if not is_plain(cache) or cache.get_seq_length() != len(tokens):
-        return None
-    if model.device.type == "cuda":
-        # The time that this took is part of the adaptation.
-        torch.cuda.current_stream(model.device).synchronize()
-    return cache
 
 
 def score_text(
