@@ -214,6 +214,7 @@ def test_the_prompt_may_be_in_a_file_or_stdin(
     [
         (["--store", "nowhere"], "nowhere: no such folder"),
         (["--corpus", "notes"], "give one of --store and --corpus"),
+        (["--prompt", " "], "prompt must not be blank"),
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
         (["--embedder", "./nowhere"], "embedder ./nowhere: "),
         (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
@@ -239,16 +240,26 @@ def test_what_cannot_be_ends_with_one_line(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no system') }}", "TemplateError: no system"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+    ],
+)
 def test_a_chat_template_that_fails_ends_with_one_line(
-    arguments: list[object], model_directory: Path, tmp_path: Path
+    template: str,
+    message: str,
+    arguments: list[object],
+    model_directory: Path,
+    tmp_path: Path,
 ) -> None:
     folder = shutil.copytree(model_directory, tmp_path / "chat")
-    template = "{{ raise_exception('no system message') }}"
     (folder / "chat_template.jinja").write_text(template)
     result = hullft_ops(*arguments, "--model", folder, "--chat")
 
     assert result.code == 2
-    assert result.last.endswith("--chat: the model's chat template: no system message")
+    assert result.last.endswith(f"--chat: the model's chat template: {message}")
 
 
 def test_foreign_text_does_not_steer_the_terminal(

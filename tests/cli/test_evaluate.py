@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from command import Result, hullft_ops, succeeded
+from evaluation_rows import result_row
 from hullft_ops._terminal import listed
 from hullft_ops.evaluation.prompts import Document, Prompt
 from hullft_ops.evaluation.results import read_rows
@@ -328,3 +329,10 @@ def test_results_without_rows_have_no_report() -> None:
 
     assert result.code == 2
     assert "results rows.jsonl: has no rows" in result.last
+
+    rows = result_row("p"), result_row("q", run="another")
+    OUTPUT.write_text("\n".join(row.model_dump_json() for row in rows))
+    result = hullft_ops("report", OUTPUT)
+
+    assert result.code == 2
+    assert "results rows.jsonl: rows must be of one run, got 2" in result.last

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evaluation_rows import PLAIN, result_row
-from hullft_ops.evaluation.results import open_results, read_rows
+from hullft_ops.evaluation.results import ResultsFile, open_results, read_rows
 from hullft_ops.evaluation.statistics import method_of
 from hullft_ops.ttft.errors import InputError
 
@@ -57,6 +57,25 @@ def test_a_last_line_that_a_kill_cut_off_is_dropped(file: Path) -> None:
             results.append(result_row("p2", domain="日本\n\u2028"))
 
         assert file.read_bytes() == content
+
+
+def test_the_first_row_may_be_cut_off_too(tmp_path: Path) -> None:
+    path, run = tmp_path / "rows.jsonl", "0123456789abcdef"
+    content = result_row("p", run=run).model_dump_json().encode()
+    path.write_bytes(content[:100])
+    assert read_rows(path) == []
+
+    with open_results(path, run):
+        assert path.read_bytes() == b""
+
+
+def test_a_full_disk_has_a_name() -> None:
+    full = Path("/dev/full")
+    with (
+        full.open("wb", buffering=0) as file,
+        pytest.raises(OSError, match="No space left on device: '/dev/full'"),
+    ):
+        ResultsFile(full, file, []).append(result_row("p"))  # type: ignore[arg-type]
 
 
 def test_a_whole_last_row_without_a_line_end_is_kept(file: Path) -> None:

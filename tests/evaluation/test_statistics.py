@@ -111,9 +111,9 @@ def test_the_best_of_each_method() -> None:
 
 def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
     two_runs = [result_row("p"), result_row("q", run="other")]
-    with pytest.raises(InputError, match="results must be of one run, got 2"):
+    with pytest.raises(InputError, match="rows must be of one run, got 2"):
         Measurements.of(two_runs)
-    with pytest.raises(InputError, match="results must be of one run, got 0"):
+    with pytest.raises(InputError, match="rows must be of one run, got 0"):
         Measurements.of([])
 
     rows = [

@@ -144,7 +144,7 @@ def interrupted(train, monkeypatch, **options):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter, "_clear", full)
+        patch.setattr(adapter, "remove_files", full)
         patch.setattr(adapter, "_SAVE_STEPS", 4)
         with pytest.raises(OSError, match="No space left"):
             train(**options)
@@ -164,6 +164,24 @@ def test_a_damaged_checkpoint_is_passed_over(
     [checkpoint] = tmp_path.glob(".adapter.*/training/checkpoint-*")
     (checkpoint / name).write_text(content)
 
+    train()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_file_that_a_kill_cut_off_goes_and_a_users_stays(
+    train, monkeypatch, tmp_path
+):
+    interrupted(train, monkeypatch)
+    [training] = tmp_path.glob(".adapter.*/training")
+    (training / "tmp1234").write_text("cut off")
+    notes = training / "checkpoint-mine"
+    notes.write_text("notes")
+    with pytest.raises(FileExistsError, match="holds training/checkpoint-mine, which"):
+        train()
+
+    assert notes.read_text() == "notes"
+
+    notes.unlink()
     train()
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 

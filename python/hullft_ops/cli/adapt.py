@@ -7,7 +7,6 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Annotated, Any
 
-from jinja2 import TemplateError
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +18,7 @@ from hullft_ops.evaluation.prompts import DATASTORES, share_held
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.errors import NothingToScoreError
+from hullft_ops.ttft.errors import NothingToScoreError, first_line
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_message, continue_prompt
@@ -82,6 +81,8 @@ def adapt(
         prompt = _prompt_in(prompt_file)
     elif prompt_file is not None:
         raise ValueError("give one of --prompt and --prompt-file")
+    if not prompt.strip():
+        raise ValueError("prompt must not be blank")
     language_model = ModelConfig(**inputs)
     values = {"lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
@@ -109,8 +110,12 @@ def adapt(
         # A model without a template, or with one that fails, is refused before the work.
         try:
             asked = chat_message(tokenizer, prompt)
-        except TemplateError as error:
-            raise ValueError(f"--chat: the model's chat template: {error}") from error
+        except ValueError:
+            raise
+        # A template is a program, which may raise anything.
+        except Exception as error:
+            reason = first_line(error)
+            raise ValueError(f"--chat: the model's chat template: {reason}") from error
     if save is not None:
         # What cannot be saved is refused before the work.
         adapter_to_save(model, list(model.parameters()), save_rank)

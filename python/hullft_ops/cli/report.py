@@ -7,6 +7,7 @@ import tyro
 from hullft_ops.evaluation.report import print_report
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.evaluation.statistics import Measurements
+from hullft_ops.ttft.errors import InputError
 
 
 def report(results: tyro.conf.Positional[Path], *, score: str | None = None) -> None:
@@ -19,4 +20,8 @@ def report(results: tyro.conf.Positional[Path], *, score: str | None = None) -> 
     rows = read_rows(results)
     if not rows:
         raise ValueError(f"results {results}: has no rows")
-    print_report(Measurements.of(rows, score))
+    try:
+        measurements = Measurements.of(rows, score)
+    except InputError as error:
+        raise InputError(f"results {results}: {error}") from error
+    print_report(measurements)

@@ -271,5 +271,5 @@ def open_texts(
     path = DATASTORES / split.digest(embedder.name)
     if not path.exists():
         sources = list(split.passages.values())
-        Datastore.build(split.passages, embedder, path, sources=sources)
+        Datastore.build(split.passages, embedder, path, sources=sources, resume=True)
     return Datastore.open(path), prompts, notes

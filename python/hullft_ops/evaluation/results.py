@@ -3,6 +3,7 @@
 import fcntl
 import lzma
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,14 @@ from pydantic import (
 )
 
 from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.files import errors_name
 from hullft_ops.ttft.validation import parse
 
 # The stages of an adaptation whose seconds a row holds.
 STAGES = ("embed", "search", "select", "finetune", "prefill")
 # How every row begins.
 _BEGINNING = b'{"run":'
+_LONG_BEGINNING = re.compile(rb'\{"run":"[0-9a-f]{16}","prompt":"')
 # How a file begins that xz compressed.
 _XZ = b"\xfd7zXZ\0"
 _STRICT = ConfigDict(
@@ -105,9 +108,10 @@ class ResultsFile:
 
     def append(self, row: Row) -> None:
         """Write a row. It is on the disk when this returns; InputError if the file is gone."""
-        self._file.write(row.model_dump_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with errors_name(self._path):
+            self._file.write(row.model_dump_json().encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if not os.fstat(self._file.fileno()).st_nlink:
             raise InputError(
                 f"results {self._path}: was deleted or replaced during the run, and its rows with "
@@ -166,8 +170,9 @@ def read_rows(path: Path) -> list[Row]:
 
 def _parsed(content: bytes, path: Path) -> list[Row]:
     *lines, last = content.split(b"\n")
-    # Without a row before it, nothing says that the file is ours.
-    if last and not (lines and _is_torn(last)):
+    # Without a row before it, only a long beginning says that the file is ours.
+    is_ours = bool(lines) or _LONG_BEGINNING.match(last)
+    if last and not (is_ours and _is_torn(last)):
         lines.append(last)
     rows: dict[tuple[str, str], Row] = {}
     for number, line in enumerate(lines, start=1):

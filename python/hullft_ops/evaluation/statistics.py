@@ -87,7 +87,7 @@ class Measurements:
         score = score or next(iter(_shared_scores(rows)), "prompt")
         runs = {row.run for row in rows}
         if len(runs) != 1:
-            raise InputError(f"results must be of one run, got {len(runs)}")
+            raise InputError(f"rows must be of one run, got {len(runs)}")
         failed = Counter(row.config for row in rows if row.error is not None)
         by_key = {
             row.key: row

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.files import check_output, new_folder
+from hullft_ops.ttft.files import check_output, new_folder, remove_files
 from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.checks import check_causal, text_window
 from hullft_ops.ttft.models.loading import explained
@@ -33,15 +32,19 @@ from hullft_ops.ttft.validation import options
 
 # What an adapter was trained with. PEFT ignores the file.
 RECORD = "trained_with.json"
+# Files of the training, also one that a kill cuts off.
+_TRAINING = (
+    f"training/{RECORD}",
+    "training/checkpoint-[0-9]*",
+    "training/tmp*",
+    "training/tokens.arrow",
+)
 _FILES = (
     RECORD,
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
-    f"training/{RECORD}",
-    "training/checkpoint-*",
-    "training/tmp*",
-    "training/tokens.arrow",
+    *_TRAINING,
 )
 _SAVE_STEPS = 100
 _OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
@@ -132,7 +135,7 @@ def train_adapter(
         _train(lora_model, passages, config, training)
         lora_model.save_pretrained(folder, save_embedding_layers=False)
         (folder / RECORD).write_text(record, encoding="utf-8")
-        _clear(training)
+        remove_files(folder, _TRAINING)
     return path
 
 
@@ -146,14 +149,6 @@ def _begin(training: Path, record: str) -> None:
             "datastore: remove it to begin anew"
         )
     file.write_text(record, encoding="utf-8")
-
-
-def _clear(training: Path) -> None:
-    for checkpoint in training.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    for name in (RECORD, "tokens.arrow"):
-        (training / name).unlink(missing_ok=True)
-    training.rmdir()
 
 
 def _tokenized(
@@ -209,7 +204,7 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
     )
     result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     if not math.isfinite(result.training_loss):
-        _clear(folder)
+        remove_files(folder.parent, _TRAINING)
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
 
 

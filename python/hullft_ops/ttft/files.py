@@ -78,19 +78,27 @@ def new_folder(
     partial = path.with_name(f".{path.name}.hullft_ops.partial")
     partial.mkdir(parents=True, exist_ok=True)
     _check_hidden(partial, [*files, LOCK])
-    with _locked(partial / LOCK, path):
+    with _locked(partial / LOCK, path), errors_name(partial):
         try:
             if not resume:
                 remove_files(partial, files)
             yield partial
             partial.rename(path)
             (path / LOCK).unlink()
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno and error.filename is None:
-                # Where a disk is full, the system names no file.
-                error.filename = str(partial)
+        except BaseException:
             remove_files(partial, [LOCK] if resume else [*files, LOCK])
             raise
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Let the errors of a full disk, for which the system names no file, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _check_hidden(partial: Path, files: Sequence[str]) -> None:

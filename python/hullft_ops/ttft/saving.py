@@ -148,7 +148,7 @@ def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _write(folder: Path, model: Any) -> None:
     """Write the one adapter of a PEFT model that is active."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     names = getattr(model, "active_adapters", None)
     # A model of transformers with adapters in it has a method of that name.
@@ -165,4 +165,6 @@ def _write(folder: Path, model: Any) -> None:
     )
     # Cloned, because safetensors refuses views.
     copies = {n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}
-    save_file(copies, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # Its own writer does not raise an OSError where the disk is full.
+    content = save(copies, metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").write_bytes(content)

@@ -261,5 +261,10 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="text is body, not metadata"):
         read(jsonl(tmp_path), text_column="body", metadata=("text",))
 
+    splits = {"test": datasets.Dataset.from_list(RECORDS)}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="saved: has no split train, has test"):
+        read(tmp_path / "saved")
+
     (tmp_path / "empty.jsonl").touch()
     assert read(tmp_path / "empty.jsonl") == ([], [])

@@ -49,6 +49,28 @@ def test_embeddings_are_mapped_and_the_file_stays(store, tmp_path):
     assert (tmp_path / "store" / "embeddings.f32").read_bytes() == before
 
 
+def test_an_interrupted_build_goes_on(embedder, tmp_path, monkeypatch):
+    """Embeddings are written 128 at a time."""
+    texts = [f"text {n}" for n in range(500)]
+    encode, encoded = embedder.encode, []
+
+    def interrupted(batch):
+        if len(encoded) > 384:
+            raise KeyboardInterrupt
+        encoded.extend(batch)
+        return encode(batch)
+
+    monkeypatch.setattr(embedder, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Datastore.build(texts, embedder, tmp_path / "store", resume=True)
+
+    encoded.clear()
+    store = Datastore.build(texts, embedder, tmp_path / "store", resume=True)
+
+    assert sorted(encoded) == sorted(texts[384:])
+    assert torch.equal(store.embeddings, torch.from_numpy(encode(texts)))
+
+
 def test_texts_in_a_row_of_one_source_follow_one_another(embedder, tmp_path):
     texts = ["a cat", "a dog", "the mat", "a tree"]
     store = Datastore.build(

@@ -173,6 +173,8 @@ class Corpus:
             elif kind == "saved":
                 rows = datasets.load_from_disk(self.name)
                 if isinstance(rows, datasets.DatasetDict):
+                    if "train" not in rows:
+                        raise ValueError(f"has no split train, has {', '.join(rows)}")
                     rows = rows["train"]
             elif kind:
                 rows = datasets.load_dataset(

@@ -71,6 +71,7 @@ class Datastore:
         path: str | Path,
         *,
         sources: Sequence[str] | None = None,
+        resume: bool = False,
     ) -> "Datastore":
         """Write a datastore and open it. Only a batch of texts is in memory.
 
@@ -80,6 +81,8 @@ class Datastore:
             texts: in the order of their positions; an empty text is a text.
             path: the folder to create, with missing parents.
             sources: the document of each text; texts in a row that share it follow one another.
+            resume: keep the embeddings for the next call if this one is interrupted. That call must
+                have the same texts.
 
         Raises:
             TypeError, ValueError: there are no texts, a text is not a valid str, or the embedder
@@ -90,7 +93,7 @@ class Datastore:
             raise TypeError(
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
-        with new_folder(path, FILES) as folder:
+        with new_folder(path, FILES, resume=resume) as folder:
             if write_texts(folder, _rows(texts, sources)) == 0:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
             embed_texts(folder, embedder)
