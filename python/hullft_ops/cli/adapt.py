@@ -138,6 +138,7 @@ def adapt(
             finetuner.window,
             max_new_tokens=max_new_tokens,
         )
+    echo("adapting to the prompt", err=True)
     with finetuner.adapted(prompt, seconds=seconds) as adaptation:
         after = _score(adaptation.score, prompt)
         if generate:
