@@ -51,7 +51,7 @@ def echo(*lines: object, err: bool = False) -> None:
 
 
 # Seconds until a bar appears.
-_DELAY = 2.0
+_DELAY = 1.0
 _draws = ContextVar("_draws", default=False)
 
 
@@ -66,7 +66,7 @@ def progress_shown() -> Iterator[None]:
 
 
 def progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
-    """``items``, within `progress_shown` under a `tqdm` bar that appears after two seconds.
+    """``items``, within `progress_shown` under a `tqdm` bar that appears after a second.
 
     Even a disabled bar takes a lock that all threads share, and Ctrl-C may leave it taken.
     """

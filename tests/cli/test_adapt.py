@@ -180,6 +180,7 @@ def test_long_waits_have_a_bar(
 
     assert re.search(r"training: .*pass/s", shown)
     assert re.search(r"scoring: .*window/s", shown)
+    assert re.search(r"writing: .*token/s", shown)
     assert "loading the model" in shown
     assert "continuing the prompt with adaptation" in shown
 
@@ -259,7 +260,7 @@ def test_a_chat_template_that_fails_ends_with_one_line(
     result = hullft_ops(*arguments, "--model", folder, "--chat")
 
     assert result.code == 2
-    assert result.last.endswith(f"--chat: the model's chat template: {message}")
+    assert result.last.endswith(f" chat: the model's chat template: {message}")
 
 
 def test_foreign_text_does_not_steer_the_terminal(

@@ -7,18 +7,20 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable
+from hullft_ops._terminal import counted, echo, listed, printable, progress
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.prompts import DATASTORES, share_held
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.errors import NothingToScoreError, first_line
+from hullft_ops.ttft.errors import NothingToScoreError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_message, continue_prompt
@@ -105,17 +107,8 @@ def adapt(
     if generate:
         window = full_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
-    asked = prompt
-    if chat:
-        # A model without a template, or with one that fails, is refused before the work.
-        try:
-            asked = chat_message(tokenizer, prompt)
-        except ValueError:
-            raise
-        # A template is a program, which may raise anything.
-        except Exception as error:
-            reason = first_line(error)
-            raise ValueError(f"--chat: the model's chat template: {reason}") from error
+    # A model without a chat template, or with one that fails, is refused before the work.
+    asked = chat_message(tokenizer, prompt) if chat else prompt
     if save is not None:
         # What cannot be saved is refused before the work.
         adapter_to_save(model, list(model.parameters()), save_rank)
@@ -137,6 +130,7 @@ def adapt(
             asked,
             finetuner.window,
             max_new_tokens=max_new_tokens,
+            stopping_criteria=[_WritingBar(max_new_tokens)],
         )
     echo("adapting to the prompt", err=True)
     with finetuner.adapted(prompt, seconds=seconds) as adaptation:
@@ -144,7 +138,10 @@ def adapt(
         if generate:
             echo("continuing the prompt with adaptation", err=True)
             continuation = adaptation.generate(
-                prompt, chat=chat, max_new_tokens=max_new_tokens
+                prompt,
+                chat=chat,
+                max_new_tokens=max_new_tokens,
+                stopping_criteria=[_WritingBar(max_new_tokens)],
             )
         if save is not None:
             saved = adaptation.save_adapter(save, rank=save_rank)
@@ -157,6 +154,17 @@ def adapt(
         _print_continuations(unadapted, continuation)
         if not continuation.strip():
             echo("The model ended at once: its continuation is blank.")
+
+
+class _WritingBar:
+    """A criterion for ``model.generate`` that never stops it, and moves a bar with each token."""
+
+    def __init__(self, tokens: int) -> None:
+        self._bar = iter(progress(range(tokens), desc="writing", unit="token"))
+
+    def __call__(self, ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        next(self._bar, None)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
 def _prompt_in(file: str | None) -> str:

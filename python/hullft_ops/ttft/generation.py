@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_text
+from hullft_ops.ttft.errors import first_line
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.models.forwards import eval_mode
 from hullft_ops.ttft.reading import ReadContext
@@ -25,6 +26,7 @@ _TAKE_A_CACHE = {
     "top_k",
     "top_p",
     "repetition_penalty",
+    "stopping_criteria",
 }
 
 
@@ -83,15 +85,19 @@ def continue_prompt(
 def chat_message(tokenizer: "PreTrainedTokenizerBase", message: str) -> str:
     """A user's message in the tokenizer's chat template, up to where the answer begins.
 
-    ValueError if the tokenizer has no template.
+    ValueError if the tokenizer has no template, or its template fails.
     """
     if not tokenizer.chat_template:
         raise ValueError("chat: the model's tokenizer has no chat template")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+    messages = [{"role": "user", "content": message}]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    # A template is a program, which may raise anything.
+    except Exception as error:
+        reason = first_line(error)
+        raise ValueError(f"chat: the model's chat template: {reason}") from error
     # A tokenizer that opens every text with this token would write a second one.
     opens = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return str(text).removeprefix(tokenizer.bos_token if opens else "")
