@@ -57,12 +57,18 @@ _draws = ContextVar("_draws", default=False)
 
 @contextmanager
 def progress_shown() -> Iterator[None]:
-    """Let `progress` draw in the body, as a command does and a library does not."""
+    """Let progress show in the body, as a command does and a library does not."""
     token = _draws.set(True)
     try:
         yield
     finally:
         _draws.reset(token)
+
+
+def progress_line(line: str) -> None:
+    """Print to stderr what begins, within `progress_shown`."""
+    if _draws.get():
+        echo(line, err=True)
 
 
 def progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:

@@ -63,6 +63,7 @@ def test_a_row_says_what_the_finetuner_does(
     result = evaluate("--method", "hullft", "knn", "--context", 0, 2)
     assert result.code == 0, result.stderr
     assert result.stdout.startswith("rows.jsonl\n")
+    assert "loading the model\nloading the embedder\n" in result.stderr
     assert "2 prompts, 4 configurations" in result.stderr
 
     rows = read_rows(OUTPUT)

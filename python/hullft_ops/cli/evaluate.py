@@ -78,7 +78,6 @@ def evaluate(
 
 def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Row]:
     """An experiment's rows, after adding to ``output`` those that it lacks."""
-    echo("loading the model and the embedder", err=True)
     evaluation = load_evaluation(experiment)
     prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")

@@ -15,6 +15,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._terminal import progress_line
 from hullft_ops.evaluation.experiment import Experiment, label, settings_of
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import STAGES, Row, Score
@@ -80,7 +81,9 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     """
     configs = experiment.configs()
     # First what is soon refused: embedding a corpus takes long.
+    progress_line("loading the model")
     model, tokenizer = experiment.load()
+    progress_line("loading the embedder")
     embedder = load_embedder(experiment.embedder)
     store, prompts, notes = open_texts(experiment, embedder)
     evaluation = Evaluation(
