@@ -260,7 +260,8 @@ def test_a_chat_template_that_fails_ends_with_one_line(
     result = hullft_ops(*arguments, "--model", folder, "--chat")
 
     assert result.code == 2
-    assert result.last.endswith(f" chat: the model's chat template: {message}")
+    expected = f"hullft-ops adapt: chat: the model's chat template: {message}"
+    assert result.last == expected
 
 
 def test_foreign_text_does_not_steer_the_terminal(
