@@ -40,7 +40,8 @@ class Experiment(ModelConfig, FilePatterns):
     """Folder of a datastore; goes with prompts."""
 
     prompts: Path | None = None
-    """JSONL file of held-out prompts: each has a "text", and a "domain" if you like."""
+    """JSONL file of held-out prompts: each has a "text" and, if you like, the "continuation" to
+    rank by, and a "domain"."""
 
     corpus: str | None = None
     """Without store: what to split into a datastore and held-out prompts, anything that hullft-ops
@@ -140,7 +141,7 @@ def _that_matter(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def label(config: TTFTConfig) -> str:
-    """The configuration's name, for example "hullft n=20 refresh=2 lr=5e-05 context=5".
+    """The configuration's name: "hullft n=8 refresh=2 lr=5e-05 context=5 context_following=1".
 
     It states method, steps, refresh and learning rate, what is read and trained on beside the
     selected passages, and what else is not the default.
