@@ -22,7 +22,7 @@ class GradientCache:
         cache.replay(example, optimizer, repeats=2)
 
     An example's first gradient allocates its buffers. Dropped examples pass them on to later ones.
-    :meth:`gradients`, :meth:`replay` and :meth:`drop` raise a KeyError for an example that is not
+    `gradients`, `replay` and `drop` raise a KeyError for an example that is not
     cached.
 
     Args:
@@ -79,14 +79,15 @@ class GradientCache:
         """Takes the parameters' present ``.grad``: ``cached = beta * cached + alpha * grad``.
 
         An example that is not cached starts from zero; ``beta=0`` replaces the cached gradient. A
-        parameter whose ``.grad`` is None adds nothing, and :meth:`replay` leaves it alone unless it
+        parameter whose ``.grad`` is None adds nothing, and `replay` leaves it alone unless it
         had a gradient before. Arithmetic is float64 if the cache or the gradient is, else float32.
         A CUDA graph repeats what it captured: an example that was not cached at that time starts
         from zero at every replay.
 
         Args:
             example: the key of the gradient, for example an index.
-            alpha, beta: finite weights of the present and of the cached gradient.
+            alpha: the weight of the present gradient, finite.
+            beta: the weight of the cached gradient, finite.
 
         Raises:
             TypeError: a gradient is sparse, or alpha or beta is not a number.
@@ -124,7 +125,7 @@ class GradientCache:
     ) -> None:
         """Takes optimizer steps with the example's cached gradient.
 
-        It reads and writes no ``.grad``. ``repeats`` and errors are as in :meth:`ReplayAdam.step`.
+        It reads and writes no ``.grad``. ``repeats`` and errors are as in `ReplayAdam.step`.
 
         Args:
             example: the key of the gradient.

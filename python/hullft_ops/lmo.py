@@ -1,7 +1,7 @@
 """One linear-minimisation step of Frank-Wolfe, for your own loops.
 
 Frank and Wolfe, *An Algorithm for Quadratic Programming* (1956). The problem and its notation are
-as in :func:`hullft_ops.fw_select`.
+as in `hullft_ops.fw_select`.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class LmoStep(NamedTuple):
     """[..]: the step in 0..1 that brings ``current + gamma * (pool[vertex] - current)`` nearest to
     the query; 0 when the row lies within 1e-6 of the longer of it and ``current``."""
     gap: Tensor
-    """[..]: the Frank-Wolfe gap, as in :class:`Selection`."""
+    """[..]: the Frank-Wolfe gap, as in `Selection`."""
 
 
 def fw_lmo(
@@ -41,11 +41,12 @@ def fw_lmo(
     A query takes ``K * d`` multiply-adds and ``8 * K`` bytes.
 
     Args:
-        pool, query: as in :func:`fw_select`.
-        pool_sizes: as in :func:`fw_select`, but at least 1.
+        pool: as in `fw_select`.
+        query: as in `fw_select`.
         current: shaped like ``query``: the current point, a convex combination of the pool.
+        pool_sizes: as in `fw_select`, but at least 1.
 
-    Norms and errors are as in :func:`fw_select`. On CUDA bad values show in the outputs instead:
+    Norms and errors are as in `fw_select`. On CUDA bad values show in the outputs instead:
     a vertex of -1, and NaN.
     """
     op = "fw_lmo"

@@ -30,7 +30,7 @@ _GradOf = Callable[[Tensor], Tensor | None]
 class ReplayAdam(Optimizer):
     """Adam and AdamW with ``step(repeats=r)``: r steps with one gradient in one sweep over memory.
 
-    The result equals r calls of :class:`torch.optim.Adam` (or AdamW) with the gradient held fixed:
+    The result equals r calls of `torch.optim.Adam` (or AdamW) with the gradient held fixed:
     each step advances bias correction, and weight decay acts on the moving parameter. A few steps
     cost about as much as one. ``state_dict`` is interchangeable with ``torch.optim.Adam`` and
     ``AdamW`` in both directions.
@@ -51,8 +51,10 @@ class ReplayAdam(Optimizer):
         betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, or decoupled decay.
-        amsgrad, differentiable: must be False, the default of torch's Adam.
-        foreach, fused: accepted for the sake of Adam's callers. They change nothing.
+        amsgrad: must be False, the default of torch's Adam.
+        differentiable: must be False, the default of torch's Adam.
+        foreach: accepted for the sake of Adam's callers. It changes nothing.
+        fused: accepted for the sake of Adam's callers. It changes nothing.
         maximize: step along the gradient instead of against it.
         capturable: keep step counts beside the parameters, and read the learning rate there too if
             it is a tensor, so that a CUDA graph can capture steps. Neither is checked then. A
@@ -163,7 +165,7 @@ class ReplayAdam(Optimizer):
                 CUDA graph can take different numbers of steps; this needs ``capturable``.
             grads: the gradient of each parameter to move, in place of every ``.grad``. It has the
                 parameter's shape and device, a DTensor's mesh and placements, and any of the four
-                dtypes. Not with a closure. See :class:`GradientCache`.
+                dtypes. Not with a closure. See `GradientCache`.
 
         Parameters without a gradient stay as they are. An error is raised before any parameter of
         any group is written.
@@ -178,7 +180,7 @@ class ReplayAdam(Optimizer):
                 interleaves with another in memory, or has no storage; or ``grads`` has a tensor
                 that is not a parameter of this optimizer.
             RuntimeError: a CUDA graph captures the step without ``capturable``, or before
-                :meth:`make_state`.
+                `make_state`.
         """
         if repeats is not None and not isinstance(repeats, Tensor):
             repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
@@ -347,7 +349,7 @@ class ReplayAdam(Optimizer):
 
 
 class ReplayAdamW(ReplayAdam):
-    """:class:`ReplayAdam` with the arguments and defaults of :class:`torch.optim.AdamW`.
+    """`ReplayAdam` with the arguments and defaults of `torch.optim.AdamW`.
 
     Weight decay is decoupled, and 0.01 by default. ``options`` are the other ones of `ReplayAdam`.
     """

@@ -27,7 +27,7 @@ class Selection(NamedTuple):
     weights, -1 past the support."""
     weights: Tensor
     """[.., n_select]: the convex weights, 0 past the support. Of "vanilla" with ``n_select=1`` they
-    sum to less than 1, see :func:`fw_select`."""
+    sum to less than 1, see `fw_select`."""
     counts: Tensor
     """int64 [.., n_select]: how often each row is used; >= 0, summing to n_select. Rows of the
     support may have 0."""
@@ -98,7 +98,7 @@ def fw_select(
 
     Minimises ``||query - pool.T @ w||^2`` over the simplex by Frank-Wolfe with exact line search,
     from the row ``(pool @ query).argmax()``, then turns the weights into integer counts that sum to
-    ``n_select`` (see :func:`integerize`). Ties go to the lowest index. The result does not depend
+    ``n_select`` (see `integerize`). Ties go to the lowest index. The result does not depend
     on the number of threads, and is not differentiable. Several threads may call at once, with the
     same tensors too.
 
@@ -143,7 +143,7 @@ def fw_select(
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes, devices or options do not fit, a pool is empty, a value is NaN or
             infinity, or a size or candidate is out of range. On CUDA, where raising would wait for
-            the device, bad values show in the outputs instead, see :class:`Selection`.
+            the device, bad values show in the outputs instead, see `Selection`.
         RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
             ran out.
     """
@@ -177,7 +177,7 @@ def fw_select_indexed(
     swap_passes: int = 2,
     pool_sizes: Tensor | None = None,
 ) -> Selection:
-    """:func:`fw_select` on pools that are rows of one embedding matrix, which it reads in place.
+    """`fw_select` on pools that are rows of one embedding matrix, which it reads in place.
 
     The answer equals ``fw_select(embeddings[candidates], query, ...)``: its ``indices`` are
     positions in ``candidates``, and ``selection.rows(candidates)`` are rows of ``embeddings``.
@@ -190,7 +190,7 @@ def fw_select_indexed(
         pool_sizes: integers [B]: reads only the first ``pool_sizes[b]`` candidates of query b, none
             of which is -1. What comes after them may hold any value.
 
-    The other arguments and the errors are as in :func:`fw_select`.
+    The other arguments and the errors are as in `fw_select`.
     """
     op = "fw_select_indexed"
     candidates = _checks.check_embeddings(op, embeddings, candidates, query)
@@ -274,7 +274,7 @@ def integerize(
     Returns:
         int64 [m] or [B, m], every count >= 0.
 
-    The errors are as in :func:`fw_select`; a sum of weights may not overflow float64. On CUDA bad
+    The errors are as in `fw_select`; a sum of weights may not overflow float64. On CUDA bad
     values give counts of -1 instead.
     """
     op = "integerize"
@@ -307,7 +307,7 @@ def knn_select(
 ) -> Selection:
     """The ``n_select`` nearest rows of the pool by inner product, each once and with equal weight.
 
-    Arguments, result and errors are as in :func:`fw_select`. An ``n_select`` beyond the size of a
+    Arguments, result and errors are as in `fw_select`. An ``n_select`` beyond the size of a
     pool raises a ValueError, unless that pool has no rows. The nearest row comes first, on ties the
     lower index. ``num_iter`` is 0. A query takes ``2 * K * d`` multiply-adds and ``16 * K`` bytes.
     """
@@ -324,9 +324,9 @@ def knn_select_indexed(
     *,
     pool_sizes: Tensor | None = None,
 ) -> Selection:
-    """:func:`knn_select` on pools that are rows of one embedding matrix, which it reads in place.
+    """`knn_select` on pools that are rows of one embedding matrix, which it reads in place.
 
-    The arguments are as in :func:`fw_select_indexed`, result and errors as in :func:`knn_select`.
+    The arguments are as in `fw_select_indexed`, result and errors as in `knn_select`.
     """
     op = "knn_select_indexed"
     candidates = _checks.check_embeddings(op, embeddings, candidates, query)

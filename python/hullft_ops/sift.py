@@ -16,7 +16,7 @@ from hullft_ops.selection import Selection
 class SiftSelection(NamedTuple):
     """SIFT's picks for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
-    The first seven fields form a :class:`Selection` in which each of the ``n_select`` picks has the
+    The first seven fields form a `Selection` in which each of the ``n_select`` picks has the
     weight ``1 / n_select``: the row that is picked most often comes first, and residual and gap are
     those of the mean of the picks. Variances have the dtype of the weights.
     """
@@ -63,10 +63,10 @@ def sift_select(
     process there, with independent noise; a row may be picked repeatedly. After n picks the next
     one takes ``K * (d + n)`` multiply-adds. On the CPU each thread that works on a query needs some
     ``8 * K * (2 * n_select + m + 40)`` bytes. Ties, threads and gradients are as in
-    :func:`fw_select`.
+    `fw_select`.
 
     Args:
-        pool, pool_sizes: as in :func:`fw_select`.
+        pool: as in `fw_select`.
         query: [d] or [B, d], of the pool's dtype and device; or [B, m, d] with m targets for each
             query. The picks lower the sum of the targets' variances. Residual and gap refer to the
             mean of the targets.
@@ -75,8 +75,9 @@ def sift_select(
             times as long, ``s**2`` times the noise gives the same picks. The smaller it is, the
             less a second pick of the same row helps. Below some 1e-28 of the rows' squared norms,
             rounding decides which row helps most.
+        pool_sizes: as in `fw_select`.
 
-    The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
+    The errors are as in `fw_select`. Where bad values show in the outputs on CUDA, picks are
     -1 and variances NaN.
     """
     op = "sift_select"
@@ -93,15 +94,17 @@ def sift_select_indexed(
     noise: float = 0.01,
     pool_sizes: Tensor | None = None,
 ) -> SiftSelection:
-    """:func:`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
+    """`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
 
-    ``indices`` and ``picks`` are positions in ``candidates``, as in :func:`fw_select_indexed`.
+    ``indices`` and ``picks`` are positions in ``candidates``, as in `fw_select_indexed`.
 
     Args:
-        embeddings, candidates, pool_sizes: as in :func:`fw_select_indexed`.
+        embeddings: as in `fw_select_indexed`.
+        candidates: as in `fw_select_indexed`.
         query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
+        pool_sizes: as in `fw_select_indexed`.
 
-    The other arguments and the errors are as in :func:`sift_select`.
+    The other arguments and the errors are as in `sift_select`.
     """
     op = "sift_select_indexed"
     candidates = _checks.check_embeddings(
