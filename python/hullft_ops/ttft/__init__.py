@@ -14,6 +14,11 @@ try:
         SentenceTransformerEmbedder,
         load_embedder,
     )
+    from hullft_ops.ttft.errors import (
+        InputError,
+        NonFiniteLossError,
+        NothingToScoreError,
+    )
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.methods import SelectionMethod
     from hullft_ops.ttft.models.loading import load_model
@@ -21,6 +26,7 @@ try:
     from hullft_ops.ttft.saving import SavedAdapter
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
+    from hullft_ops.ttft.store.corpus import IndexConfig
     from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
 except ModuleNotFoundError as error:
@@ -55,7 +61,11 @@ __all__ = [
     "BitsPerByte",
     "Datastore",
     "Embedder",
+    "IndexConfig",
+    "InputError",
     "MemoryStore",
+    "NonFiniteLossError",
+    "NothingToScoreError",
     "ReplayTrainer",
     "SavedAdapter",
     "SelectionMethod",

@@ -10,7 +10,7 @@ class NothingToScoreError(ValueError):
 
 
 class InputError(ValueError):
-    """A command cannot run on its inputs; the message says why."""
+    """An input cannot be used: an option, a file, a model. The message names it and says why."""
 
 
 def first_line(error: Exception) -> str:
