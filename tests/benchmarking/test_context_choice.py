@@ -19,7 +19,7 @@ def test_the_hull_reads_no_passage_twice() -> None:
     store = MemoryStore([f"text {i}" for i in range(8)], rows, "none")
     assert store.search(query, 8)[1][0, :5].tolist() == [0, 1, 2, 3, 4]
 
-    choosing = context_choice.ChoosingStore(store, context_choice.heaviest)
+    choosing = context_choice.ChoosingStore(store, context_choice.heaviest, 5)
     scores, positions = choosing.search(query, 8)
     assert positions[0].tolist() == [0, 6, 7, 1, 2, 3, 4, 5]
     assert scores[0].tolist() == (rows @ query[0])[positions[0]].tolist()
