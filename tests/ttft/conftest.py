@@ -121,7 +121,12 @@ def byte_fallback(post_processor=None, prepend_scheme="first"):
         prepend_scheme=prepend_scheme, split=False
     )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     bytes_alone = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(

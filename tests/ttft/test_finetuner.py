@@ -2,6 +2,7 @@
 
 import pytest
 
+from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.reading import ReadContext
 from hullft_ops.ttft.scoring import score_text
 
@@ -120,6 +121,18 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
 
     other = make(gpt2, store=store_of(["the cat", "a dog"]))
     with pytest.raises(ValueError, match="support belongs to datastore"):
+        other.generate(support)
+
+
+@pytest.mark.parametrize("options", [{"context": 0}, {"context": 1, "n_select": 0}])
+def test_a_support_of_another_tokenizer_is_refused(
+    gpt2, tokenizers, store, embedder, make, options
+):
+    support = make(gpt2, **options).select("the cat")
+    other = TestTimeFinetuner(
+        gpt2, tokenizers["byte_fallback"], store, embedder, **options
+    )
+    with pytest.raises(ValueError, match="selected with another tokenizer"):
         other.generate(support)
 
 

@@ -1,9 +1,10 @@
 """Continuing a prompt with the adapted model, behind retrieved passages."""
 
 import pytest
+import torch
 
 from hullft_ops.ttft import adaptation as adaptation_module
-from hullft_ops.ttft.generation import chat_message, continue_prompt
+from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.reading import ReadContext
 
 PROMPT = "the cat sat on the red mat"
@@ -39,15 +40,29 @@ def test_a_message_and_its_passages_stand_in_the_chat_template(
         ("byte_level_bos_eos", written),
     ):
         monkeypatch.setattr(tokenizers[kind], "chat_template", template)
-        assert chat_message(tokenizers[kind], "the cat sat") == message
+        assert chat_prompt(tokenizers[kind], [], "the cat sat", room=0) == message
+
+    # The last passage takes 4 tokens, the first 8, and the rest 19.
+    for room, passages in (
+        (22, ""),
+        (23, "a dog. "),
+        (30, "a dog. "),
+        (31, "a red mat. a dog. "),
+    ):
+        text = chat_prompt(
+            tokenizers["byte_level"], ["a red mat. ", "a dog. "], "the cat sat", room
+        )
+        assert text == f"<s>user: {passages}the cat sat assistant:"
 
     calls = []
     monkeypatch.setattr(
-        adaptation_module, "continue_prompt", lambda *rest: calls.append(rest[2:])
+        adaptation_module,
+        "continue_prompt",
+        lambda *rest, **options: calls.append(rest[2:]),
     )
     finetuner = make(model, n_select=1, context=1)
     with finetuner.adapted("the cat") as adaptation:
-        adaptation.generate("the cat", chat=True)
+        adaptation.generate("the cat", chat=True, max_new_tokens=1)
 
     [nearest] = adaptation.support.context_indices
     content = f"{finetuner.store.texts[nearest]}\n\nthe cat"
@@ -119,3 +134,15 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer):
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
     with pytest.raises((TypeError, ValueError), match=f"generate: {message}"):
         continue_prompt(gpt2, tokenizer, prompt, 32, **options)
+
+
+def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
+    tokenizer = tokenizers["byte_fallback_bos"]
+    new = tokenizer("the cat sat", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(
+        gpt2,
+        "generate",
+        lambda input_ids, **_: torch.cat([input_ids, torch.tensor([new])], dim=1),
+    )
+
+    assert continue_prompt(gpt2, tokenizer, "a dog ran,", 32) == " the cat sat"

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from hullft_ops.ttft import steps as steps_module
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.steps import Deadline, schedule
+from hullft_ops.ttft.steps import Deadline, StageClock, schedule
 
 PROMPT = "the cat sat on the red mat"
 COUNTS = [5, 0, 2, 1]
@@ -103,3 +104,35 @@ def test_a_budget_skips_the_steps_that_would_end_late(gpt2, make, passes, second
 
     assert adaptation.steps == taken
     assert adaptation.skipped_steps == 12 - sum(taken)
+
+
+class FakeEvent:
+    """An event on a device that has finished nothing before somebody waits for it."""
+
+    is_over = False
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self, stream):
+        assert stream == "the current stream"
+
+    def synchronize(self):
+        FakeEvent.is_over = True
+
+    def elapsed_time(self, end):
+        if not FakeEvent.is_over:
+            raise RuntimeError("Both events must be completed")
+        return 500.0
+
+
+def test_the_clock_waits_for_the_device_before_it_tells_the_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    streams = {torch.device("cuda:1"): "the current stream"}
+    monkeypatch.setattr(torch.cuda, "current_stream", streams.get)
+    clock = StageClock(torch.device("cuda:1"))
+    with clock.of("backward"), clock.of("step"):
+        pass
+
+    assert not FakeEvent.is_over
+    assert clock.seconds() == {"backward": 1.0, "step": 0.5}

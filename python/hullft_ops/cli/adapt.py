@@ -23,7 +23,7 @@ from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.errors import NothingToScoreError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.generation import chat_message, continue_prompt
+from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score_text
@@ -108,7 +108,7 @@ def adapt(
         window = full_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
     # A model without a chat template, or with one that fails, is refused before the work.
-    asked = chat_message(tokenizer, prompt) if chat else prompt
+    asked = chat_prompt(tokenizer, [], prompt, room=0) if chat else prompt
     if save is not None:
         # What cannot be saved is refused before the work.
         adapter_to_save(model, list(model.parameters()), save_rank)
@@ -129,8 +129,7 @@ def adapt(
             tokenizer,
             asked,
             finetuner.window,
-            max_new_tokens=max_new_tokens,
-            stopping_criteria=[_WritingBar(max_new_tokens)],
+            **_generation(max_new_tokens),
         )
     echo("adapting to the prompt", err=True)
     with finetuner.adapted(prompt, seconds=seconds) as adaptation:
@@ -140,8 +139,7 @@ def adapt(
             continuation = adaptation.generate(
                 prompt,
                 chat=chat,
-                max_new_tokens=max_new_tokens,
-                stopping_criteria=[_WritingBar(max_new_tokens)],
+                **_generation(max_new_tokens),
             )
         if save is not None:
             saved = adaptation.save_adapter(save, rank=save_rank)
@@ -154,6 +152,15 @@ def adapt(
         _print_continuations(unadapted, continuation)
         if not continuation.strip():
             echo("The model ended at once: its continuation is blank.")
+
+
+def _generation(max_new_tokens: int) -> dict[str, Any]:
+    """Options for ``model.generate``. Two samples would differ without any adaptation."""
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "stopping_criteria": [_WritingBar(max_new_tokens)],
+    }
 
 
 class _WritingBar:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hullft_ops.ttft.generation import chat_message, continue_prompt
+from hullft_ops.ttft.generation import NEW_TOKENS, chat_prompt, continue_prompt
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reading import ReadContext
 from hullft_ops.ttft.saving import SavedAdapter, save_adapter
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _OUT_OF_MEMORY = (
-    "TestTimeFinetuner: out of memory, adapting; the model has been restored. Lower max_length, "
+    "TestTimeFinetuner: out of memory, adapting. Lower max_length, "
     'context or n_select, use dtype="bfloat16", or train less of the model: PEFT adapters, or '
     "requires_grad_(False) for some of it"
 )
@@ -154,8 +154,9 @@ class Adaptation:
         if chat:
             texts = self.support.context_texts
             texts = texts[len(texts) - len(self._context.passages) :]
-            message = "".join([*texts, prompt])
-            prompt, context = chat_message(self._tokenizer, message), None
+            room = self._window - generate_kwargs.get("max_new_tokens", NEW_TOKENS)
+            prompt = chat_prompt(self._tokenizer, texts, prompt, room)
+            context = None
         return continue_prompt(
             self._model,
             self._tokenizer,

@@ -159,8 +159,8 @@ def _tokenized(
 
     def tokenize(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
         texts = [store.texts[position] for position in batch["position"]]
-        rows = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
-        return {"input_ids": [ids for ids in rows if len(ids) >= MIN_TOKENS]}
+        rows = tokenizer(texts, verbose=False)["input_ids"]
+        return {"input_ids": [ids[:length] for ids in rows if len(ids) >= MIN_TOKENS]}
 
     positions = Dataset.from_dict({"position": range(len(store.texts))})
     passages = positions.map(

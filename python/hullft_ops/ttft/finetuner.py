@@ -116,13 +116,17 @@ class TestTimeFinetuner:
                 before a pass that it expects to end late; ``skipped_steps`` counts the rest.
 
         Raises:
-            TypeError, ValueError: the prompt is no text, or the support of another datastore.
+            TypeError, ValueError: the prompt is no text, or the support of another datastore or
+                tokenizer.
             RuntimeError: the model is adapted already, or the loss depends on no trained parameter.
             NonFiniteLossError, torch.OutOfMemoryError: training failed. The model is restored.
         """
         deadline = None if seconds is None else Deadline(seconds)
-        support = prompt if isinstance(prompt, Support) else self.select(prompt)
-        self._check_datastore(support)
+        if isinstance(prompt, Support):
+            self._check_support(prompt)
+            support = prompt
+        else:
+            support = self.select(prompt)
         is_changed = any(support.counts) or self._adapter
         trained = self._trainer.trained if is_changed else []
         start = perf_counter()
@@ -158,11 +162,18 @@ class TestTimeFinetuner:
         with self.adapted(prompt, seconds=seconds) as adaptation:
             return adaptation.generate(prompt, **generate_kwargs)
 
-    def _check_datastore(self, support: Support) -> None:
-        if support.datastore not in ("", self.store.identity):
+    def _check_support(self, support: Support) -> None:
+        if not support.datastore:
+            return
+        if support.datastore != self.store.identity:
             raise ValueError(
                 f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
                 f"finetuner has {self.store.identity[:12]}"
+            )
+        if not self._selector.has_made(support):
+            raise ValueError(
+                "adapted: the support has other tokens of its passages than this finetuner makes: "
+                "it was selected with another tokenizer, max_length or train_following"
             )
 
 

@@ -17,7 +17,7 @@ from hullft_ops.ttft.reading import ReadContext
 from hullft_ops.ttft.support import opened_tokens, room_before
 
 # transformers' default. It is named here because the prompt must leave room for it.
-_NEW_TOKENS = 20
+NEW_TOKENS = 20
 # With other arguments, beams for example, transformers may refuse a cache that it did not make.
 _TAKE_A_CACHE = {
     "max_new_tokens",
@@ -65,7 +65,7 @@ def continue_prompt(
             )
     if generate_kwargs.get("max_length") is not None:
         raise ValueError("generate: max_new_tokens must be passed, not max_length")
-    new_tokens = generate_kwargs.setdefault("max_new_tokens", _NEW_TOKENS)
+    new_tokens = generate_kwargs.setdefault("max_new_tokens", NEW_TOKENS)
     check_integer("generate", "max_new_tokens", new_tokens, 1, window - 1)
     passages = [] if context is None else context.passages
     tokens = _tokens_before(tokenizer, prompt, window - new_tokens, passages)
@@ -79,14 +79,33 @@ def continue_prompt(
         output = generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs
         )
-    return str(tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True))
+    # Decoders of SentencePiece take the space from the beginning of what they decode.
+    before = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    whole = str(tokenizer.decode(output[0], skip_special_tokens=True))
+    return whole[len(before) :]
 
 
-def chat_message(tokenizer: "PreTrainedTokenizerBase", message: str) -> str:
+def chat_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    passages: Sequence[str],
+    message: str,
+    room: int,
+) -> str:
     """A user's message in the tokenizer's chat template, up to where the answer begins.
+
+    The passages stand before the message. The first go until the rest fits into ``room`` tokens.
 
     ValueError if the tokenizer has no template, or its template fails.
     """
+    passages = list(passages)
+    text = _templated(tokenizer, "".join([*passages, message]))
+    while passages and len(opened_tokens(tokenizer, text)[0]) > room:
+        passages.pop(0)
+        text = _templated(tokenizer, "".join([*passages, message]))
+    return text
+
+
+def _templated(tokenizer: "PreTrainedTokenizerBase", message: str) -> str:
     if not tokenizer.chat_template:
         raise ValueError("chat: the model's tokenizer has no chat template")
     messages = [{"role": "user", "content": message}]

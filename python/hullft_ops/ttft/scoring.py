@@ -4,7 +4,6 @@
 things differ: only the bytes of scored tokens count, and long texts are scored in full.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -99,14 +98,14 @@ def score_text(
     byte_count = len(text.encode())
     # The first token to score follows another.
     first = max(opening, 1)
-    if after:
-        prompt, _ = opened_tokens(tokenizer, after)
+    prompt = opened_tokens(tokenizer, after)[0] if after else []
+    if prompt:
         first = len(prompt)
         tokens = [*prompt, *tokens[opening:]]
     elif tokens and not opening:
         byte_count -= _bytes_of_first(tokenizer, text, tokens[0])
     if first >= len(tokens) or byte_count == 0:
-        least = "1 token" if opening or after else "2 tokens"
+        least = "1 token" if opening or prompt else "2 tokens"
         raise NothingToScoreError(
             f"score_text: text must have at least {least}, got {text[:20]!r} with "
             f"{len(tokens) - opening}"
@@ -131,8 +130,8 @@ def score_text(
 def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, first: int) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
     token = tokenizer.convert_ids_to_tokens([first])[0]
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
-    if "ByteLevel" in json.dumps(decoder):
+    decoder = tokenizer.backend_tokenizer.decoder
+    if decoder is not None and b"ByteLevel" in decoder.__getstate__():
         # Such tokens have a character per byte. Offsets do not help here: some of these tokenizers
         # leave white space out of them.
         if token in tokenizer.get_added_vocab():

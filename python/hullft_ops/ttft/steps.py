@@ -92,7 +92,8 @@ class Deadline:
 
 
 class StageClock:
-    """Counts the seconds of each stage, on CUDA by events in its stream, without waiting."""
+    """Counts the seconds of each stage, on CUDA by events in its stream, which only
+    `seconds` waits for."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -123,10 +124,11 @@ class StageClock:
         return event
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each stage. On CUDA the device must have finished them."""
+        """Seconds of each stage, once the device has finished them."""
         seconds: dict[str, float] = {}
         for stage, spans in self._spans.items():
             if self._device.type == "cuda":
+                spans[-1][1].synchronize()
                 milliseconds = sum(start.elapsed_time(end) for start, end in spans)
                 seconds[stage] = milliseconds / 1e3
             else:

@@ -116,7 +116,7 @@ class SupportSelector:
 
     def _tokenized(self, support: Support, prompt: str, nearest: list[int]) -> Support:
         """The support with the tokens of its passages, and those before the prompt."""
-        input_ids = [self._tokens(index) for index in support.indices]
+        input_ids = self._tokens(support.indices)
         counts = [
             count if len(tokens) >= MIN_TOKENS else 0
             for count, tokens in zip(support.counts, input_ids, strict=True)
@@ -151,19 +151,36 @@ class SupportSelector:
             text = "".join(self.store.texts[index] for index in run)
             if run:
                 text += SEPARATOR
-            encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
-            room -= len(encoding["input_ids"])
+            tokens = self._context_tokens(text)
+            room -= len(tokens)
             if room < 0:
                 break
             texts.append(text)
-            ids.append(list(encoding["input_ids"]))
+            ids.append(tokens)
         return texts, ids
 
-    def _tokens(self, index: int) -> list[int]:
-        run = with_following(self.store, index, self.config.train_following)
-        text = "".join(self.store.texts[position] for position in run)
-        encoding = self.tokenizer(text, truncation=True, max_length=self.max_length)
+    def _context_tokens(self, text: str) -> list[int]:
+        encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
         return list(encoding["input_ids"])
+
+    def has_made(self, support: Support) -> bool:
+        """Whether the support's tokens are those that this tokenizer makes of its passages."""
+        context_ids = [self._context_tokens(text) for text in support.context_texts]
+        return (
+            self._tokens(support.indices) == support.input_ids
+            and context_ids == support.context_ids
+        )
+
+    def _tokens(self, indices: Sequence[int]) -> list[list[int]]:
+        """The tokens of each of these passages, as a model is trained on them."""
+        rows = []
+        for index in indices:
+            run = with_following(self.store, index, self.config.train_following)
+            text = "".join(self.store.texts[position] for position in run)
+            # Truncation is a state of the tokenizer, which another thread may be using.
+            encoding = self.tokenizer(text, verbose=False)
+            rows.append(list(encoding["input_ids"])[: self.max_length])
+        return rows
 
 
 def with_following(store: Store, position: int, following: int) -> list[int]:

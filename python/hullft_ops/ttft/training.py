@@ -226,5 +226,5 @@ def _check_loss(loss: float, current: Pass, support: Support) -> None:
         index = support.indices[current.passage]
         raise NonFiniteLossError(
             f"TestTimeFinetuner: the loss of passage {index} of the datastore is {loss} at step "
-            f"{current.start + 1} of {sum(support.counts)}; the model has been restored"
+            f"{current.start + 1} of {sum(support.counts)}"
         )

@@ -11,6 +11,15 @@ from hullft_ops.ttft.models.forwards import (
 )
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -37,6 +46,27 @@ def test_modules_of_exactly_those_types_run_another_for_a_while(error):
         pass
 
     assert [dict(vars(module)) for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_model_is_not_compiled_again(whole):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = nn.Sequential(Block(), nn.Linear(6, 3))
+    if whole:
+        model = torch.compile(model, backend=backend)
+    else:
+        model[0].compile(backend=backend)
+    expected = model(torch.ones(5, 8))
+    for _ in range(2):
+        with replaced_forwards(model, {nn.Linear: zero}):
+            assert torch.equal(model(torch.ones(5, 8)), expected)
+
+    assert len(graphs) == 1
 
 
 def test_somebody_elses_forward_stays():

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.modules.module import _has_any_global_hook
@@ -20,12 +19,14 @@ def replaced_forwards(
 ) -> Iterator[None]:
     """Make every module of exactly these types run another forward in the body.
 
-    Modules that are compiled, or whose forward somebody else has replaced, keep theirs.
-    Checkpointed layers run again in the backward pass: keep the body open for it.
+    Modules whose forward somebody else has replaced keep theirs, and so does a compiled model,
+    which would be compiled again. Checkpointed layers run again in the backward pass: keep the body
+    open for it.
     """
+    modules = [] if _is_compiled(model) else model.modules()
     replaced: list[nn.Module] = []
     try:
-        for module in model.modules():
+        for module in modules:
             if type(module) in forwards and not is_replaced(module):
                 replaced.append(module)
                 forward = partial(_call, forwards[type(module)], module)
@@ -61,9 +62,16 @@ def class_forward(module: Any, x: Tensor) -> Tensor:
     return output
 
 
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it is compiled, by ``torch.compile`` or ``compile()``."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
 def _call(forward: Forward, module: Any, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        return class_forward(module, x)
+    """Marks the forwards that `replaced_forwards` has put in."""
     return forward(module, x)
 
 
