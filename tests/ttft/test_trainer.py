@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 import hullft_ops
+from hullft_ops.ttft import trainer as trainer_module
 from hullft_ops.ttft.trainer import ReplayTrainer
 
 ROWS = [([3, 4, 5, 6], 3), ([7, 8, 9, 10], 1), ([9, 3, 7, 5], 2)]
@@ -161,6 +163,17 @@ def test_an_optimizer_step_needs_one_multiplicity(
         trainer.train()
 
 
+def test_processes_need_one_multiplicity(gpt2, tmp_path, monkeypatch):
+    """What ranks gather stands for the other process."""
+    monkeypatch.setattr(trainer_module, "gather_object", lambda counts: [*counts, {2}])
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    trainer = trainer_of(gpt2, tmp_path)
+    with pytest.raises(
+        ValueError, match=r'"multiplicity" must have one .*got \[1, 2\]'
+    ):
+        trainer.training_step(gpt2, {"multiplicity": torch.tensor([1])})
+
+
 def test_the_column_is_needed(gpt2, tmp_path):
     trainer = trainer_of(gpt2, tmp_path)
     trainer.train_dataset = dataset_of(ROWS, counted=False)
@@ -189,6 +202,9 @@ def test_the_users_optimizer_repeats_steps_and_is_theirs_afterwards(gpt2, tmp_pa
 
     optimizer.step(repeats=4)
     assert count.item() == 11
+
+    trainer_of(gpt2, tmp_path, optimizer=optimizer).train()
+    assert count.item() == 17
 
 
 def test_an_optimizer_that_cannot_repeat_a_step_is_refused(gpt2, tmp_path):

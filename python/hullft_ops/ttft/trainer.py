@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer
@@ -17,10 +18,10 @@ class ReplayTrainer(Trainer):
 
     The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
     example, in one `ReplayAdam` sweep. It must be one number for all rows between two sweeps: those
-    of a batch, or of ``gradient_accumulation_steps`` batches. Rows of a `datasets.Dataset` with 0
-    are left out. To refresh an example's gradient in between, put the example into several rows.
-    Evaluation ignores the column. The learning-rate schedule, ``max_steps`` and logging count
-    sweeps, not Adam steps.
+    of a batch, or of ``gradient_accumulation_steps`` batches, in all processes. Rows of a
+    `datasets.Dataset` with 0 are left out. To refresh an example's gradient in between, put the
+    example into several rows. Evaluation ignores the column. The learning-rate schedule,
+    ``max_steps`` and logging count sweeps, not Adam steps.
 
     The arguments are those of `Trainer`. The optimizer is the `ReplayAdam` in ``optimizers``, or
     one with the parameter groups and options of Trainer's AdamW, so either continues from the
@@ -72,7 +73,9 @@ class ReplayTrainer(Trainer):
         def add_repeats(
             _: Any, args: Any, kwargs: dict[str, Any]
         ) -> tuple[Any, dict[str, Any]]:
-            return args, {"repeats": next_step.pop("repeats", None), **kwargs}
+            options = next_step | kwargs
+            next_step.clear()
+            return args, options
 
         # Trainer and accelerate call step() without our arguments.
         optimizer.register_step_pre_hook(add_repeats)
@@ -87,6 +90,8 @@ class ReplayTrainer(Trainer):
             )
         column = torch.as_tensor(inputs.pop(COLUMN), device="cpu")
         self._counts |= set(column.flatten().tolist())
+        if self.accelerator.num_processes > 1:
+            self._counts = set().union(*gather_object([self._counts]))
         if len(self._counts) != 1 or min(self._counts) < 1:
             raise ValueError(
                 f'ReplayTrainer: column "{COLUMN}" must have one value, at least 1, for all '
