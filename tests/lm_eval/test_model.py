@@ -23,6 +23,7 @@ from lm_eval.tasks import TaskManager
 
 from hullft_ops.lm_eval import HullftLM
 from hullft_ops.lm_eval import model as module
+from hullft_ops.lm_eval.model import behind
 from hullft_ops.ttft import (
     Datastore,
     MemoryStore,
@@ -273,6 +274,12 @@ def test_retrieved_passages_stand_before_the_context_nearest_last(adapting, plai
     with pytest.warns(UserWarning, match="no retrieved passages"):
         answers = model.loglikelihood_rolling(text)
     assert answers == plain.loglikelihood_rolling(text)
+
+
+def test_passages_stand_behind_the_token_that_opens_a_chat():
+    assert behind(["a\n\n", "b\n\n"], "<s>[user]", "<s>") == "<s>a\n\nb\n\n[user]"
+    assert behind(["a\n\n"], "[user]", "<s>") == "a\n\n[user]"
+    assert behind(["a\n\n"], "[user]", None) == "a\n\n[user]"
 
 
 def test_the_farthest_passages_go_until_the_rest_fits(adapting, plain):

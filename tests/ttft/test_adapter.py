@@ -204,7 +204,7 @@ def test_a_loss_of_nan_leaves_nothing(train, tmp_path):
 
 
 def test_what_cannot_be_trained_is_refused_before_the_work(
-    gpt2, tokenizer, store, tmp_path
+    gpt2, tokenizer, store, tmp_path, monkeypatch
 ):
     path = tmp_path / "adapter"
     bert = BertLMHeadModel(BertConfig(vocab_size=320, num_hidden_layers=1))
@@ -220,6 +220,13 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
         train_adapter(gpt2, tokenizer, store, path, max_length=99)
     with pytest.raises(ValueError, match="lr must be a finite number, got nan"):
         train_adapter(gpt2, tokenizer, store, path, lr=float("nan"))
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="must be on the first GPU, .*got cuda:1"),
+    ):
+        patch.setattr(type(gpt2), "device", torch.device("cuda:1"))
+        train_adapter(gpt2, tokenizer, store, path)
 
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
     with pytest.raises(ValueError, match="must have no adapters, got a PEFT model"):

@@ -3,6 +3,7 @@
 import os.path
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -177,12 +178,12 @@ class HullftLM(HFLM):  # type: ignore[misc]
             lengths = [len(tokens) for tokens in reversed(support.context_ids)]
             count = sum(total <= room for total in accumulate(lengths))
             passages = support.context_texts[len(lengths) - count :]
-            behind = []
+            requests_behind = []
             for request in requests:
-                context = "".join([*passages, request.args[0]])
+                context = behind(passages, request.args[0], self.tokenizer.bos_token)
                 arguments = (context, *request.args[1:])
-                behind.append(replace(request, arguments=arguments))
-            return self._plain_answers(behind)
+                requests_behind.append(replace(request, arguments=arguments))
+            return self._plain_answers(requests_behind)
 
 
 def documents(requests: list[Instance]) -> list[list[int]]:
@@ -193,6 +194,12 @@ def documents(requests: list[Instance]) -> list[list[int]]:
         key = (request.task_name, request.doc_id)
         places[key if request.args[0].strip() else None].append(place)
     return list(places.values())
+
+
+def behind(passages: Sequence[str], context: str, bos_token: str | None) -> str:
+    """The context behind the passages. Both stand behind the token that opens a chat template."""
+    opening = bos_token if bos_token and context.startswith(bos_token) else ""
+    return "".join([opening, *passages, context.removeprefix(opening)])
 
 
 def readable_end(text: str, embedder: Any) -> str:

@@ -100,9 +100,9 @@ def train_adapter(
         ``path``.
 
     Raises:
-        TypeError, ValueError: an option is wrong; the model has adapters or is not causal; no
-            passage has 2 tokens; the hidden folder has checkpoints of another training; or another
-            process trains.
+        TypeError, ValueError: an option is wrong; the model has adapters, is not causal or not on
+            the first GPU; no passage has 2 tokens; the hidden folder has checkpoints of another
+            training; or another process trains.
         FileExistsError: something else is at ``path``.
         NonFiniteLossError: a loss is not finite.
         torch.OutOfMemoryError: memory ran out. The same call goes on.
@@ -114,6 +114,11 @@ def train_adapter(
     check_output(path)
     if getattr(model, "peft_config", None):
         raise ValueError("train_adapter: model must have no adapters, got a PEFT model")
+    if model.device.index:
+        raise ValueError(
+            f"train_adapter: model must be on the first GPU, which Trainer takes, got "
+            f"{model.device}: set CUDA_VISIBLE_DEVICES"
+        )
     check_causal(model, tokenizer)
     length = text_window(model, tokenizer, config.max_length)
     identities = {"model": model_identity(model), "store": store.identity}
@@ -196,6 +201,8 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         logging_nan_inf_filter=False,
         report_to="none",
     )
+    # On a machine of several GPUs Trainer would train on all, with batches as many times larger.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = Trainer(
         model=model,
         args=arguments,

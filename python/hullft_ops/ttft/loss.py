@@ -43,8 +43,16 @@ def next_token_losses(model: "PreTrainedModel", tokens: Tensor, **cache: Any) ->
     """
     arguments = {"use_cache": False} | cache
     logits = model(input_ids=tokens[None], **arguments).logits[0]
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(precise[:-1], tokens[1:], reduction="none")
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    rows = _rows_at_once(logits.shape[1])
+    # The log-probabilities of all positions would take as much memory as the logits.
+    losses = [
+        cross_entropy(chunk.to(precision), targets, reduction="none")
+        for chunk, targets in zip(
+            torch.split(logits[:-1], rows), torch.split(tokens[1:], rows), strict=True
+        )
+    ]
+    return torch.cat(losses)
 
 
 class MeanLoss:
@@ -132,9 +140,13 @@ class _SplitModel:
 
     def mean_loss(self, tokens: Tensor, shares: Tensor | None) -> Tensor:
         weight, bias = self.head.weight, self.head.bias
-        rows = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
+        rows = _rows_at_once(weight.shape[0])
         hidden = self.hidden(tokens)[:-1]
         return linear_mean_loss(hidden, weight, bias, tokens[1:], rows, shares)
+
+
+def _rows_at_once(vocabulary: int) -> int:
+    return max(_CHUNK_BYTES // (4 * vocabulary), 1)
 
 
 def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
