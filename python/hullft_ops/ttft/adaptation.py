@@ -34,7 +34,7 @@ class Adaptation:
         losses: the mean loss of each pass so far, in nats.
         seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
             step, prefill (reading the retrieved passages), and finetune: all from the support to
-            the trained model.
+            the trained model, which contains tokenize, forward, backward and step.
         has_ended: whether the model is restored.
     """
 
@@ -191,7 +191,10 @@ class Adaptation:
         """
         self._check_alive("save_adapter")
         if not self._original:
-            raise RuntimeError("save_adapter: nothing was trained, n_select is 0")
+            raise RuntimeError(
+                "save_adapter: nothing was trained: n_select is 0, or the selected passages are "
+                "too short"
+            )
         return save_adapter(
             self._model,
             self._trainer.trained,
