@@ -98,7 +98,8 @@ class TTFTConfig:
     """Seed of random."""
 
     adapter: str | None = None
-    """Folder of a LoRA as PEFT saves it, added to the weights before the first step."""
+    """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Set `n_select`
+    to 0 beside it, unless you measure that steps help."""
 
     graphs: bool = False
     """On CUDA, pad passages and capture a pass for each length as a CUDA graph. No GPU has run
