@@ -221,12 +221,10 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
     with pytest.raises(ValueError, match="lr must be a finite number, got nan"):
         train_adapter(gpt2, tokenizer, store, path, lr=float("nan"))
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(ValueError, match="must be on the first GPU, .*got cuda:1"),
-    ):
+    with monkeypatch.context() as patch:
         patch.setattr(type(gpt2), "device", torch.device("cuda:1"))
-        train_adapter(gpt2, tokenizer, store, path)
+        with pytest.raises(ValueError, match="must be on the first GPU, .*got cuda:1"):
+            train_adapter(gpt2, tokenizer, store, path)
 
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
     with pytest.raises(ValueError, match="must have no adapters, got a PEFT model"):
