@@ -1,5 +1,7 @@
 """A support: its tokens, its retrieved passages, and what is refused."""
 
+import warnings
+
 import pytest
 
 from hullft_ops.ttft.scoring import score_text
@@ -58,9 +60,14 @@ def test_the_nearest_that_fit_stand_before_the_prompt(gpt2, tokenizer, make, sto
     assert 0 < fitting < 5
 
     for context in range(7):
-        support = make(gpt2, store=store, context=context, n_select=5).select(PROMPT)
+        finetuner = make(gpt2, store=store, context=context, n_select=5)
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            support = finetuner.select(PROMPT)
         count = min(context, fitting)
+        room = f"there is room for {count} of {min(context, 5)} retrieved passages"
+        expected = [room] if context > fitting else []
 
+        assert [str(w.message).partition(" before")[0] for w in caught] == expected
         assert support.context_indices == list(range(5 - count, 5))
         assert support.context_texts == [t + SEPARATOR for t in SHORT[5 - count :]]
         assert [len(ids) for ids in support.context_ids] == sizes[:count][::-1]

@@ -1,5 +1,6 @@
 """A prompt's support: the passages to finetune on, and those that stand before the prompt."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
@@ -157,6 +158,12 @@ class SupportSelector:
                 break
             texts.append(text)
             ids.append(tokens)
+        if len(texts) < len(runs):
+            warnings.warn(
+                f"there is room for {len(texts)} of {len(runs)} retrieved passages before the "
+                f"prompt: the model reads {self.window} tokens",
+                stacklevel=2,
+            )
         return texts, ids
 
     def _context_tokens(self, text: str) -> list[int]:
