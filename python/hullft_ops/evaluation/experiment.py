@@ -144,7 +144,7 @@ def label(config: TTFTConfig) -> str:
     """The configuration's name: "hullft n=8 refresh=2 lr=5e-05 context=5 context_following=1".
 
     It states method, steps, refresh and learning rate, what is read and trained on beside the
-    selected passages, and what else is not the default.
+    selected passages, and any other option that is not the default.
     """
     values = settings_of(config)
     if not config.context:

@@ -140,7 +140,7 @@ class Corpus:
         if missing and row:
             raise InputError(
                 f"{self.name}: column {min(missing)} is missing or empty, the columns are "
-                f"{listed(sorted(row))}: see --text-column and --metadata"
+                f"{listed(sorted(row))}: hullft-ops index has --text-column and --metadata"
             )
 
     def _read_files(self, skipped: list[str]) -> Iterator[Record]:
