@@ -20,6 +20,7 @@ from hullft_ops.ttft import (
     load_embedder,
     load_model,
 )
+from hullft_ops.ttft.config import default_lr
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
 PROMPT = "def area_99(side):\n    return 99"
@@ -36,7 +37,9 @@ def main(
         passages = MemoryStore(TEXTS, embedder.encode(TEXTS), embedder.name)
     else:
         passages = Datastore.open(store)
-    ttft = TestTimeFinetuner(*load_model(model), passages, embedder)
+    ttft = TestTimeFinetuner(
+        *load_model(model), passages, embedder, lr=default_lr(model)
+    )
     with ttft.adapted(prompt) as adaptation:
         pass
 

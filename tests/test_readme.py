@@ -43,6 +43,29 @@ def test_blocks_run(
     run_blocks(page)
 
 
+def outputs(page: Path) -> set[str]:
+    """The datastores, adapters and results that a page writes."""
+    text = page.read_text()
+    commands = re.findall(
+        r"^\S*hullft-ops (?:index|train|evaluate) .*", text, re.MULTILINE
+    )
+    names = re.findall(r'Datastore\.build\(.*"(.+)"\)', text)
+    for command in commands:
+        option = re.search(r"--output (\S+)", command)
+        if option:
+            names.append(option[1])
+        elif " evaluate " in command:
+            names.append("results.jsonl")
+    return set(names)
+
+
+def test_pages_write_different_outputs() -> None:
+    names = [name for page in PAGES for name in outputs(page)]
+
+    assert {"areas", "store", "tutorial.jsonl", "results.jsonl"} <= set(names)
+    assert len(names) == len(set(names)), sorted(names)
+
+
 def test_the_reference_has_every_public_name_of_the_layer() -> None:
     page = (ROOT / "docs" / "reference" / "ttft.md").read_text()
     names = re.findall(r"^::: hullft_ops\.ttft\.(\w+)$", page, re.MULTILINE)
