@@ -15,7 +15,7 @@ from hullft_ops._checks import Variant
 
 # Limit of the batched peer, whose Gram matrices are float32 [B, K, K], and of other methods.
 _MOST_CANDIDATES = 1000
-_RESIDUAL_ERROR = 1e-4
+_RESIDUAL_ERROR = 2e-6
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,24 @@ import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
-from xml.etree.ElementTree import Element, ElementTree, SubElement, parse
+from xml.etree.ElementTree import (
+    Element,
+    ElementTree,
+    ParseError,
+    SubElement,
+    parse,
+)
 
 import torch
 
+from benchmarks.compare import comparisons_of
 from benchmarks.report import page, tests_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,8 +57,12 @@ PATTERNS = (
     "benchmarks/bench_*.py",
     "benchmarks/gpu/test_sanitizers.py",
 )
+# It measures the CPU's search in a datastore.
+LEFT_OUT = ROOT / "benchmarks" / "bench_store.py"
 # Of pytest: all passed, some failed, none was collected because the file skips itself.
 STATUSES = (0, 1, 5)
+# The exit status is 1, and the reason is printed, if the kernels cannot run.
+CAN_RUN = "import sys, torch, hullft_ops._C as c; sys.exit(c.cuda_unusable(0) or 0)"
 # A test that takes longer ends its process.
 TEST_SECONDS = 120
 TESTS_AT_ONCE = 8
@@ -96,7 +108,10 @@ def run(name: str, folder: Path, command: list[str]) -> list[Element]:
             check=False,
         ).returncode
     junit = folder / "junit.xml"
-    suites = list(parse(junit).getroot()) if junit.exists() else []
+    suites: list[Element] = []
+    # A process that was ended may leave half a file.
+    with suppress(OSError, ParseError):
+        suites = list(parse(junit).getroot())
     if status not in STATUSES or (status and not suites):
         message = f"the process ended with status {status}: see log.txt"
         suites.append(suite_of_process(name, "error", message))
@@ -125,11 +140,13 @@ def write(output: Path, parts: Path, suites: Element) -> None:
     ElementTree(suites).write(output / "junit.xml", encoding="utf-8")
     logs = sorted(parts.glob("*/log.txt"))
     (output / "log.txt").write_bytes(b"".join(log.read_bytes() for log in logs))
-    texts = [path.read_text("utf-8") for path in sorted(parts.glob("*/*.json"))]
-    # pytest-benchmark leaves an empty file where it measures nothing.
-    runs = [json.loads(text) for text in texts if text]
+    runs = []
+    for path in sorted(parts.glob("*/*.json")):
+        # pytest-benchmark leaves an empty file where it measures nothing.
+        with suppress(json.JSONDecodeError):
+            runs.append(json.loads(path.read_text("utf-8")))
     pages = [tests_page(suites)]
-    if runs:
+    if any(comparisons_of(run) for run in runs):
         measured = runs[-1]
         measured["benchmarks"] = [one for run in runs for one in run["benchmarks"]]
         (output / "benchmarks.json").write_text(json.dumps(measured, indent=1), "utf-8")
@@ -149,8 +166,9 @@ def main() -> int:
     # A dump of a process that CUDA has ended would have the size of the card's memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     options.output.mkdir(parents=True, exist_ok=True)
-    found = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
-    files = options.files or [str(path.relative_to(ROOT)) for path in found]
+    paths = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
+    paths = [path for path in paths if path != LEFT_OUT]
+    files = options.files or [str(path.relative_to(ROOT)) for path in paths]
     suites = Element("testsuites")
 
     def has_failed() -> bool:
@@ -162,9 +180,15 @@ def main() -> int:
             (parts / "build").mkdir()
             if find_spec("pip") is None:
                 subprocess.run([sys.executable, "-m", "ensurepip"], check=True)
+            (parts / "kernels").mkdir()
             suites.extend(run("build", parts / "build", build_command()))
+            if not has_failed():
+                can_run = [sys.executable, "-c", CAN_RUN]
+                suites.extend(run("kernels", parts / "kernels", can_run))
             write(options.output, parts, suites)
         if has_failed():
+            log = (options.output / "log.txt").read_text("utf-8", errors="replace")
+            print("\n".join(log.splitlines()[-60:]))
             return 1
         run_one = partial(run_file, parts=parts, device=options.device, end=end)
         for place, group in groupby(files, key=lambda file: Path(file).parts[0]):

@@ -65,6 +65,7 @@ def float64() -> Iterator[None]:
 def test_picks_and_values_of_activeft(
     recorded: dict[str, torch.Tensor], targets: int
 ) -> None:
+    pytest.importorskip("activeft")
     texts = real_texts()
     for b in range(3):
         pool = texts[recorded["candidates"][b]]

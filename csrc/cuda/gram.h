@@ -30,7 +30,7 @@ cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t st
 // Without queries, on the current device.
 cudaError_t launch_gram(const PoolView& pool, int64_t pools, void* gram, cudaStream_t stream);
 
-// The launch of tiles by blocks, see gram_blocks.cuh. warp_tiles: of a warp.
+// The launch of tiles by blocks, see gram_blocks.cu. warp_tiles: of a warp.
 cudaError_t launch_gram_blocks(const GramProblem& problem, int warp_tiles, cudaStream_t stream);
 
 }  // namespace hullft

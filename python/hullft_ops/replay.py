@@ -47,7 +47,8 @@ class ReplayAdam(Optimizer):
 
     Args:
         params: parameters, named parameters or groups of them, as for any torch optimizer.
-        lr: learning rate, a number or a tensor of one element.
+        lr: learning rate, a number or a tensor of one element. Without ``capturable``, a step waits
+            for the value of a tensor on a GPU.
         betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, or decoupled decay.

@@ -17,7 +17,7 @@ ROOT = run_on_gpu.ROOT
 # A machine with a GPU lacks them. Python imports this module at its start.
 SITECUSTOMIZE = """
 import sys
-for name in ("activeft", "datasets", "faiss", "jinja2", "pyversity", "scipy"):
+for name in ("activeft", "datasets", "faiss", "pyversity"):
     sys.modules[name] = None
 """
 
@@ -149,6 +149,24 @@ def test_what_there_is_no_time_for_is_skipped(tmp_path: Path, run: Run) -> None:
 def test_each_pattern_names_a_file() -> None:
     for pattern in run_on_gpu.PATTERNS:
         assert list(ROOT.glob(pattern)), pattern
+
+
+def test_what_a_process_leaves_unfinished_is_passed_over(tmp_path: Path) -> None:
+    for name, text in (
+        ("a", '{"benchmarks": []}'),
+        ("b", '{"bench'),
+        ("c", ""),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "benchmarks.json").write_text(text)
+    suites = ElementTree.Element("testsuites")
+    run_on_gpu.write(tmp_path, tmp_path, suites)
+    assert "# Tests" in (tmp_path / "page.md").read_text()
+
+    cut = "printf '<testsuites><testsu' > junit.xml; exit 1"
+    command = ["sh", "-c", f"cd {tmp_path / 'a'}; {cut}"]
+    [suite] = run_on_gpu.run("a", tmp_path / "a", command)
+    assert suite[0][0].get("message") == "the process ended with status 1: see log.txt"
 
 
 def test_the_build_is_for_the_card_that_torch_sees(
