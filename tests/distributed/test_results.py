@@ -57,9 +57,9 @@ def results(
     with chdir(folder):
         run_blocks(DISTRIBUTED, run)
 
-    rows = read_rows(folder / "results.jsonl")
+    rows = read_rows(folder / "ray.jsonl")
     return (
-        Datastore.open(folder / "store"),
+        Datastore.open(folder / "ray_store"),
         {row.key: row.model_dump(exclude={"seconds"}) for row in rows},
     )
 
@@ -75,8 +75,9 @@ def test_the_guide_has_the_results_of_one_process_though_workers_are_killed(tmp_
     assert rows == rows_alone
 
     # Not so with another model of the same name.
+    folder = tmp_path / "ray"
     experiment = Experiment(
-        store=tmp_path / "ray" / "store", prompts=tmp_path / "ray" / "prompts.jsonl"
+        store=folder / "ray_store", prompts=folder / "prompts.jsonl"
     )
     with pytest.raises(InputError, match="a worker has another model"):
         load_measurement("other", experiment)
