@@ -38,7 +38,7 @@ def main(
     else:
         passages = Datastore.open(store)
     ttft = TestTimeFinetuner(
-        *load_model(model), passages, embedder, lr=default_lr(model)
+        *load_model(model), passages, embedder, lr=default_lr(model), context=0
     )
     with ttft.adapted(prompt) as adaptation:
         pass
