@@ -3,8 +3,8 @@
     python -m benchmarks.run_on_gpu OUTPUT [FILE ...] [--seconds 450] [--no-build]
 
 writes junit.xml, benchmarks.json, page.md and log.txt to the folder OUTPUT, anew after each file.
-Without files it runs all, the most telling first, and those of tests/ side by side. pytest takes
-further options from PYTEST_ADDOPTS.
+Without files it runs all that concern a GPU, the most telling first, and those of tests/ side by
+side. pytest takes further options from PYTEST_ADDOPTS.
 
 The exit status is 1 if a result is wrong, a test does not end, or a process does not end as pytest
 does. A slow benchmark fails nothing. Tests that would start after ``--seconds`` are skipped: name
@@ -62,7 +62,11 @@ LEFT_OUT = ROOT / "benchmarks" / "bench_store.py"
 # Of pytest: all passed, some failed, none was collected because the file skips itself.
 STATUSES = (0, 1, 5)
 # The exit status is 1, and the reason is printed, if the kernels cannot run.
-CAN_RUN = "import sys, torch, hullft_ops._C as c; sys.exit(c.cuda_unusable(0) or 0)"
+CAN_RUN = """
+import sys
+from hullft_ops import _C
+sys.exit(_C.cuda_unusable(0) or 0)
+"""
 # A test that takes longer ends its process.
 TEST_SECONDS = 120
 TESTS_AT_ONCE = 8
@@ -92,7 +96,8 @@ def pytest_command(file: str, folder: Path, device: str, seconds: float) -> list
 
 
 def run(name: str, folder: Path, command: list[str]) -> list[Element]:
-    """What a process finds, as suites of JUnit's XML; its output goes to a log in the folder."""
+    """What a process finds, as suites of JUnit's XML; its output goes to a log in a new folder."""
+    folder.mkdir()
     path = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/local/cuda/bin"]
     environment = os.environ | {"PATH": os.pathsep.join(path)}
     environment["PIP_BREAK_SYSTEM_PACKAGES"] = "1"  # it replaces none of the system's
@@ -131,7 +136,6 @@ def run_file(file: str, parts: Path, device: str, end: float) -> list[Element]:
     if left <= 0:
         return [suite_of_process(file, "skipped", "no time was left")]
     folder = parts / file.replace("/", ".")
-    folder.mkdir()
     return run(file, folder, pytest_command(file, folder, device, left))
 
 
@@ -177,10 +181,8 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         parts = Path(folder)
         if not options.no_build:
-            (parts / "build").mkdir()
             if find_spec("pip") is None:
                 subprocess.run([sys.executable, "-m", "ensurepip"], check=True)
-            (parts / "kernels").mkdir()
             suites.extend(run("build", parts / "build", build_command()))
             if not has_failed():
                 can_run = [sys.executable, "-c", CAN_RUN]

@@ -164,8 +164,8 @@ def test_what_a_process_leaves_unfinished_is_passed_over(tmp_path: Path) -> None
     assert "# Tests" in (tmp_path / "page.md").read_text()
 
     cut = "printf '<testsuites><testsu' > junit.xml; exit 1"
-    command = ["sh", "-c", f"cd {tmp_path / 'a'}; {cut}"]
-    [suite] = run_on_gpu.run("a", tmp_path / "a", command)
+    command = ["sh", "-c", f"cd {tmp_path / 'd'}; {cut}"]
+    [suite] = run_on_gpu.run("d", tmp_path / "d", command)
     assert suite[0][0].get("message") == "the process ended with status 1: see log.txt"
 
 

@@ -97,12 +97,11 @@ def chat_prompt(
 
     ValueError if the tokenizer has no template, or its template fails.
     """
-    passages = list(passages)
-    text = _templated(tokenizer, "".join([*passages, message]))
-    while passages and len(opened_tokens(tokenizer, text)[0]) > room:
-        passages.pop(0)
-        text = _templated(tokenizer, "".join([*passages, message]))
-    return text
+    for first in range(len(passages)):
+        text = _templated(tokenizer, "".join([*passages[first:], message]))
+        if len(opened_tokens(tokenizer, text)[0]) <= room:
+            return text
+    return _templated(tokenizer, message)
 
 
 def _templated(tokenizer: "PreTrainedTokenizerBase", message: str) -> str:

@@ -69,6 +69,15 @@ def test_a_compiled_model_is_not_compiled_again(whole):
     assert len(graphs) == 1
 
 
+def test_a_compiled_forward_runs_what_it_has_compiled():
+    model = nn.Sequential(Block(), nn.Linear(6, 3))
+    x = torch.ones(5, 8)
+    expected = model[0](x)
+    model[0].forward = torch.compile(model[0].forward, backend="eager", fullgraph=True)
+    with replaced_forwards(model, {nn.Linear: zero}):
+        assert torch.equal(model[0](x), expected)
+
+
 def test_somebody_elses_forward_stays():
     layer = nn.Linear(8, 6)
 

@@ -254,7 +254,10 @@ def test_what_is_not_there_is_named(tmp_path):
     ):
         read("nowhere.jsonl")
 
-    columns = "is missing or empty, the columns are domain, text, year: hullft-ops"
+    columns = (
+        "is missing or empty, the columns are domain, text, year: "
+        "hullft-ops index has --text-col"
+    )
     for options in ({"metadata": ("domain", "colour")}, {"text_column": "colour"}):
         with pytest.raises(InputError, match=f".jsonl: column colour {columns}"):
             read(jsonl(tmp_path), **options)
