@@ -19,38 +19,18 @@ else:
     adapting = pytest.importorskip("benchmarks.adapting", exc_type=ImportError)
 
 MEMORY = "memory added, sizes of the model"
-# Two passes of a length run before the third is captured.
-_UNTIL_REPLAYED = 3
 
 
 def cases(grid: str) -> list["adapting.Case"]:
     return adapting.cases(grid)
 
 
-def captured(case: "adapting.Case", device: torch.device) -> "adapting.Adapting":
-    ours = adapting.Adapting(case, device, adapting.embedder_of(device), graphs=True)
-    for _ in range(_UNTIL_REPLAYED):
-        ours.adapt()
-    return ours
-
-
-def test_ttft(
-    case: "adapting.Case",
-    recorder: Recorder,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ttft(case: "adapting.Case", recorder: Recorder, device: torch.device) -> None:
     embedder = adapting.embedder_of(device)
     ours = adapting.Adapting(case, device, embedder)
     assert ours.difference() <= case.allowed_difference(device)
     size = sum(p.numel() * p.element_size() for p in ours.model.parameters())
     recorder.fact(MEMORY, added_bytes(ours.adapt, device) / size)
     recorder.ours(ours.adapt)
-    if device.type == "cuda":
-        in_graphs = captured(case, device)
-        recorder.peer("ours with CUDA graphs", in_graphs.adapt)
-        monkeypatch.setattr("hullft_ops.ttft.training.is_captured", lambda _: False)
-        apart = captured(case, device)
-        recorder.peer("ours, steps after the backward pass", apart.adapt)
     for name, loop in ours.loops().items():
         recorder.peer(name, ours.restoring(loop))

@@ -14,10 +14,10 @@ from benchmarks.compare import comparisons_of
 from benchmarks.recorder import Comparison, format_seconds
 
 _INTRODUCTION = """\
-Medians. Ours is checked against the reference or a peer before it is timed; floors, single kernels
-and adaptations in graphs rest on the tests in `benchmarks/gpu`. Ours takes turns with each peer,
-some calls each, in one process with the same number of threads. A peer's cell says how many times
-longer it takes (the median over the turns), then its median in brackets.
+Medians. Ours is checked against the reference or a peer before it is timed; floors and single
+kernels rest on the tests in `benchmarks/gpu`. Ours takes turns with each peer, some calls each, in
+one process with the same number of threads. A peer's cell says how many times longer it takes (the
+median over the turns), then its median in brackets.
 
 - NumPy: the published method in NumPy, written from its description. NumPy, Gram and torch, Gram:
   the same method done well, from the candidates' Gram matrices. torch: the same in a few calls.

@@ -263,7 +263,7 @@ class ReplayAdam(Optimizer):
         """Refuse a capture that would repeat a step count from the CPU at every replay."""
         for i, group in enumerate(self.param_groups):
             params = group["params"]
-            if not any(map(is_captured, {param.device for param in params})):
+            if not any(map(is_capturing, {param.device for param in params})):
                 continue
             if not group["capturable"]:
                 raise RuntimeError(
@@ -330,7 +330,7 @@ class ReplayAdam(Optimizer):
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
         if not state:
-            if is_captured(param.device):
+            if is_capturing(param.device):
                 raise RuntimeError(
                     f"ReplayAdam: a parameter of shape {list(param.shape)} must have its state "
                     "before the capture of a CUDA graph, which would make it at every replay: "
@@ -377,7 +377,7 @@ class ReplayAdamW(ReplayAdam):
         )
 
 
-def is_captured(device: torch.device) -> bool:
+def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph captures what this thread launches on the device."""
     if device.type != "cuda":
         return False

@@ -101,10 +101,6 @@ class TTFTConfig:
     """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Set `n_select`
     to 0 beside it, unless you measure that steps help."""
 
-    graphs: bool = False
-    """On CUDA, pad passages and capture a pass for each length as a CUDA graph. No GPU has run
-    this yet."""
-
 
 def default_lr(model: str | None) -> float:
     """The learning rate for a model if none is given; ``model`` is None for the shipped toy."""

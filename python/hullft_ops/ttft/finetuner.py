@@ -42,8 +42,8 @@ class TestTimeFinetuner:
 
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one passage. On a
-    CPU it is four times and the largest gradient, unless gradients are clipped or kept. Moments,
-    copy and CUDA graphs stay for the next prompt.
+    CPU it is four times and the largest gradient, unless gradients are clipped or kept. Moments
+    and copy stay for the next prompt.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or cast it, or

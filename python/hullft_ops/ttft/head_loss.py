@@ -20,7 +20,6 @@ def linear_mean_loss(
     bias: Tensor | None,
     targets: Tensor,
     rows: int,
-    shares: Tensor | None = None,
 ) -> Tensor:
     """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
 
@@ -33,7 +32,6 @@ def linear_mean_loss(
         bias: ``[V]`` or None.
         targets: int64 ``[T]``.
         rows: positions whose logits exist at once.
-        shares: ``[T]``, the share of each position in the mean; None for equal ones.
 
     Returns:
         A scalar, float64 for float64 products and float32 for all others.
@@ -42,13 +40,8 @@ def linear_mean_loss(
     dtype = hidden.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if shares is None:
-        count = len(targets)
-        shares = hidden.new_full([count], 1 / count, dtype=torch.float64)
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _LinearMeanLoss.apply(
-            hidden, weight, bias, targets, shares, rows, dtype
-        )  # type: ignore[no-untyped-call]
+        loss: Tensor = _LinearMeanLoss.apply(hidden, weight, bias, targets, rows, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -60,24 +53,24 @@ class _LinearMeanLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        shares: Tensor,
         rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
         gradients = _Gradients(ctx.needs_input_grad)
         precise = torch.promote_types(dtype, torch.float32)
         factor = weight.to(dtype)
+        share = 1 / len(targets)
         losses = []
         for start in range(0, len(targets), rows):
             chunk = hidden[start : start + rows].to(dtype)
             target = targets[start : start + rows, None]
-            share = shares[start : start + rows, None].to(precise)
             logits = _logits(chunk, factor, bias)
             log_p = torch.log_softmax(logits, dim=-1, dtype=precise)
             del logits
             losses.append(share * log_p.gather(1, target))
             # The gradient of the logits, in the memory of their logarithms.
-            error = log_p.exp_().mul_(share).scatter_add_(1, target, -share)
+            error = log_p.exp_().mul_(share)
+            error.scatter_add_(1, target, error.new_full(target.shape, -share))
             gradients.add(error, chunk, factor)
         ctx.gradients = gradients.of(hidden, weight, bias)
         return -torch.cat(losses).sum()
@@ -91,7 +84,7 @@ class _LinearMeanLoss(torch.autograd.Function):
         for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(grad)
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hullft_ops.replay import is_captured
 from hullft_ops.ttft.head_loss import linear_mean_loss
-from hullft_ops.ttft.models.attention import no_padding_check, unmasked, without_marks
+from hullft_ops.ttft.models.attention import no_padding_check, unmasked
 from hullft_ops.ttft.models.checks import unwrapped
 from hullft_ops.ttft.models.forwards import is_observed
 
@@ -71,32 +70,18 @@ class MeanLoss:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's window."""
-        return self._mean(tokens, shares=None)
-
-    def of_padded(self, text: Tensor) -> Tensor:
-        """The loss of a text that `attention.padded` has padded, without its padding."""
-        return self._mean(*without_marks(text))
-
-    def _mean(self, tokens: Tensor, shares: Tensor | None) -> Tensor:
-        """``shares`` [T - 1] is the share of each token in the mean; None for equal ones."""
         split = _SplitModel.of(self._model)
         if split is not None and self._agree(split, tokens[:_COMPARED_TOKENS]):
             self.is_full = False
-            return split.mean_loss(tokens, shares)
+            return split.mean_loss(tokens)
         self.is_full = True
-        losses = next_token_losses(self._model, tokens)
-        if shares is None:
-            return losses.mean()
-        return (losses * shares.to(losses.dtype)).sum()
+        return next_token_losses(self._model, tokens).mean()
 
     @torch.no_grad()
     def _agree(self, split: "_SplitModel", tokens: Tensor) -> bool:
         """Whether the parts give the model's own logits. Asked once for each base and head."""
         if self._compared == split:
             return self._agrees
-        # Nobody can look at values in a capture.
-        if is_captured(tokens.device):
-            return False
         logits = self._model(input_ids=tokens[None], use_cache=False).logits[0]
         # NaN equals nothing, so a later text has to decide.
         if not logits.isfinite().all():
@@ -138,11 +123,11 @@ class _SplitModel:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def mean_loss(self, tokens: Tensor, shares: Tensor | None) -> Tensor:
+    def mean_loss(self, tokens: Tensor) -> Tensor:
         weight, bias = self.head.weight, self.head.bias
         rows = _rows_at_once(weight.shape[0])
         hidden = self.hidden(tokens)[:-1]
-        return linear_mean_loss(hidden, weight, bias, tokens[1:], rows, shares)
+        return linear_mean_loss(hidden, weight, bias, tokens[1:], rows)
 
 
 def _rows_at_once(vocabulary: int) -> int:

@@ -14,19 +14,10 @@ if TYPE_CHECKING:
 
 from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
-from hullft_ops.replay import is_captured
-from hullft_ops.ttft.capture import branch
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.graphs import PassGraphs
-from hullft_ops.ttft.loss import MeanLoss, Take, backward_in_parts
-from hullft_ops.ttft.models.attention import (
-    can_pad,
-    on_device,
-    padded,
-    padded_length,
-)
-from hullft_ops.ttft.models.checks import position_limit
+from hullft_ops.ttft.loss import MeanLoss, backward_in_parts
+from hullft_ops.ttft.models.attention import on_device
 from hullft_ops.ttft.models.forwards import eval_mode, fused_activations
 from hullft_ops.ttft.models.onednn import wide_products
 from hullft_ops.ttft.precision import autocast
@@ -40,7 +31,7 @@ class SupportTrainer:
     Args:
         model: a causal language model.
         trained: the parameters to train, each once.
-        config: rates, clipping, autocast and graphs.
+        config: rates, clipping and autocast.
     """
 
     def __init__(
@@ -55,13 +46,6 @@ class SupportTrainer:
         self._device = model.device
         self._optimizer = ReplayAdam(self.trained, lr=config.lr)
         self._loss = MeanLoss(model)
-        self._graphs: PassGraphs | None = None
-        if config.graphs and self._device.type == "cuda":
-            self._graphs = PassGraphs(model, self.trained)
-        # A graph serves one length.
-        self._is_padded = self._graphs is not None and can_pad(model)
-        # Where graphs read it, so that one serves any number of steps.
-        self._repeats = torch.ones((), dtype=torch.int64, device=self._device)
 
     def train(
         self,
@@ -88,19 +72,19 @@ class SupportTrainer:
             return []
         if passes[0].start == 0:
             # The moments stay, so they are allocated before any memory that is freed again.
-            self._reset_optimizer()
-        graphs = self._usable_graphs()
+            self._optimizer.make_state()
+            self._optimizer.reset()
         taken = 0
         with _training_mode(self._model):
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
             losses = torch.empty(len(passes), dtype=torch.float64, device=self._device)
-            texts = on_device(self._padded(support.input_ids), self._device)
+            texts = on_device(support.input_ids, self._device)
             for current in progress(passes, desc="training", unit="pass"):
                 tokens = texts[current.passage]
                 if deadline is not None and not self._fits(deadline, len(tokens)):
                     break
-                loss = self._pass(current, tokens, graphs, clock)
+                loss = self._pass(tokens, current.repeats, clock)
                 losses[taken] = loss
                 taken += 1
                 # Elsewhere, looking would stall the device.
@@ -122,51 +106,17 @@ class SupportTrainer:
                 torch.accelerator.synchronize(device)
         return deadline.allows(tokens)
 
-    def _reset_optimizer(self) -> None:
-        self._optimizer.param_groups[0]["capturable"] = self._graphs is not None
-        self._optimizer.make_state()
-        self._optimizer.reset()
-
-    def _usable_graphs(self) -> PassGraphs | None:
-        if self._graphs is not None and self._graphs.can_serve(self._optimizer):
-            return self._graphs
-        return None
-
-    def _padded(self, texts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        if not self._is_padded:
-            return texts
-        limit = position_limit(self._model)
-        return [padded(text, padded_length(len(text), limit)) for text in texts]
-
-    def _pass(
-        self,
-        current: Pass,
-        tokens: Tensor,
-        graphs: PassGraphs | None,
-        clock: StageClock,
-    ) -> Tensor:
+    def _pass(self, tokens: Tensor, repeats: int, clock: StageClock) -> Tensor:
         """The loss of a passage, after the steps with its gradient."""
-        if graphs is None:
-            return self._eager_pass(tokens, clock, current.repeats)
-        self._repeats.fill_(current.repeats)
-        eager_pass = partial(self._eager_pass, repeats=self._repeats)
-        return graphs.run(len(tokens), tokens, eager_pass, clock)
-
-    def _eager_pass(
-        self, tokens: Tensor, clock: StageClock, repeats: int | Tensor
-    ) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         with clock.of("forward"), autocast(self._device, self.config.dtype):
-            mean_loss = self._loss.of_padded if self._is_padded else self._loss
-            loss = mean_loss(tokens)
+            loss = self._loss(tokens)
         _check_depends(loss)
         take = partial(self._take_steps, repeats, clock)
         with clock.of("backward"):
-            # Each gradient is needed only for the steps of its own parameter.
-            if self.config.max_grad_norm is None and is_captured(self._device):
-                self._backward_beside_steps(loss, take)
-            # Not in an eager pass on a GPU: nobody has measured what the additional calls cost.
-            elif self.config.max_grad_norm is None and self._device.type == "cpu":
+            # Each gradient is needed only for the steps of its own parameter. Not so on a GPU:
+            # nobody has measured there what the additional calls cost.
+            if self.config.max_grad_norm is None and self._device.type == "cpu":
                 backward_in_parts(loss, self.trained, take)
             else:
                 torch.autograd.backward(loss)
@@ -174,20 +124,9 @@ class SupportTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _backward_beside_steps(self, loss: Tensor, take: Take) -> None:
-        """Steps wait for memory, while the backward pass of the layers below computes."""
-        alive = []
-        with branch(self._device) as launch:
-
-            def take_beside(gradients: dict[Tensor, Tensor]) -> None:
-                alive.append(gradients)
-                launch(partial(take, gradients))
-
-            backward_in_parts(loss, self.trained, take_beside)
-
     def _take_steps(
         self,
-        repeats: int | Tensor,
+        repeats: int,
         clock: StageClock,
         gradients: dict[Tensor, Tensor] | None = None,
     ) -> None:
