@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from command import hullft_ops, succeeded
 from hullft_ops import _terminal
+from hullft_ops.cli.adapt import share_held
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
@@ -64,9 +65,7 @@ def test_it_prints_what_the_finetuner_does(
         lr=0.02,
     )
     before = score_text(model, tokenizer, PROMPT).value
-    unadapted = continue_prompt(
-        model, tokenizer, PROMPT, finetuner.window, max_new_tokens=8
-    )
+    unadapted = continue_prompt(finetuner.reader, PROMPT, max_new_tokens=8)
     with finetuner.adapted(PROMPT) as adaptation:
         after = adaptation.score(PROMPT).value
         continuation = adaptation.generate(PROMPT, max_new_tokens=8)
@@ -284,3 +283,13 @@ def test_foreign_text_does_not_steer_the_terminal(
 
     assert result.stdout.rstrip().endswith("\\u202e\\u2066")
     assert (refused.code, unknown.code) == (2, 2)
+
+
+def test_how_much_of_a_prompt_the_passages_hold() -> None:
+    prompt = "the cat sat on the red mat and ran"
+    held = ["so the cat  sat on\nthe red mat", "and ran to the park"]
+
+    # Three of its five runs of five words.
+    assert share_held(prompt, held) == 0.6
+    assert share_held(prompt, [f"> {prompt}."]) == 0.8
+    assert share_held("the cat sat", held) == 0

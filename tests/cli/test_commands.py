@@ -96,7 +96,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
 ) -> None:
     arguments = ["evaluate", *models_of, "--corpus", corpus_file, "--limit", 2]
     arguments += ["--method", "knn", "hullft", "--n-select", 2]
-    score = measuring.score_text
+    score = measuring.score
     calls = []
 
     def interrupted(*rest: object, **options: object) -> object:
@@ -106,7 +106,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
         return score(*rest, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "score_text", interrupted)
+        patch.setattr(measuring, "score", interrupted)
         result = hullft_ops(*arguments)
 
     assert result.code == 130

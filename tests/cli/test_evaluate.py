@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,14 @@ from hullft_ops.evaluation.prompts import Document, Prompt
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft import (
     Datastore,
-    Support,
     TestTimeFinetuner,
+    finetuner,
     load_embedder,
     load_model,
+    reader,
     score_text,
 )
+from hullft_ops.ttft.support import SupportSelector
 
 Evaluate = Callable[..., Result]
 OUTPUT = Path("rows.jsonl")
@@ -119,17 +122,42 @@ def test_prompts_begin_with_different_configurations(evaluate: Evaluate) -> None
     ]
 
 
+def recorded(monkeypatch: pytest.MonkeyPatch, place: object, name: str) -> list[Any]:
+    """The arguments of each call of a function, which does what it did."""
+    calls = []
+    function = getattr(place, name)
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(place, name, record)
+    return calls
+
+
+def test_trainings_share_a_prompts_neighbours_the_adapter_and_the_identities(
+    evaluate: Evaluate,
+    models_of: list[object],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    succeeded("train", store, *models_of[:2], "--rank", 2, "--output", "adapter")
+    searches = recorded(monkeypatch, SupportSelector, "neighbours")
+    adapters = recorded(monkeypatch, finetuner, "read_adapter")
+    identities = recorded(monkeypatch, reader, "model_identity")
+    methods = ["--method", "hullft", "knn", "--context", 0, 2]
+    assert evaluate(*methods, "--adapter", "adapter").code == 0
+
+    assert len(read_rows(OUTPUT)) == 8
+    # Two prompts, after one training that pays for allocations.
+    assert len(searches) == 3
+    assert len(adapters) == len(identities) == 1
+
+
 def test_one_training_gives_the_rows_of_all_passes_and_contexts(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainings = []
-    select = TestTimeFinetuner.select
-
-    def recorded_select(finetuner: TestTimeFinetuner, prompt: str) -> Support:
-        trainings.append(prompt)
-        return select(finetuner, prompt)
-
-    monkeypatch.setattr(TestTimeFinetuner, "select", recorded_select)
+    trainings = recorded(monkeypatch, SupportSelector, "select")
     hullft = ["--method", "hullft", "--refresh", 1]
     for passes, context in ((1, 0), (1, 2), (2, 0), (2, 1), (9, 0)):
         options = ["--passes", passes, "--context", context, "--output", "alone.jsonl"]

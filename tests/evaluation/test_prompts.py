@@ -15,7 +15,6 @@ from hullft_ops.evaluation.prompts import (
     installed_documents,
     normalised,
     read_prompts,
-    share_held,
 )
 from hullft_ops.ttft.errors import InputError
 
@@ -154,13 +153,3 @@ def test_a_wrong_line_is_named(line: object, message: str, tmp_path: Path) -> No
         read_prompts(file)
 
     assert str(error.value).startswith(f"prompts {file}: line 2: {message}")
-
-
-def test_how_much_of_a_prompt_the_passages_hold() -> None:
-    prompt = "the cat sat on the red mat and ran"
-    held = ["so the cat  sat on\nthe red mat", "and ran to the park"]
-
-    # Three of its five runs of five words.
-    assert share_held(prompt, held) == 0.6
-    assert share_held(prompt, [f"> {prompt}."]) == 0.8
-    assert share_held("the cat sat", held) == 0

@@ -17,14 +17,11 @@ from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausa
 
 from forked import forked, status_of
 from hullft_ops.ttft import adapter
-from hullft_ops.ttft.adapter import (
-    AdapterConfig,
-    add_adapter,
-    lora_differences,
-    train_adapter,
-)
+from hullft_ops.ttft.adapter import AdapterConfig, read_adapter, train_adapter
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
-from hullft_ops.ttft.identity import model_identity
+from hullft_ops.ttft.models.checks import model_identity
+from hullft_ops.ttft.models.lora import add_lora
+from hullft_ops.ttft.reader import Reader
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RATE = 3e-2
@@ -150,19 +147,12 @@ def interrupted(train, monkeypatch, **options):
             train(**options)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("trainer_state.json", '{"epoch": '),
-        ("optimizer.pt", "cut off"),
-    ],
-)
-def test_a_damaged_checkpoint_is_passed_over(
-    train, monkeypatch, tmp_path, name, content
-):
+def test_a_checkpoint_that_a_kill_cut_off_is_passed_over(train, monkeypatch, tmp_path):
     interrupted(train, monkeypatch)
-    [checkpoint] = tmp_path.glob(".adapter.*/training/checkpoint-*")
-    (checkpoint / name).write_text(content)
+    [training] = tmp_path.glob(".adapter.*/training")
+    torn = training / "checkpoint-99"
+    torn.mkdir()
+    (torn / "optimizer.pt").write_text("cut off")
 
     train()
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
@@ -271,16 +261,16 @@ def saved(model, path, **options):
     ],
     ids=str,
 )
-def test_adding_it_equals_pefts_merged_weights(model, tmp_path, options):
+def test_adding_it_equals_pefts_merged_weights(model, tokenizer, tmp_path, options):
     path = saved(model, tmp_path / "adapter", **options)
     base = copy.deepcopy(model)
     merged = PeftModel.from_pretrained(base, path).merge_and_unload().state_dict()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    differences = lora_differences(path, model)
-    add_adapter(differences)
+    layers = read_adapter(path, Reader(model, tokenizer))
+    add_lora(layers)
 
-    assert len(differences) == 4
+    assert len(layers) == 4
     assert torch.equal(torch.get_rng_state(), state)
 
     changed = 0
@@ -372,12 +362,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("damage", "reason"), REFUSED)
-def test_what_is_no_plain_finite_lora_is_refused(gpt2, tmp_path, damage, reason):
+def test_what_is_no_plain_finite_lora_is_refused(
+    gpt2, tokenizer, tmp_path, damage, reason
+):
     path = saved(gpt2, tmp_path / "adapter")
     before = copy.deepcopy(gpt2.state_dict())
     damage(path, gpt2)
     with pytest.raises(InputError) as caught:
-        lora_differences(path, gpt2)
+        read_adapter(path, Reader(gpt2, tokenizer))
 
     assert str(caught.value).startswith(f"adapter {path}: ")
     assert reason in str(caught.value)
@@ -386,12 +378,12 @@ def test_what_is_no_plain_finite_lora_is_refused(gpt2, tmp_path, damage, reason)
         assert torch.equal(value, before[name])
 
 
-def test_an_adapter_of_other_weights_is_refused(gpt2, train):
+def test_an_adapter_of_other_weights_is_refused(gpt2, tokenizer, train):
     path = train()
-    assert lora_differences(path, gpt2)
+    assert read_adapter(path, Reader(gpt2, tokenizer))
 
     with torch.no_grad():
         next(gpt2.parameters())[-1, -1] += 1
 
     with pytest.raises(InputError, match="was trained with other weights than"):
-        lora_differences(path, gpt2)
+        read_adapter(path, Reader(gpt2, tokenizer))

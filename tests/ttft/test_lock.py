@@ -2,17 +2,15 @@
 
 import asyncio
 import threading
-import time
-from collections import Counter
 
 import pytest
 import torch
 
-from hullft_ops.ttft.lock import exclusive
+from hullft_ops.ttft.restore import exclusive
 from hullft_ops.ttft.scoring import score_text
 
 PROMPT = "the cat sat on the red mat"
-ELSEWHERE = "the model is adapted in another thread or task already"
+ELSEWHERE = "the model is in use in another thread or task already"
 
 
 def adapt(finetuner):
@@ -42,7 +40,7 @@ def test_a_nested_adaptation_is_refused(gpt2, make):
     with finetuner.adapted(PROMPT) as adaptation:
         score = adaptation.score(PROMPT)
         for each in (finetuner, other):
-            with pytest.raises(RuntimeError, match="is adapted here already"):
+            with pytest.raises(RuntimeError, match="is in use here already"):
                 adapt(each)
 
         assert adaptation.score(PROMPT) == score
@@ -51,37 +49,20 @@ def test_a_nested_adaptation_is_refused(gpt2, make):
     assert len(adapt(other)) == 12
 
 
-def test_threads_that_score_at_once_leave_the_training_mode(gpt2, tokenizer):
-    gpt2.train()
-    calls = Counter()
-    begun, scored = threading.Event(), threading.Event()
+def test_a_model_that_a_thread_scores_is_refused_to_others(gpt2, tokenizer):
+    errors = []
 
-    def pause(*_):
-        """The first thread within its check of the model, until the second scores."""
-        name = threading.current_thread().name
-        calls[name] += 1
-        if name == "first" and calls[name] == 1:
-            begun.set()
-            scored.wait(timeout=0.5)
-        if name == "second" and calls[name] == 3:
-            scored.set()
-            time.sleep(0.5)
+    def score_elsewhere(*_):
+        if not errors:
+            errors.append(error_in_thread(score_text, gpt2, tokenizer, PROMPT))
 
-    gpt2.register_forward_pre_hook(pause)
-    arguments = gpt2, tokenizer, PROMPT
-    first = threading.Thread(target=score_text, args=arguments, name="first")
-    second = threading.Thread(target=score_text, args=arguments, name="second")
-    first.start()
-    assert begun.wait(timeout=60)
-    second.start()
-    first.join()
-    second.join()
+    gpt2.register_forward_pre_hook(score_elsewhere)
+    score_text(gpt2, tokenizer, PROMPT)
 
-    assert calls["first"] == 3
-    assert all(module.training for module in gpt2.modules())
+    assert ELSEWHERE in errors[0]
 
 
-def test_another_thread_waits_for_the_end_of_the_block(gpt2, tokenizer, make):
+def test_another_thread_is_refused_until_the_end_of_the_block(gpt2, tokenizer, make):
     finetuner = make(gpt2)
     with finetuner.adapted(PROMPT) as adaptation:
         for call in (
@@ -100,14 +81,14 @@ def test_a_peft_model_and_its_base_are_one(llama, tokenizer, make, with_lora):
     with make(model).adapted(PROMPT):
         assert ELSEWHERE in error_in_thread(score_text, llama, tokenizer, PROMPT)
 
-        with pytest.raises(RuntimeError, match="is adapted here already"):
+        with pytest.raises(RuntimeError, match="is in use here already"):
             adapt(make(llama))
 
 
 def test_a_compiled_model_and_its_original_are_one(gpt2, make):
     with (
         exclusive(torch.compile(gpt2), adapts=True),
-        pytest.raises(RuntimeError, match="is adapted here already"),
+        pytest.raises(RuntimeError, match="is in use here already"),
     ):
         adapt(make(gpt2))
 

@@ -6,10 +6,10 @@ from itertools import chain
 import pytest
 import torch
 
-from hullft_ops.ttft import reading
+from hullft_ops.ttft import reader as reader_module
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.reading import ReadContext
-from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.reader import Context, Reader
+from hullft_ops.ttft.scoring import score, score_text
 
 CONTEXT = 32
 TEXTS = {
@@ -42,17 +42,6 @@ def opened_ids(tokenizer, text):
     return ids[: opening + len(plain)], opening
 
 
-class StandingBefore:
-    """Passages without a cache, which the model reads again with each window."""
-
-    def __init__(self, passages):
-        self.passages = passages
-        self.ids = [*chain.from_iterable(passages)]
-
-    def arguments(self, tokens):
-        return {}
-
-
 @torch.no_grad()
 def one_by_one(model, ids, window, first, head=()):
     """One forward pass for every token, from the context that the window gives it."""
@@ -71,20 +60,23 @@ def one_by_one(model, ids, window, first, head=()):
 
 @pytest.mark.parametrize("text", [TEXTS["accents"], TEXTS["special"], TEXTS["long"]])
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
-@pytest.mark.parametrize("size", [0, 3, 100])
-def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, size):
-    """A passage stands before every window, as much of it as leaves room for the text."""
+@pytest.mark.parametrize("sizes", [(), (3,), (100,), (9, 5, 2)])
+def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, sizes):
+    """Whole passages stand before every window, as many as leave room for the text."""
     tokenizer = tokenizers[kind]
     ids, opening = opened_ids(tokenizer, text)
-    passage = [5 + i % 200 for i in range(size)]
-    context = StandingBefore([passage] if size else [])
-    score = score_text(gpt2.double(), tokenizer, text, context=context)
+    passages = [[5 + (size + i) % 200 for i in range(size)] for size in sizes]
+    context = Context(passages)
+    scored = score(Reader(gpt2.double(), tokenizer), text, context=context)
+
+    room = max(CONTEXT - len(ids), CONTEXT // 2 - opening)
+    while sum(map(len, passages)) > room:
+        passages.pop(0)
 
     head = []
     first = max(opening, 1)
-    if size:
-        room = max(CONTEXT - len(ids), CONTEXT // 2 - opening)
-        head = [*ids[:opening], *passage[-room:]]
+    if passages:
+        head = [*ids[:opening], *chain.from_iterable(passages)]
         first -= opening
         ids = ids[opening:]
 
@@ -92,20 +84,20 @@ def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, size):
     nll = one_by_one(gpt2, ids, window, first, head)
     bits = nll / math.log(2)
 
-    assert score.nll == pytest.approx(nll, rel=1e-12)
-    assert score.tokens == len(ids) - first
-    assert score.value == pytest.approx(bits / score.bytes, rel=1e-12)
+    assert scored.nll == pytest.approx(nll, rel=1e-12)
+    assert scored.tokens == len(ids) - first
+    assert scored.value == pytest.approx(bits / scored.bytes, rel=1e-12)
 
 
 @pytest.mark.parametrize("length", [2, 7, 8, 32])
 def test_windows(llama, tokenizer, length):
     text = TEXTS["long"]
-    score = score_text(llama.double(), tokenizer, text, max_length=length)
+    scored = score_text(llama.double(), tokenizer, text, max_length=length)
 
     ids, _ = opened_ids(tokenizer, text)
     nll = one_by_one(llama, ids, length, 1)
 
-    assert score.nll == pytest.approx(nll, rel=1e-12)
+    assert scored.nll == pytest.approx(nll, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
@@ -116,14 +108,14 @@ def test_a_text_is_scored_after_a_prompt(gpt2, tokenizers, kind, prompt, text):
     tokenizer = tokenizers[kind]
     before, opening = opened_ids(tokenizer, prompt)
     tokens = opened_ids(tokenizer, text)[0][opening:]
-    score = score_text(gpt2.double(), tokenizer, text, after=prompt)
+    scored = score_text(gpt2.double(), tokenizer, text, after=prompt)
 
     ids = [*before, *tokens]
     nll = one_by_one(gpt2, ids, CONTEXT, len(before))
 
-    assert score.nll == pytest.approx(nll, rel=1e-12)
-    assert score.tokens == len(tokens)
-    assert score.bytes == len(text.encode())
+    assert scored.nll == pytest.approx(nll, rel=1e-12)
+    assert scored.tokens == len(tokens)
+    assert scored.bytes == len(text.encode())
 
 
 @pytest.mark.parametrize("kind", [*FIRST_TOKEN_BYTES, *OPENED])
@@ -133,56 +125,56 @@ def test_bytes_are_those_of_the_scored_tokens(gpt2, tokenizers, kind):
         if kind in FIRST_TOKEN_BYTES:
             first = FIRST_TOKEN_BYTES[kind].get(name, 1)
 
-        score = score_text(gpt2, tokenizers[kind], text)
-        assert score.bytes == len(text.encode()) - first, name
+        scored = score_text(gpt2, tokenizers[kind], text)
+        assert scored.bytes == len(text.encode()) - first, name
 
 
 def test_a_space_that_the_tokenizer_adds_is_no_byte(gpt2, tokenizers):
-    score = score_text(gpt2, tokenizers["byte_level_prefix"], "the cat")
+    scored = score_text(gpt2, tokenizers["byte_level_prefix"], "the cat")
 
-    assert score.bytes == len(" cat")
+    assert scored.bytes == len(" cat")
 
 
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
 @pytest.mark.parametrize("text", [TEXTS["ascii"], TEXTS["long"]])
 def test_a_context_is_read_once(model, tokenizers, kind, text):
-    tokenizer = tokenizers[kind]
-    context = ReadContext(model, tokenizer, [[40, 41, 42], [90, 91], [60]])
+    reader = Reader(model, tokenizers[kind])
+    context = reader.read([[40, 41, 42], [90, 91], [60]])
     lengths = []
 
     def listen(module, args, kwargs):
         lengths.append(kwargs["input_ids"].shape[1])
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    again = StandingBefore(context.passages)
-    expected = score_text(model, tokenizer, text, context=again)
+    expected = score(reader, text, context=Context(context.passages))
     whole = lengths[-1]
 
     for _ in range(2):
-        score = score_text(model, tokenizer, text, context=context)
-        assert score.nll == pytest.approx(expected.nll, rel=1e-5)
-        assert score.tokens == expected.tokens
+        scored = score(reader, text, context=context)
+        assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
+        assert scored.tokens == expected.tokens
         # Its last token is read again: those logits predict the first of the text.
-        assert lengths[-1] == whole - len(context.tokens) + 1
+        assert lengths[-1] == whole - len(context.ids) + 1
 
 
 def test_passages_are_read_in_parts(model, tokenizer, monkeypatch):
     passages, text = [[40, 41, 42], [90, 91, 92, 60, 61]], TEXTS["ascii"]
+    reader = Reader(model, tokenizer)
     calls = []
 
     def listen(module, args, kwargs):
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    monkeypatch.setattr(reading, "_TOKENS_AT_ONCE", 3)
-    context = ReadContext(model, tokenizer, passages)
+    monkeypatch.setattr(reader_module, "_TOKENS_AT_ONCE", 3)
+    context = reader.read(passages)
 
     assert calls == [[40, 41, 42], [90, 91, 92], [60]]
 
-    expected = score_text(model, tokenizer, text, context=StandingBefore(passages))
-    score = score_text(model, tokenizer, text, context=context)
+    expected = score(reader, text, context=Context(passages))
+    scored = score(reader, text, context=context)
 
-    assert score.nll == pytest.approx(expected.nll, rel=1e-5)
+    assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
@@ -16,7 +16,6 @@ from torch import Tensor
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, listed, printable, progress
 from hullft_ops.cli.options import fields_of
-from hullft_ops.evaluation.prompts import DATASTORES, share_held
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
@@ -25,8 +24,8 @@ from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
-from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
-from hullft_ops.ttft.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
+from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
@@ -79,79 +78,61 @@ def adapt(
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
-    if prompt is None:
-        prompt = _prompt_in(prompt_file)
-    elif prompt_file is not None:
+    if (prompt is None) == (prompt_file is None):
         raise ValueError("give one of --prompt and --prompt-file")
-    if not prompt.strip():
+    text = _text_in(prompt_file) if prompt is None else prompt
+    if not text.strip():
         raise ValueError("prompt must not be blank")
     language_model = ModelConfig(**inputs)
     values = {"lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
     if save is not None:
-        sources = (
-            store,
-            corpus,
-            prompt_file,
-            language_model.model,
-            embedder,
-            config.adapter,
-        )
-        check_output(save, inputs=sources)
+        sources = store, corpus, prompt_file, language_model.model, config.adapter
+        check_output(save, inputs=[*sources, embedder])
         if config.n_select == 0:
             raise ValueError("--save needs --n-select above 0: nothing is trained")
-    if store is not None:
-        passages = Datastore.open(store)
+    passages = Datastore.open(store) if store is not None else None
     echo("loading the model", err=True)
     model, tokenizer = language_model.load()
+    # What the model cannot do is refused before the work.
     if generate:
         window = full_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
-    # A model without a chat template, or with one that fails, is refused before the work.
-    asked = chat_prompt(tokenizer, [], prompt, room=0) if chat else prompt
+    asked = chat_prompt(tokenizer, text) if chat else text
     if save is not None:
-        # What cannot be saved is refused before the work.
         adapter_to_save(model, list(model.parameters()), save_rank)
     # The slowest to import, so after what is refused.
     echo("loading the embedder", err=True)
     encoder = load_embedder(embedder)
-    if corpus is not None:
-        passages = folder_datastore(corpus, encoder, DATASTORES, **files)
+    if passages is None:
+        passages = folder_datastore(str(corpus), encoder, **files)
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
-    score = partial(score_text, model, tokenizer, max_length=finetuner.window)
-    before = _score(score, prompt)
-    continuation = saved = None
+    before = _score(partial(score, finetuner.reader), text)
+    unadapted = adapted = ""
     if generate:
         echo("continuing the prompt without adaptation", err=True)
         unadapted = continue_prompt(
-            model,
-            tokenizer,
-            asked,
-            finetuner.window,
-            **_generation(max_new_tokens),
+            finetuner.reader, asked, **_generation(max_new_tokens)
         )
     echo("adapting to the prompt", err=True)
-    with finetuner.adapted(prompt, seconds=seconds) as adaptation:
-        after = _score(adaptation.score, prompt)
+    with finetuner.adapted(text, seconds=seconds) as adaptation:
+        after = _score(adaptation.score, text)
         if generate:
             echo("continuing the prompt with adaptation", err=True)
-            continuation = adaptation.generate(
-                prompt,
-                chat=chat,
-                **_generation(max_new_tokens),
+            adapted = adaptation.generate(
+                text, chat=chat, **_generation(max_new_tokens)
             )
+        saved = None
         if save is not None:
             saved = adaptation.save_adapter(save, rank=save_rank)
     _print_training(adaptation, passages)
     _print_scores(before, after)
-    _print_overlap(prompt, adaptation, passages)
+    _print_overlap(text, adaptation, passages)
     if saved is not None:
         _print_saved(saved)
-    if continuation is not None:
-        _print_continuations(unadapted, continuation)
-        if not continuation.strip():
-            echo("The model ended at once: its continuation is blank.")
+    if generate:
+        _print_continuations(unadapted, adapted)
 
 
 def _generation(max_new_tokens: int) -> dict[str, Any]:
@@ -174,10 +155,9 @@ class _WritingBar:
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
-def _prompt_in(file: str | None) -> str:
-    if file is None:
-        raise ValueError("give one of --prompt and --prompt-file")
-    content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+def _text_in(file: str | None) -> str:
+    """The text in a file, or in stdin."""
+    content = sys.stdin.buffer.read() if file == STDIN else Path(str(file)).read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeError as error:
@@ -222,10 +202,10 @@ def _source(store: Datastore, index: int) -> str:
     return str(store.rows[index]["source"] or index)[-_SOURCE_CHARS:]
 
 
-def _score(score: Callable[[str], BitsPerByte], prompt: str) -> float:
+def _score(scored: Callable[[str], BitsPerByte], prompt: str) -> float:
     """Bits per byte; NaN for a prompt of one token."""
     try:
-        return score(prompt).value
+        return scored(prompt).value
     except NothingToScoreError:
         return nan
 
@@ -258,9 +238,23 @@ def _print_continuations(unadapted: str, adapted: str) -> None:
     table = Table("without adaptation", "with adaptation", box=box.SIMPLE_HEAD)
     table.add_row(printable(unadapted, lines=True), printable(adapted, lines=True))
     Console(markup=False).print(table)
+    if not adapted.strip():
+        echo("The model ended at once: its continuation is blank.")
 
 
 def _print_saved(saved: SavedAdapter) -> None:
     left_out = f"; it leaves out {listed(saved.left_out)}" if saved.left_out else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")
+
+
+def share_held(prompt: str, passages: Iterable[str]) -> float:
+    """The share of the prompt's runs of five words that a passage has too."""
+    held = {run for passage in passages for run in _runs(passage)}
+    runs = _runs(prompt)
+    return sum(run in held for run in runs) / max(1, len(runs))
+
+
+def _runs(text: str) -> list[str]:
+    words = text.split()
+    return [" ".join(words[i : i + 5]) for i in range(len(words) - 4)]

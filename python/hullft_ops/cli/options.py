@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 
 import tyro
 
-from hullft_ops.ttft.methods import MethodName
+from hullft_ops.ttft.config import MethodName
 
 
 def fields_of(

@@ -4,35 +4,32 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._terminal import progress_line
 from hullft_ops.evaluation.experiment import Experiment, label, settings_of
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import STAGES, Row, Score
 from hullft_ops.evaluation.scores import scores_of
+from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.embedding import Embedder, load_embedder
+from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.memory import return_freed_memory
-from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.scoring import score
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.support import Support, neighbours_needed
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
-# Tokenizers with one vocabulary may merge, normalise and prefix text differently.
-_SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 # A prompt, and the labels of the configurations to measure on it.
 Task = tuple[Prompt, list[str]]
 
@@ -46,6 +43,7 @@ class Evaluation:
         prompts: those that the datastore does not hold.
         notes: lines that say where they come from.
         configs: the configurations by their labels.
+        finetuner: of the model and the datastore, with the first of these.
     """
 
     run: str
@@ -53,24 +51,7 @@ class Evaluation:
     prompts: list[Prompt]
     notes: list[str]
     configs: dict[str, TTFTConfig]
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    store: Datastore
-    embedder: Embedder
-
-    def finetuner(self, config: TTFTConfig) -> TestTimeFinetuner:
-        """A finetuner with that configuration.
-
-        Each training takes a new one: it holds three times the trained parameters once it has
-        adapted.
-        """
-        return TestTimeFinetuner(
-            self.model,
-            self.tokenizer,
-            self.store,
-            self.embedder,
-            config,
-        )
+    finetuner: TestTimeFinetuner
 
 
 def load_evaluation(experiment: Experiment) -> Evaluation:
@@ -86,21 +67,18 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     progress_line("loading the embedder")
     embedder = load_embedder(experiment.embedder)
     store, prompts, notes = open_texts(experiment, embedder)
-    evaluation = Evaluation(
-        run=run_identity(model, tokenizer, store, experiment.seed),
+    finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, configs[0])
+    for config in configs[1:]:
+        # A configuration that does not fit the models is refused before the work.
+        finetuner.with_config(config)
+    return Evaluation(
+        run=run_identity(finetuner.reader, store, experiment.seed),
         seed=experiment.seed,
         prompts=prompts,
         notes=notes,
         configs={label(config): config for config in configs},
-        model=model,
-        tokenizer=tokenizer,
-        store=store,
-        embedder=embedder,
+        finetuner=finetuner,
     )
-    for config in configs:
-        # A configuration that does not fit the models is refused before the work.
-        evaluation.finetuner(config)
-    return evaluation
 
 
 def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
@@ -121,7 +99,10 @@ def measure_tasks(evaluation: Evaluation, tasks: list[Task]) -> Iterator[Row]:
     """The rows of all tasks, after a pass that pays for allocations and thread pools."""
     for prompt, labels in tasks[:1]:
         config = replace(evaluation.configs[labels[0]], passes=1)
-        _rows(evaluation, evaluation.finetuner(config), [config], prompt, before={})
+        finetuner = evaluation.finetuner.with_config(config)
+        with suppress(NonFiniteLossError), finetuner.adapted(prompt.text) as adaptation:
+            scores_of(prompt, adaptation.score)
+        del finetuner, adaptation
     for task in tasks:
         yield from measure(evaluation, task)
 
@@ -134,17 +115,25 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
         NonFiniteLossError: the loss of the model without adaptation is not finite.
     """
     prompt, labels = task
+    configs = [evaluation.configs[config] for config in labels]
+    # One search serves all trainings: of a longer list of neighbours each takes the beginning.
+    neighbours = evaluation.finetuner.selector.neighbours(
+        prompt.text, max(map(neighbours_needed, configs))
+    )
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, dict[str, float]] = {}
-    for configs in _trainings([evaluation.configs[config] for config in labels]):
-        context = max(config.context for config in configs)
-        finetuner = evaluation.finetuner(replace(configs[0], context=context))
-        window = finetuner.window
-        if window not in before:
-            models = evaluation.model, evaluation.tokenizer
-            score = partial(score_text, *models, max_length=window)
-            before[window] = scores_of(prompt, score)
-        yield from _rows(evaluation, finetuner, configs, prompt, before[window])
+    for training in _trainings(configs):
+        context = max(config.context for config in training)
+        # It holds three times the trained parameters once it has adapted, so one at a time.
+        finetuner = evaluation.finetuner.with_config(
+            replace(training[0], context=context)
+        )
+        reader = finetuner.reader
+        if reader.window not in before:
+            before[reader.window] = scores_of(prompt, partial(score, reader))
+        support = finetuner.selector.select(neighbours)
+        rows = Rows(evaluation, prompt, before[reader.window], support)
+        yield from rows.of(finetuner, training)
         del finetuner
         return_freed_memory()
 
@@ -162,77 +151,73 @@ def _trainings(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
     return list(groups.values())
 
 
-def _rows(
-    evaluation: Evaluation,
-    finetuner: TestTimeFinetuner,
-    configs: list[TTFTConfig],
-    prompt: Prompt,
-    before: dict[str, float],
-) -> list[Row]:
-    """The rows of one training."""
-    context = finetuner.config.context
-    support = finetuner.select(prompt.text)
-    versions: dict[str, str | None] = {
-        name: str(import_module(name).__version__) for name in _MODULES
-    }
-    versions["device"] = evaluation.model.device.type
+@dataclass(frozen=True)
+class Rows:
+    """Makes the rows of one training on a prompt, whose scores without adaptation are known."""
 
-    def row(config: TTFTConfig, **measured: Any) -> Row:
+    evaluation: Evaluation
+    prompt: Prompt
+    before: dict[str, float]
+    support: Support
+
+    def of(self, finetuner: TestTimeFinetuner, configs: list[TTFTConfig]) -> list[Row]:
+        """Train once, and score after each configuration's passes behind its passages."""
+        context = finetuner.config.context
+        rows: list[Row] = []
+        try:
+            with finetuner.adapted(self.support) as adaptation:
+                for config in configs:
+                    if rows:
+                        adaptation.train(config.passes)
+                    if config.context != context:
+                        context = config.context
+                        adaptation.read(context)
+                    rows.append(self._scored(config, adaptation))
+        except NonFiniteLossError as error:
+            for config in configs[len(rows) :]:
+                lost = {"scores": {}, "seconds": {}, "passes": 0, "error": str(error)}
+                rows.append(self._row(config, **lost))
+        return rows
+
+    def _scored(self, config: TTFTConfig, adaptation: Adaptation) -> Row:
+        after = scores_of(self.prompt, adaptation.score)
+        scores = {
+            name: Score(before=before, after=after[name])
+            for name, before in self.before.items()
+        }
+        seconds = {stage: adaptation.seconds.get(stage, 0.0) for stage in STAGES}
+        return self._row(
+            config,
+            scores=scores,
+            seconds=seconds,
+            passes=adaptation.passes,
+            error=None,
+        )
+
+    def _row(self, config: TTFTConfig, **measured: Any) -> Row:
+        versions: dict[str, str | None] = {
+            name: str(import_module(name).__version__) for name in _MODULES
+        }
+        versions["device"] = self.evaluation.finetuner.model.device.type
         return Row(
-            run=evaluation.run,
-            prompt=prompt.id,
+            run=self.evaluation.run,
+            prompt=self.prompt.id,
             config=label(config),
             settings=settings_of(config),
-            domain=prompt.domain,
-            seed=evaluation.seed,
-            support_size=len(support.indices),
+            domain=self.prompt.domain,
+            seed=self.evaluation.seed,
+            support_size=len(self.support.indices),
             versions=versions,
             threads=torch.get_num_threads(),
             **measured,
         )
 
-    rows: list[Row] = []
-    try:
-        with finetuner.adapted(support) as adaptation:
-            for config in configs:
-                if rows:
-                    adaptation.train(config.passes)
-                if config.context != context:
-                    context = config.context
-                    adaptation.read(context)
-                after = scores_of(prompt, adaptation.score)
-                seconds = adaptation.seconds
-                scored = row(
-                    config,
-                    scores={
-                        name: Score(before=before[name], after=after[name])
-                        for name in before
-                    },
-                    seconds={stage: seconds.get(stage, 0.0) for stage in STAGES},
-                    passes=adaptation.passes,
-                    error=None,
-                )
-                rows.append(scored)
-    except NonFiniteLossError as error:
-        for config in configs[len(rows) :]:
-            lost = row(config, scores={}, seconds={}, passes=0, error=str(error))
-            rows.append(lost)
-    return rows
 
-
-def run_identity(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    store: Store,
-    seed: int,
-) -> str:
+def run_identity(reader: Reader, store: Store, seed: int) -> str:
     """Differs if any weight, the tokenizer, a text, an embedding or the seed does."""
-    tokens = tokenizer(_SENTENCE)["input_ids"]
-    vocabulary = sorted(tokenizer.get_vocab().items())
     about = [
-        model_identity(model),
-        vocabulary,
-        tokens,
+        reader.model_identity,
+        reader.tokenizer_identity,
         store.identity,
         store.embedder,
         seed,

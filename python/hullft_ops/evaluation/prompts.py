@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +20,9 @@ from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.cutting import split_passages
 from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.index import DATASTORES
 from hullft_ops.ttft.validation import parse
 
-# The folder of the datastores of corpora.
-DATASTORES = Path("hullft_datastores")
 # About this much source fills the 256 tokens that the default embedder reads.
 PASSAGE_CHARS = 800
 # Bits per byte of a shorter text say little, and may not exist.
@@ -204,18 +203,6 @@ def choose_prompts(
     )
     turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
     return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
-
-
-def share_held(prompt: str, passages: Iterable[str]) -> float:
-    """The share of the prompt's runs of five words that a passage has too."""
-    held = {run for passage in passages for run in _runs(passage)}
-    runs = _runs(prompt)
-    return sum(run in held for run in runs) / max(1, len(runs))
-
-
-def _runs(text: str) -> list[str]:
-    words = text.split()
-    return [" ".join(words[i : i + 5]) for i in range(len(words) - 4)]
 
 
 def not_in_store(

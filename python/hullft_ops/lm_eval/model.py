@@ -5,7 +5,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from hullft_ops.ttft import (
     load_model,
 )
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.reader import nearest_that_fit
 
 # The arguments of `HFLM` that concern a loaded model. It would ignore the others.
 _HARNESS = {
@@ -175,9 +175,10 @@ class HullftLM(HFLM):  # type: ignore[misc]
             question = readable_end(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as adaptation:
             support = adaptation.support
-            lengths = [len(tokens) for tokens in reversed(support.context_ids)]
-            count = sum(total <= room for total in accumulate(lengths))
-            passages = support.context_texts[len(lengths) - count :]
+            dropped = len(support.context_ids) - len(
+                nearest_that_fit(support.context_ids, room)
+            )
+            passages = support.context_texts[dropped:]
             requests_behind = []
             for request in requests:
                 context = behind(passages, request.args[0], self.tokenizer.bos_token)

@@ -8,7 +8,7 @@ from hullft_ops._extras import missing, needed_by
 try:
     from hullft_ops.ttft.adaptation import Adaptation
     from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
-    from hullft_ops.ttft.config import TTFTConfig
+    from hullft_ops.ttft.config import SelectionMethod, TTFTConfig
     from hullft_ops.ttft.embedding import (
         Embedder,
         SentenceTransformerEmbedder,
@@ -20,15 +20,13 @@ try:
         NothingToScoreError,
     )
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
-    from hullft_ops.ttft.methods import SelectionMethod
-    from hullft_ops.ttft.models.loading import load_model
+    from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
+    from hullft_ops.ttft.models.lora import SavedAdapter
     from hullft_ops.ttft.models.memory import keep_freed_memory
-    from hullft_ops.ttft.saving import SavedAdapter
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
     from hullft_ops.ttft.support import Support
-    from hullft_ops.ttft.tiny import tiny_lm_path
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise

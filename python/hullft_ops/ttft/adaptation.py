@@ -2,21 +2,18 @@
 
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from hullft_ops.ttft.generation import NEW_TOKENS, chat_prompt, continue_prompt
+from hullft_ops.ttft.models.lora import SavedAdapter, save_adapter
 from hullft_ops.ttft.models.memory import out_of_memory_explained
-from hullft_ops.ttft.reading import ReadContext
-from hullft_ops.ttft.saving import SavedAdapter, save_adapter
-from hullft_ops.ttft.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.reader import Context, Reader, nearest_that_fit
+from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.steps import Deadline, StageClock, schedule
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.training import SupportTrainer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _OUT_OF_MEMORY = (
     "TestTimeFinetuner: out of memory, adapting. Lower max_length, "
@@ -40,12 +37,10 @@ class Adaptation:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
+        reader: Reader,
         trainer: SupportTrainer,
         support: Support,
         original: list[Tensor],
-        window: int,
     ) -> None:
         self.support = support
         self.schedule = schedule(support.counts, trainer.config)
@@ -53,12 +48,10 @@ class Adaptation:
         tokenize = support.seconds.get("tokenize", 0.0)
         self.seconds = support.seconds | {"finetune": tokenize}
         self.has_ended = False
-        self._model = model
-        self._tokenizer = tokenizer
+        self._reader = reader
         self._trainer = trainer
         self._original = original
-        self._window = window
-        self._context = ReadContext(model, tokenizer, [])
+        self._context = Context()
 
     @property
     def steps(self) -> list[int]:
@@ -93,7 +86,7 @@ class Adaptation:
         """
         self._check_alive("train")
         start = perf_counter()
-        clock = StageClock(self._model.device)
+        clock = StageClock(self._reader.model.device)
         with out_of_memory_explained(_OUT_OF_MEMORY):
             losses = self._trainer.train(
                 self.support, self.schedule[self.passes : passes], clock, deadline
@@ -109,9 +102,9 @@ class Adaptation:
         passages = self.support.context_ids
         if context is not None:
             passages = passages[max(0, len(passages) - context) :]
-        clock = StageClock(self._model.device)
+        clock = StageClock(self._reader.model.device)
         with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
-            self._context = ReadContext(self._model, self._tokenizer, passages)
+            self._context = self._reader.read(passages)
         self.seconds |= clock.seconds()
 
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
@@ -120,14 +113,7 @@ class Adaptation:
         ``after`` is a prompt that comes before the text.
         """
         self._check_alive("score")
-        return score_text(
-            self._model,
-            self._tokenizer,
-            text,
-            after=after,
-            max_length=self._window,
-            context=self._context,
-        )
+        return score(self._reader, text, after=after, context=self._context)
 
     def generate(
         self, prompt: str, *, chat: bool = False, **generate_kwargs: Any
@@ -150,21 +136,23 @@ class Adaptation:
                 no chat template.
         """
         self._check_alive("generate")
-        context: ReadContext | None = self._context
+        context = self._context
         if chat:
-            texts = self.support.context_texts
-            texts = texts[len(texts) - len(self._context.passages) :]
-            room = self._window - generate_kwargs.get("max_new_tokens", NEW_TOKENS)
-            prompt = chat_prompt(self._tokenizer, texts, prompt, room)
-            context = None
-        return continue_prompt(
-            self._model,
-            self._tokenizer,
-            prompt,
-            self._window,
-            context,
-            **generate_kwargs,
-        )
+            new_tokens = generate_kwargs.get("max_new_tokens", NEW_TOKENS)
+            prompt = self._chat_prompt(prompt, self._reader.window - new_tokens)
+            # The passages stand within the prompt.
+            context = Context()
+        return continue_prompt(self._reader, prompt, context=context, **generate_kwargs)
+
+    def _chat_prompt(self, message: str, room: int) -> str:
+        """The message in the chat template, behind as many of the nearest passages as fit."""
+        alone = chat_prompt(self._reader.tokenizer, message)
+        room -= len(self._reader.tokens(alone).ids)
+        count = len(nearest_that_fit(self._context.passages, room))
+        if count == 0:
+            return alone
+        texts = self.support.context_texts[-count:]
+        return chat_prompt(self._reader.tokenizer, "".join([*texts, message]))
 
     def save_adapter(
         self,
@@ -196,7 +184,7 @@ class Adaptation:
                 "too short"
             )
         return save_adapter(
-            self._model,
+            self._reader.model,
             self._trainer.trained,
             self._original,
             path,

@@ -1,11 +1,10 @@
-"""One LoRA for a whole datastore: training it, and adding it to a model's weights."""
+"""One LoRA for a whole datastore: training it, and reading it again."""
 
 import json
 import math
-import os
+import shutil
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,11 @@ if TYPE_CHECKING:
 
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, remove_files
-from hullft_ops.ttft.identity import model_identity
-from hullft_ops.ttft.models.checks import check_causal, text_window
+from hullft_ops.ttft.models.forwards import Precision
 from hullft_ops.ttft.models.loading import explained
-from hullft_ops.ttft.models.lora import parameter_uses, read_lora, with_lora
+from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
-from hullft_ops.ttft.precision import Precision
+from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import MIN_TOKENS
 from hullft_ops.ttft.validation import options
@@ -119,9 +117,8 @@ def train_adapter(
             f"train_adapter: model must be on the first GPU, which Trainer takes, got "
             f"{model.device}: set CUDA_VISIBLE_DEVICES"
         )
-    check_causal(model, tokenizer)
-    length = text_window(model, tokenizer, config.max_length)
-    identities = {"model": model_identity(model), "store": store.identity}
+    reader = Reader(model, tokenizer, config.max_length)
+    identities = {"model": reader.model_identity, "store": store.identity}
     record = json.dumps(asdict(config) | identities)
     set_seed(config.seed)
     lora_model = with_lora(model, "all-linear", config.rank)
@@ -136,7 +133,7 @@ def train_adapter(
         warnings.filterwarnings("ignore", "Could not find a config file")
         training = folder / "training"
         _begin(training, record)
-        passages = _tokenized(tokenizer, store, length, training)
+        passages = _tokenized(reader, store, training)
         _train(lora_model, passages, config, training)
         lora_model.save_pretrained(folder, save_embedding_layers=False)
         (folder / RECORD).write_text(record, encoding="utf-8")
@@ -156,16 +153,15 @@ def _begin(training: Path, record: str) -> None:
     file.write_text(record, encoding="utf-8")
 
 
-def _tokenized(
-    tokenizer: "PreTrainedTokenizerBase", store: Store, length: int, folder: Path
-) -> Any:
+def _tokenized(reader: Reader, store: Store, folder: Path) -> Any:
     """A dataset of the passages' ``input_ids``, in a file in ``folder``."""
     from datasets import Dataset
 
     def tokenize(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
         texts = [store.texts[position] for position in batch["position"]]
-        rows = tokenizer(texts, verbose=False)["input_ids"]
-        return {"input_ids": [ids[:length] for ids in rows if len(ids) >= MIN_TOKENS]}
+        rows = reader.tokenizer(texts, verbose=False)["input_ids"]
+        rows = [ids[: reader.window] for ids in rows if len(ids) >= MIN_TOKENS]
+        return {"input_ids": rows}
 
     positions = Dataset.from_dict({"position": range(len(store.texts))})
     passages = positions.map(
@@ -224,72 +220,30 @@ def _padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that is complete: Trainer writes its state after the other files."""
-    states = folder.glob("checkpoint-*/trainer_state.json")
-    for state in sorted(states, key=os.path.getmtime, reverse=True):
-        # It may be cut off.
-        with suppress(Exception):
-            json.loads(state.read_bytes())["global_step"]
-            torch.load(state.parent / "optimizer.pt", weights_only=True)
-            return str(state.parent)
-    return None
+    """The last checkpoint. Removes one that a kill cut off."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    for checkpoint in folder.glob("checkpoint-*"):
+        # Trainer writes its state after the other files.
+        if not (checkpoint / "trainer_state.json").exists():
+            shutil.rmtree(checkpoint)
+    last: str | None = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
+    return last
 
 
-def lora_differences(
-    path: str | Path, model: "PreTrainedModel"
-) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Read a LoRA that PEFT saved: each weight that it changes, and the two factors to add.
-
-    The factors are ``[rows, rank]``, times the LoRA's scale, and ``[rank, columns]``. They have the
-    weight's dtype and device.
+def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, Any]]:
+    """Read a LoRA that PEFT saved, for `add_lora`.
 
     Raises:
-        InputError: ``path`` has no LoRA, more than a plain one, or one of another model; a factor
-            is missing or not finite; or the model does not train a weight that it changes, or uses
-            it in two layers.
+        InputError: as `read_lora`; or `train_adapter` has trained it with other weights.
     """
     subject = f"adapter {path}"
     with explained(subject, path):
-        if getattr(model, "peft_config", None):
-            raise ValueError("the model must have no adapters, got a PEFT model")
-        layers = read_lora(model, Path(path))
+        layers = read_lora(reader.model, Path(path))
         if Path(path, RECORD).exists():
             identity = json.loads(Path(path, RECORD).read_bytes())["model"]
-            if identity != model_identity(model):
+            if identity != reader.model_identity:
                 raise ValueError(
-                    f"was trained with other weights than {model.name_or_path}'s"
+                    f"was trained with other weights than {reader.model.name_or_path}'s"
                 )
-        modules: dict[str, Any] = dict(model.named_modules())
-        uses = parameter_uses(model)
-        differences = []
-        for name, layer in layers.items():
-            weight = modules[name].weight
-            if not weight.requires_grad or uses[id(weight)] > 1:
-                raise ValueError(f"the model must train {name}, and use it only there")
-            differences.append((weight, *_scaled_factors(name, layer, weight)))
-    return differences
-
-
-def _scaled_factors(name: str, layer: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of PEFT's layer, as `lora_differences` returns them."""
-    left, right = layer.lora_B["default"].weight, layer.lora_A["default"].weight
-    if left.is_meta or right.is_meta:
-        shapes = f"{list(left.shape)} and {list(right.shape)}"
-        raise ValueError(f"must have factors of {name} of shapes {shapes}")
-    left = left.detach() * layer.scaling["default"]
-    right = right.detach()
-    if layer.fan_in_fan_out:
-        left, right = right.T, left.T
-    left, right = left.to(weight), right.to(weight)
-    if not (left.isfinite().all() and right.isfinite().all()):
-        raise ValueError(f"the factors of {name} are not finite")
-    return left, right
-
-
-@torch.no_grad()
-def add_adapter(differences: Sequence[tuple[nn.Parameter, Tensor, Tensor]]) -> None:
-    """Add the product of its factors to each weight, in place."""
-    for weight, left, right in differences:
-        weight.addmm_(left, right)
-    # A caller's autocast holds copies of the weights before.
-    torch.clear_autocast_cache()
+    return layers

@@ -1,20 +1,43 @@
 """The options of test-time finetuning. Each default, check and description stands here alone."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops import Selection
 from hullft_ops._checks import Variant
-from hullft_ops.ttft.methods import MethodName, SelectionMethod
+from hullft_ops.ttft.models.forwards import Precision
 from hullft_ops.ttft.models.loading import load_model
-from hullft_ops.ttft.precision import Precision
 from hullft_ops.ttft.validation import options
 
 # Selection and training hold memory for each step.
 MAX_STEPS = 100_000
+MethodName = Literal["hullft", "sift", "knn", "random"]
+
+
+@runtime_checkable
+class SelectionMethod(Protocol):
+    """Any function with this signature selects passages for B prompts at once."""
+
+    def __call__(
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int, /
+    ) -> Selection:
+        """Select for each prompt.
+
+        Args:
+            embeddings: float32 ``[M, d]``, a row for each passage of the datastore.
+            candidates: int64 ``[B, K]``, rows of ``embeddings`` near each prompt, nearest first.
+            queries: float32 ``[B, d]``, the prompts.
+            n_select: optimizer steps for each prompt.
+
+        Returns:
+            A selection as `hullft_ops.fw_select_indexed` returns it: ``indices`` are different
+            positions in ``candidates``, and each row of ``counts`` sums to ``n_select``.
+        """
 
 
 @options

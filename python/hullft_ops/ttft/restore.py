@@ -1,13 +1,54 @@
-"""Putting a model back exactly as it was."""
+"""Keeping a model for one caller, and putting it back exactly as it was."""
 
+import asyncio
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from hullft_ops._terminal import listed
+from hullft_ops.ttft.models.checks import unwrapped
+
+# The thread and the asyncio task that have each model at the moment.
+_callers: "WeakKeyDictionary[nn.Module, tuple[int, Any]]" = WeakKeyDictionary()
+
+
+@contextmanager
+def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
+    """Keep other threads and tasks from the model in the body. Nobody waits.
+
+    The wrappers of PEFT and ``torch.compile`` and the model within them are one. Whoever has a
+    model may read it again, to score it within an adaptation, but not adapt it.
+
+    Raises:
+        RuntimeError: the model is in use elsewhere, or, to adapt it, here.
+    """
+    key = unwrapped(model)
+    caller = threading.get_ident(), _current_task()
+    try:
+        # One operation, which no other thread can come between.
+        holder = _callers.setdefault(key, caller)
+        if holder != caller or (adapts and holder is not caller):
+            place = "here" if holder == caller else "in another thread or task"
+            raise RuntimeError(
+                f"TestTimeFinetuner: the model is in use {place} already: leave that with block "
+                "first, or use a copy of the model"
+            )
+        yield
+    finally:
+        # A call that was refused, or that is within another, must not end the other.
+        if _callers.get(key) is caller:
+            del _callers[key]
+
+
+def _current_task() -> Any:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
 
 
 @contextmanager
@@ -16,9 +57,9 @@ def restored(
 ) -> Iterator[list[Tensor]]:
     """Restore the model at the end of the body, even after an exception or Ctrl-C.
 
-    The trained parameters, buffers, gradients, ``requires_grad`` flags and the attributes of
-    modules, such as training modes, get the same bits as before, in the same storage, and torch its
-    grad mode. Other changes stay. In the body the parameters have no gradients.
+    The trained parameters, buffers, gradients, ``requires_grad`` flags and training modes get the
+    same bits as before, in the same storage, and torch its grad mode. Other changes stay. In the
+    body the parameters have no gradients.
 
     Args:
         model: the model that contains ``trained``.
@@ -27,10 +68,6 @@ def restored(
 
     Yields:
         The values of ``trained`` from before, in the same order. Do not change them.
-
-    Raises:
-        RuntimeError: the body has put another kind of tensor in a tensor's place, such as one on
-            the meta device. All others are restored.
     """
     state = _State(model, trained, copies)
     try:
@@ -47,48 +84,12 @@ def restored(
             raise
 
 
-@dataclass(frozen=True)
-class _Parameter:
-    """``values`` is the tensor itself, whatever the body makes of the parameter; None if frozen."""
-
-    name: str
-    parameter: nn.Parameter
-    values: Tensor | None
-    gradient: Tensor | None
-    requires_grad: bool
-    hooks: set[int]
-
-    def put_back(self) -> None:
-        if self.values is not None:
-            # The body may have given it another shape.
-            self.parameter.data = self.values
-        self.parameter.requires_grad_(self.requires_grad)
-        self.parameter.grad = self.gradient
-        hooks = self.parameter._post_accumulate_grad_hooks or {}
-        for key in hooks.keys() - self.hooks:
-            # Ctrl-C has cut off its removal.
-            del hooks[key]
-
-
-@dataclass(frozen=True)
-class _Buffer:
-    name: str
-    module: nn.Module
-    buffer: Tensor
-    values: Tensor
-    content: Tensor
-
-    def put_back(self) -> None:
-        # A module may have put another tensor in its place, as dynamic RoPE does.
-        self.module._buffers[self.name.rpartition(".")[-1]] = self.buffer
-        self.buffer.data = self.values
-        self.buffer.copy_(self.content)
-
-
 class _State:
     def __init__(
         self, model: nn.Module, trained: Sequence[nn.Parameter], copies: list[Tensor]
     ) -> None:
+        self._trained = trained
+        self._copies = copies
         # A tensor made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             # Writing to these counts as writing to the parameters.
@@ -97,60 +98,46 @@ class _State:
                 copies[:] = [torch.empty_like(parameter) for parameter in trained]
             if copies:  # torch refuses an empty list
                 torch._foreach_copy_(copies, self._values)
-            self._copies = copies
-            self._parts: list[_Parameter | _Buffer] = [
-                *self._parameters(model, trained),
-                *_buffers(model),
+            self._buffers = [
+                (module, name, buffer, buffer.clone())
+                for module in model.modules()
+                for name, buffer in module._buffers.items()
+                if buffer is not None
             ]
+        self._parameters = [
+            (parameter, parameter.grad, parameter.requires_grad, _hooks_of(parameter))
+            for parameter in model.parameters()
+        ]
+        self._modes = [(module, module.training) for module in model.modules()]
         # Ctrl-C at the end of a `torch.no_grad` leaves it as it is.
         self._records_gradients = torch.is_grad_enabled()
-        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
-
-    def _parameters(
-        self, model: nn.Module, trained: Sequence[nn.Parameter]
-    ) -> Iterator[_Parameter]:
-        positions = {id(parameter): i for i, parameter in enumerate(trained)}
-        for name, parameter in model.named_parameters():
-            position = positions.get(id(parameter))
-            yield _Parameter(
-                name,
-                parameter,
-                None if position is None else self._values[position],
-                parameter.grad,
-                parameter.requires_grad,
-                set(parameter._post_accumulate_grad_hooks or ()),
-            )
 
     def put_back(self) -> None:
-        names = []
         with torch.inference_mode(False), torch.no_grad():
             if self._copies:
                 torch._foreach_copy_(self._values, self._copies)
-            for part in self._parts:
-                try:
-                    part.put_back()
-                except RuntimeError:
-                    names.append(part.name)
-        for module, attributes in self._attributes:
-            vars(module).update(attributes)
+            for parameter, values in zip(self._trained, self._values, strict=True):
+                # The body may have given it another shape.
+                parameter.data = values
+            for parameter, gradient, requires_grad, hooks in self._parameters:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient
+                # Ctrl-C may have cut off the removal of ours.
+                for key in _hooks_of(parameter) - hooks:
+                    del parameter._post_accumulate_grad_hooks[key]
+            for module, name, buffer, content in self._buffers:
+                # A module may have put another tensor in its place, as dynamic RoPE does.
+                module._buffers[name] = buffer
+                buffer.copy_(content)
+        for module, training in self._modes:
+            module.training = training
         torch.set_grad_enabled(self._records_gradients)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
-        if names:
-            raise RuntimeError(
-                f"adapted: {listed(names)} cannot be restored: the with block put another kind of "
-                "tensor there; everything else is as before"
-            )
 
 
-def _buffers(model: nn.Module) -> Iterator[_Buffer]:
-    for prefix, module in model.named_modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                values = buffer.detach()
-                yield _Buffer(
-                    f"{prefix}.{name}", module, buffer, values, buffer.clone()
-                )
+def _hooks_of(parameter: nn.Parameter) -> set[int]:
+    return set(parameter._post_accumulate_grad_hooks or ())
 
 
 def _places(tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device]]:

@@ -7,20 +7,12 @@ things differ: only the bytes of scored tokens count, and long texts are scored 
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from hullft_ops._checks import check_text
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
-from hullft_ops.ttft.lock import exclusive
-from hullft_ops.ttft.loss import next_token_losses
-from hullft_ops.ttft.models.checks import check_causal, text_window
-from hullft_ops.ttft.models.forwards import eval_mode
-from hullft_ops.ttft.models.onednn import wide_products
-from hullft_ops.ttft.reading import ReadContext
-from hullft_ops.ttft.support import opened_tokens, room_before
+from hullft_ops.ttft.reader import Context, Reader, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +48,6 @@ def score_text(
     *,
     after: str = "",
     max_length: int | None = None,
-    context: ReadContext | None = None,
 ) -> BitsPerByte:
     """Score every token of ``text`` once, except the first, which nothing precedes.
 
@@ -65,10 +56,6 @@ def score_text(
     a text is longer than ``max_length``, a window moves over it by half of its length. The model
     then predicts each token from at least the other half, if there is that much before it.
 
-    Retrieved passages stand after the special tokens that open the text, and before every window of
-    a long text. The same tokens are scored as without them. They may take what the text leaves of
-    ``max_length``, or half of it if the text leaves less, for their last tokens.
-
     Args:
         model: a causal language model. It is scored in eval mode.
         tokenizer: its tokenizer, a fast one.
@@ -76,60 +63,60 @@ def score_text(
         after: a prompt that comes before the text. It is not scored; all of the text is, which has
             tokens of its own, as if the model had written it.
         max_length: tokens per forward pass, at most what the model can read at once; None for that.
-        context: retrieved passages that the model has read. `Adaptation.score` has them.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range, there is nothing
             to score, the tokenizer is slow, or the model is not causal or lacks ids of the
             tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
-        RuntimeError: another thread adapts the model.
+        RuntimeError: the model is in use elsewhere.
     """
     check_text("score_text", "text", text)
-    # The check puts the model in eval mode for a moment.
-    with exclusive(model):
-        check_causal(model, tokenizer)
-    if not tokenizer.is_fast:
+    return score(Reader(model, tokenizer, max_length), text, after=after)
+
+
+def score(
+    reader: Reader, text: str, *, after: str = "", context: Context | None = None
+) -> BitsPerByte:
+    """As `score_text`, behind retrieved passages.
+
+    They stand after the special tokens that open the text, and before every window of a long text,
+    as many of the nearest as `room_before` leaves room for. The same tokens are scored as without
+    them.
+    """
+    check_text("score_text", "text", text)
+    if not reader.tokenizer.is_fast:
         raise ValueError(
-            f"score_text: tokenizer must be a fast one, got {type(tokenizer).__name__}"
+            "score_text: tokenizer must be a fast one, got "
+            f"{type(reader.tokenizer).__name__}"
         )
-    length = text_window(model, tokenizer, max_length)
-    tokens, opening = opened_tokens(tokenizer, text)
+    prompt = reader.tokens(after).ids if after else []
+    tokens = reader.tokens(text)
+    opening, ids = tokens.opening, tokens.ids
     byte_count = len(text.encode())
     # The first token to score follows another.
     first = max(opening, 1)
-    prompt = opened_tokens(tokenizer, after)[0] if after else []
     if prompt:
         first = len(prompt)
-        tokens = [*prompt, *tokens[opening:]]
-    elif tokens and not opening:
-        byte_count -= _bytes_of_first(tokenizer, text, tokens[0])
-    if first >= len(tokens) or byte_count == 0:
+        ids = [*prompt, *ids[opening:]]
+    elif ids and not opening:
+        byte_count -= _bytes_of_first(reader, text, tokens)
+    if first >= len(ids) or byte_count == 0:
         least = "1 token" if opening or prompt else "2 tokens"
         raise NothingToScoreError(
             f"score_text: text must have at least {least}, got {text[:20]!r} with "
-            f"{len(tokens) - opening}"
+            f"{len(ids) - opening}"
         )
-    head: list[int] = []
-    if context is not None and context.passages:
-        room = room_before(len(tokens), opening, length)
-        if room:
-            head = [*tokens[:opening], *context.ids[-room:]]
-    # Without passages, only the first window reads the special tokens that open a text.
-    body = tokens[opening:] if head else tokens
-    first -= len(tokens) - len(body)
-    with exclusive(model):
-        nll = _negative_log_likelihood(
-            model, head, body, first, length - len(head), context
-        )
+    nll = _negative_log_likelihood(reader, ids, first, opening, context or Context())
     if not math.isfinite(nll):
         raise NonFiniteLossError(f"score_text: the loss of {text[:20]!r}... is {nll}")
-    return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(body) - first)
+    return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(ids) - first)
 
 
-def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, first: int) -> int:
+def _bytes_of_first(reader: Reader, text: str, tokens: Tokens) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
-    token = tokenizer.convert_ids_to_tokens([first])[0]
+    tokenizer: Any = reader.tokenizer
+    token = tokenizer.convert_ids_to_tokens(tokens.ids[:1])[0]
     decoder = tokenizer.backend_tokenizer.decoder
     if decoder is not None and b"ByteLevel" in decoder.__getstate__():
         # Such tokens have a character per byte. Offsets do not help here: some of these tokenizers
@@ -138,8 +125,7 @@ def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, first: int)
             return len(token.encode())
         # Do not count the space that some tokenizers put before a text.
         return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
-    encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    offsets = encoding["offset_mapping"]
+    offsets = tokens.offsets or []
     end = offsets[0][1]
     if len(offsets) == 1 or offsets[1][0] >= end:
         return len(text[:end].encode())
@@ -149,27 +135,21 @@ def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, first: int)
     return len(text[: offsets[1][0]].encode()) + shared
 
 
-@torch.no_grad()
 def _negative_log_likelihood(
-    model: "PreTrainedModel",
-    head: list[int],
-    body: list[int],
-    first: int,
-    window: int,
-    context: ReadContext | None,
+    reader: Reader, ids: list[int], first: int, opening: int, context: Context
 ) -> float:
-    """Of ``body`` from ``first`` on, in windows of so many tokens with ``head`` before each."""
-    tokens = torch.tensor([*head, *body], device=model.device)
-    before, after = tokens[: len(head)], tokens[len(head) :]
+    """Of ``ids`` from ``first`` on, of which ``opening`` open the text, behind the passages."""
+    head = context.before(ids, opening, reader.window)
+    # Without passages, only the first window reads the special tokens that open a text.
+    body = ids[opening:] if head else ids
+    first -= len(ids) - len(body)
     total = 0.0
-    windows = _windows(first, len(body), window)
-    with eval_mode(model), wide_products(model):
+    windows = _windows(first, len(body), reader.window - len(head))
+    with reader.reading():
         for begin, scored, end in progress(windows, desc="scoring", unit="window"):
-            cache = {} if context is None else context.arguments(head)
-            opener = before[-1:] if cache else before
-            text = torch.cat([opener, after[begin:end]])
-            losses = next_token_losses(model, text, **cache)
-            total += losses[len(opener) + scored - begin - 1 :].double().sum().item()
+            window = body[begin:end]
+            losses = reader.losses(head, window, scored - begin, context)
+            total += losses.double().sum().item()
     return total
 
 

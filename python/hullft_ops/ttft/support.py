@@ -4,20 +4,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.embedding import Embedder, encode_checked
+from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.methods import select_passages
+from hullft_ops.ttft.reader import Reader, nearest_that_fit, room_before
 from hullft_ops.ttft.steps import StageClock
-from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.base import Store, checked_vectors
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
@@ -45,6 +42,7 @@ class Support:
         context_texts: the text of each of those, with the passages that follow it, as it is read.
         context_ids: the tokens of each of those texts.
         datastore: identity of the datastore that the positions belong to.
+        tokenizer: identity of the tokenizer that made the tokens.
         seconds: wall-clock time by stage: embed, search, select, tokenize.
     """
 
@@ -58,7 +56,30 @@ class Support:
     context_texts: list[str] = field(default_factory=list)
     context_ids: list[list[int]] = field(default_factory=list)
     datastore: str = ""
+    tokenizer: str = ""
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The passages nearest to a prompt.
+
+    Attributes:
+        prompt: the text.
+        query: its embedding, float32 ``[1, dim]``.
+        positions: of the passages in the datastore, int64 ``[1, count]``, nearest first.
+        seconds: wall-clock time by stage: embed and search.
+    """
+
+    prompt: str
+    query: Tensor
+    positions: Tensor
+    seconds: dict[str, float]
+
+
+def neighbours_needed(config: TTFTConfig) -> int:
+    """How many neighbours of a prompt the options look at."""
+    return max(config.pool_size, config.context)
 
 
 @dataclass(frozen=True)
@@ -66,19 +87,18 @@ class SupportSelector:
     """Selects the support of a prompt in a datastore.
 
     Attributes:
-        max_length: tokens to cut passages to.
-        window: tokens that the model reads at once, which limits the retrieved passages.
+        reader: the model that the support is for; its window limits the retrieved passages.
+        max_length: tokens to cut passages to that are trained on.
     """
 
     store: Store
     embedder: Embedder
-    tokenizer: "PreTrainedTokenizerBase"
+    reader: Reader
     config: TTFTConfig
     max_length: int
-    window: int
 
-    def select(self, prompt: str) -> Support:
-        """The support of a prompt.
+    def neighbours(self, prompt: str, count: int | None = None) -> Neighbours:
+        """The ``count`` passages nearest to a prompt; None for as many as the options need.
 
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
@@ -86,18 +106,31 @@ class SupportSelector:
         check_text("select", "prompt", prompt)
         if not prompt.strip():
             raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
+        count = count or neighbours_needed(self.config)
         clock = StageClock(_CPU)
         with clock.of("embed"):
-            vectors = encode_checked("select", self.embedder, [prompt])
+            vectors = checked_vectors(
+                f"select: the vectors of embedder {self.embedder.name}",
+                self.embedder.encode([prompt]),
+                count=1,
+                dim=self.embedder.dim,
+            )
             query = torch.from_numpy(vectors)
         with clock.of("search"):
-            count = max(self.config.pool_size, self.config.context)
-            _, nearest = self.store.search(query, min(count, len(self.store)))
+            _, positions = self.store.search(query, min(count, len(self.store)))
+        return Neighbours(prompt, query, positions, clock.seconds())
+
+    def select(self, prompt: str | Neighbours) -> Support:
+        """The support of a prompt, or of one whose neighbours are known. Raises as `neighbours`."""
+        near = prompt if isinstance(prompt, Neighbours) else self.neighbours(prompt)
+        clock = StageClock(_CPU)
         with clock.of("select"):
-            support = self._selected(nearest[:, : self.config.pool_size], query)
+            pool = near.positions[:, : self.config.pool_size]
+            support = self._selected(pool, near.query)
         with clock.of("tokenize"):
-            support = self._tokenized(support, prompt, nearest[0].tolist())
-        return replace(support, seconds=clock.seconds())
+            nearest = near.positions[0].tolist()
+            support = self._tokenized(support, near.prompt, nearest)
+        return replace(support, seconds=near.seconds | clock.seconds())
 
     def _selected(self, candidates: Tensor, query: Tensor) -> Support:
         """The support, still without tokens, of ``query`` [1, dim]."""
@@ -117,77 +150,54 @@ class SupportSelector:
 
     def _tokenized(self, support: Support, prompt: str, nearest: list[int]) -> Support:
         """The support with the tokens of its passages, and those before the prompt."""
-        input_ids = self._tokens(support.indices)
+        input_ids = [self._trained_ids(index) for index in support.indices]
         counts = [
-            count if len(tokens) >= MIN_TOKENS else 0
-            for count, tokens in zip(support.counts, input_ids, strict=True)
+            count if len(ids) >= MIN_TOKENS else 0
+            for count, ids in zip(support.counts, input_ids, strict=True)
         ]
         runs = retrieved_runs(
             self.store,
             nearest[: self.config.context],
             self.config.context_following,
         )
-        texts, context_ids = self._fitting(prompt, runs)
         # The nearest stands last.
-        runs = runs[: len(texts)][::-1]
+        runs.reverse()
+        texts = [self._text_of(run) for run in runs]
+        context_ids = [self.reader.passage_ids(text) for text in texts]
+        dropped = len(runs) - self._count_that_fits(prompt, context_ids)
         return replace(
             support,
             counts=counts,
             input_ids=input_ids,
-            context_indices=[*chain.from_iterable(runs)],
-            context_texts=texts[::-1],
-            context_ids=context_ids[::-1],
+            context_indices=[*chain.from_iterable(runs[dropped:])],
+            context_texts=texts[dropped:],
+            context_ids=context_ids[dropped:],
             datastore=self.store.identity,
+            tokenizer=self.reader.tokenizer_identity,
         )
 
-    def _fitting(
-        self, prompt: str, runs: Sequence[Sequence[int]]
-    ) -> tuple[list[str], list[list[int]]]:
-        """The first runs of passages, as many as fit before the prompt: texts and tokens."""
-        tokens, opening = opened_tokens(self.tokenizer, prompt)
-        room = room_before(len(tokens), opening, self.window)
-        texts: list[str] = []
-        ids: list[list[int]] = []
-        for run in runs:
-            text = "".join(self.store.texts[index] for index in run)
-            if run:
-                text += SEPARATOR
-            tokens = self._context_tokens(text)
-            room -= len(tokens)
-            if room < 0:
-                break
-            texts.append(text)
-            ids.append(tokens)
-        if len(texts) < len(runs):
+    def _text_of(self, run: Sequence[int]) -> str:
+        text = "".join(self.store.texts[index] for index in run)
+        return text + SEPARATOR if run else ""
+
+    def _count_that_fits(self, prompt: str, passages: list[list[int]]) -> int:
+        """How many of the passages fit before the prompt. Warns if not all do."""
+        tokens, window = self.reader.tokens(prompt), self.reader.window
+        room = room_before(len(tokens.ids), tokens.opening, window)
+        count = len(nearest_that_fit(passages, room))
+        if count < len(passages):
             warnings.warn(
-                f"there is room for {len(texts)} of {len(runs)} retrieved passages before the "
-                f"prompt: the model reads {self.window} tokens",
+                f"there is room for {count} of {len(passages)} retrieved passages before the "
+                f"prompt: the model reads {window} tokens",
                 stacklevel=2,
             )
-        return texts, ids
+        return count
 
-    def _context_tokens(self, text: str) -> list[int]:
-        encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
-        return list(encoding["input_ids"])
-
-    def has_made(self, support: Support) -> bool:
-        """Whether the support's tokens are those that this tokenizer makes of its passages."""
-        context_ids = [self._context_tokens(text) for text in support.context_texts]
-        return (
-            self._tokens(support.indices) == support.input_ids
-            and context_ids == support.context_ids
-        )
-
-    def _tokens(self, indices: Sequence[int]) -> list[list[int]]:
-        """The tokens of each of these passages, as a model is trained on them."""
-        rows = []
-        for index in indices:
-            run = with_following(self.store, index, self.config.train_following)
-            text = "".join(self.store.texts[position] for position in run)
-            # Truncation is a state of the tokenizer, which another thread may be using.
-            encoding = self.tokenizer(text, verbose=False)
-            rows.append(list(encoding["input_ids"])[: self.max_length])
-        return rows
+    def _trained_ids(self, index: int) -> list[int]:
+        """The tokens of a passage, as a model is trained on them."""
+        run = with_following(self.store, index, self.config.train_following)
+        text = "".join(self.store.texts[position] for position in run)
+        return self.reader.passage_ids(text, is_opened=True)[: self.max_length]
 
 
 def with_following(store: Store, position: int, following: int) -> list[int]:
@@ -213,28 +223,3 @@ def retrieved_runs(
         runs.append(run)
         read.update(run)
     return runs
-
-
-def opened_tokens(
-    tokenizer: "PreTrainedTokenizerBase", text: str
-) -> tuple[list[int], int]:
-    """The tokens without those that the tokenizer appends to end a text, and how many open it."""
-    encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-    tokens = list(encoding["input_ids"])
-    is_special = list(encoding["special_tokens_mask"])
-    # Keep one token of an empty text: the model can continue the token that opens a text.
-    while len(tokens) > 1 and is_special[-1]:
-        tokens.pop()
-        is_special.pop()
-    opening = is_special.index(0) if 0 in is_special else len(is_special)
-    return tokens, opening
-
-
-def room_before(length: int, opening: int, window: int) -> int:
-    """How many tokens may stand before ``length`` tokens, of which ``opening`` special ones open.
-
-    As many as leave room for the whole text. Before a text longer than half of the window they may
-    take the other half, or a little less, because a window needs two tokens of the text.
-    """
-    room = max(window - length, window // 2 - opening)
-    return max(0, min(room, window - opening - 2))

@@ -18,9 +18,8 @@ from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.models.attention import on_device
-from hullft_ops.ttft.models.forwards import eval_mode, fused_activations
+from hullft_ops.ttft.models.forwards import autocast, eval_mode, fused_activations
 from hullft_ops.ttft.models.onednn import wide_products
-from hullft_ops.ttft.precision import autocast
 from hullft_ops.ttft.steps import Deadline, Pass, StageClock
 from hullft_ops.ttft.support import Support
 

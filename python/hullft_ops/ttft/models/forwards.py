@@ -1,15 +1,16 @@
-"""Giving a model's modules another forward or mode for a while."""
+"""Giving a model's modules another forward, mode or precision for a while."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.modules.module import _has_any_global_hook
 
+Precision = Literal["bfloat16"]
 # Called with the module and its input.
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -101,3 +102,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def autocast(
+    device: torch.device, dtype: Precision | None
+) -> AbstractContextManager[Any]:
+    """The context of a forward pass in ``dtype``; None for the model's own."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.models.gguf import converted, gguf_file
-from hullft_ops.ttft.tiny import tiny_lm_path
+
+
+def tiny_lm_path() -> Path:
+    """The directory of the tiny model, for ``AutoModelForCausalLM.from_pretrained``.
+
+    The weights are stored in float16. The model's configuration has them loaded in float32.
+    FileNotFoundError if the package was installed without its data.
+    """
+    directory = Path(__file__).parents[1] / "tiny_lm"
+    if not (directory / "model.safetensors").is_file():
+        raise FileNotFoundError(f"tiny_lm_path: no model.safetensors in {directory}")
+    return directory
 
 
 def checked_device(name: str) -> torch.device:

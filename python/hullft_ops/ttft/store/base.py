@@ -10,7 +10,10 @@ from torch import Tensor
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.embedding import checked_vectors
+from hullft_ops.ttft.embedding import Embedder
+
+# An embedder that computes in half precision normalises no better than this.
+NORM_TOLERANCE = 1e-3
 
 
 class Store(Protocol):
@@ -154,3 +157,29 @@ def identity_of(texts: Iterable[str], embeddings: np.ndarray) -> str:
         digest.update(content)
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
+
+
+def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
+    """ValueError if the store's vectors come from another embedder."""
+    ours = f"{embedder.name} of dim {embedder.dim}"
+    theirs = f"{store.embedder} of dim {store.dim}"
+    if ours != theirs:
+        raise ValueError(f"{function}: embedder is {ours}, the store's is {theirs}")
+
+
+def checked_vectors(
+    what: str, vectors: np.ndarray, *, count: int, dim: int
+) -> np.ndarray:
+    """The vectors, writable and in C order; ValueError unless they are ``count`` unit vectors."""
+    if vectors.dtype != np.float32 or vectors.shape != (count, dim):
+        shape = f"{vectors.dtype} {list(vectors.shape)}"
+        raise ValueError(f"{what} must be float32 [{count}, {dim}], got {shape}")
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    # The comparison is false for NaN.
+    bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
+    if len(bad):
+        raise ValueError(
+            f"{what} must be unit vectors, row {bad[0]} has norm {norms[bad[0]]:.4g}"
+        )
+    # torch refuses negative strides, and warns of read-only arrays.
+    return np.require(vectors, requirements=["C", "W"])

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hullft_ops._checks import check_text
 from hullft_ops._terminal import counted
-from hullft_ops.ttft.embedding import Embedder, checked_vectors
+from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.files import new_folder
-from hullft_ops.ttft.store.base import exact_search, identity_of
+from hullft_ops.ttft.store.base import checked_vectors, exact_search, identity_of
 from hullft_ops.ttft.store.format import (
     FILES,
     INFO,

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, listed
-from hullft_ops.ttft.embedding import Embedder, checked_vectors
-from hullft_ops.ttft.store.base import identity_of
+from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.store.base import checked_vectors, identity_of
 from hullft_ops.ttft.validation import Kind, parse
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from hullft_ops._terminal import NAMED
-from hullft_ops.ttft.embedding import Embedder, check_embedder
+from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import LOCK, check_output, new_folder, remove_files
-from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
 from hullft_ops.ttft.store.cutting import token_chunks
 from hullft_ops.ttft.store.datastore import Datastore
@@ -31,6 +31,9 @@ from hullft_ops.ttft.store.format import (
     read_model,
     write_texts,
 )
+
+# The folder of the datastores of corpora.
+DATASTORES = Path("hullft_datastores")
 
 Cut = Callable[[str], Iterable[str]]
 
@@ -173,7 +176,7 @@ def _passages(
 
 
 def folder_datastore(
-    corpus: str, embedder: Embedder, root: Path, **options: Any
+    corpus: str, embedder: Embedder, root: Path = DATASTORES, **options: Any
 ) -> Datastore:
     """The datastore of ``corpus`` with fields of `IndexConfig`, kept below ``root``.
 

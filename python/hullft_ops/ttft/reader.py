@@ -1,0 +1,277 @@
+"""A language model with its tokenizer: a text's tokens, what fits before them, losses, answers."""
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hullft_ops._terminal import progress
+from hullft_ops.ttft.loss import next_token_losses
+from hullft_ops.ttft.models.cache import cache_keyword, is_plain
+from hullft_ops.ttft.models.checks import (
+    check_causal,
+    model_identity,
+    text_window,
+    unwrapped,
+)
+from hullft_ops.ttft.models.forwards import eval_mode
+from hullft_ops.ttft.models.onednn import wide_products
+from hullft_ops.ttft.restore import exclusive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A small model reads so many in about a second on one core.
+_TOKENS_AT_ONCE = 512
+# With other arguments, beams for example, transformers may refuse a cache that it did not make.
+_TAKE_A_CACHE = {
+    "do_sample",
+    "max_new_tokens",
+    "num_return_sequences",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "stopping_criteria",
+    "temperature",
+    "top_k",
+    "top_p",
+}
+# Tokenizers with one vocabulary may merge, normalise and prefix text differently.
+_SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text's tokens, without those that the tokenizer appends to end a text.
+
+    Attributes:
+        ids: the tokens.
+        opening: how many special ones open the text.
+        offsets: the characters that each stands for, from and to; None if the tokenizer is slow.
+    """
+
+    ids: list[int]
+    opening: int
+    offsets: list[tuple[int, int]] | None
+
+
+class Reader:
+    """A causal language model and its tokenizer, checked once.
+
+    Args:
+        model: the model, or a PEFT model around one.
+        tokenizer: its tokenizer.
+        max_length: tokens that the model reads at once, new ones included; None for its window.
+
+    Attributes:
+        window: that number.
+
+    Raises:
+        ValueError: the model is not causal, or lacks ids of the tokenizer; or ``max_length`` is out
+            of range.
+        RuntimeError: the model is in use elsewhere.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        with exclusive(model):
+            check_causal(model, tokenizer)
+        self.window = text_window(model, tokenizer, max_length)
+        tokens = self._tokenized("a")
+        self._opening = tokens.ids[: tokens.opening]
+        self._latest = "a", tokens
+
+    @cached_property
+    def model_identity(self) -> str:
+        """The identity of the weights when it is first asked for; see `model_identity`."""
+        return model_identity(self.model)
+
+    @cached_property
+    def tokenizer_identity(self) -> str:
+        """Differs between tokenizers that make other tokens of a text."""
+        tokens = self.tokenizer(_SENTENCE)["input_ids"]
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps([vocabulary, tokens]).encode()).hexdigest()
+
+    def tokens(self, text: str) -> Tokens:
+        """The tokens of a text that begins with it. Do not change them."""
+        # A prompt is selected for, scored and continued, without adaptation and with it.
+        latest, tokens = self._latest
+        if latest != text:
+            tokens = self._tokenized(text)
+            self._latest = text, tokens
+        return tokens
+
+    def _tokenized(self, text: str) -> Tokens:
+        is_fast = self.tokenizer.is_fast
+        encoding = self.tokenizer(
+            text,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=is_fast,
+            verbose=False,
+        )
+        ids = list(encoding["input_ids"])
+        is_special = list(encoding["special_tokens_mask"])
+        # Keep one token of an empty text: the model can continue the token that opens a text.
+        while len(ids) > 1 and is_special[-1]:
+            ids.pop()
+            is_special.pop()
+        opening = is_special.index(0) if 0 in is_special else len(is_special)
+        return Tokens(ids, opening, encoding["offset_mapping"] if is_fast else None)
+
+    def passage_ids(self, text: str, *, is_opened: bool = False) -> list[int]:
+        """The tokens of a passage, with special ones only if ``is_opened``."""
+        # Truncation is a state of the tokenizer, which another thread may be using.
+        encoding = self.tokenizer(text, add_special_tokens=is_opened, verbose=False)
+        return list(encoding["input_ids"])
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep others from the model in the body. It is in eval mode, without gradients.
+
+        RuntimeError if it is in use elsewhere.
+        """
+        model = self.model
+        with exclusive(model), eval_mode(model), wide_products(model), torch.no_grad():
+            yield
+
+    def read(self, passages: Sequence[Sequence[int]]) -> "Context":
+        """Read the tokens of retrieved passages, nearest last, for the texts behind them."""
+        ids = [*self._opening, *chain.from_iterable(passages)]
+        cache = None
+        # The cache leaves the last token out: its logits predict the first of the text.
+        if passages and len(ids) > 1:
+            cache = self._cache_of(ids[:-1])
+        return Context(passages, ids, cache_keyword(self.model), cache)
+
+    def _cache_of(self, ids: Sequence[int]) -> Any:
+        """The model's cache of the tokens; None if it keeps more than keys and values."""
+        tokens = torch.tensor([list(ids)], device=self.model.device)
+        keyword = cache_keyword(self.model)
+        arguments: dict[str, Any] = {"use_cache": True}
+        # The logits of long passages would take more memory than their cache.
+        forward = inspect.signature(unwrapped(self.model).forward)
+        if "logits_to_keep" in forward.parameters:
+            arguments["logits_to_keep"] = 1
+        cache: Any = None
+        starts = range(0, len(ids), _TOKENS_AT_ONCE)
+        with self.reading():
+            for start in progress(starts, desc="reading passages", unit="part"):
+                part = tokens[:, start : start + _TOKENS_AT_ONCE]
+                cache = getattr(self.model(input_ids=part, **arguments), keyword, None)
+                if not is_plain(cache):
+                    return None
+                arguments[keyword] = cache
+        return cache if cache.get_seq_length() == len(ids) else None
+
+    def losses(
+        self,
+        head: Sequence[int],
+        body: Sequence[int],
+        first: int,
+        context: "Context",
+    ) -> Tensor:
+        """The negative log-likelihoods in nats of the tokens of ``body`` from ``first`` on.
+
+        Call it in `reading`. ``head`` stands before the body; if it is the context's tokens, they
+        are not read again.
+        """
+        cache = context.arguments(head)
+        before = head[-1:] if cache else head
+        ids = torch.tensor([*before, *body], device=self.model.device)
+        losses = next_token_losses(self.model, ids, **cache)
+        return losses[len(before) + first - 1 :]
+
+    def generate(self, ids: Sequence[int], context: "Context", **options: Any) -> str:
+        """What the model writes after these tokens, without special tokens.
+
+        ``options`` are those of ``model.generate``.
+        """
+        config: Any = self.model.generation_config
+        has_beams = (config.num_beams or 1) > 1
+        takes_cache = options.keys() <= _TAKE_A_CACHE and not has_beams
+        if takes_cache and config.cache_implementation is None:
+            options |= context.arguments(ids)
+        tokens = torch.tensor([list(ids)], device=self.model.device)
+        if self.tokenizer.pad_token_id is None:
+            options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
+        generate: Any = self.model.generate
+        with self.reading():
+            output = generate(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), **options
+            )
+        # Decoders of SentencePiece take the space from the beginning of what they decode.
+        before = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        whole = str(self.tokenizer.decode(output[0], skip_special_tokens=True))
+        return whole[len(before) :]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Retrieved passages that a model has read, which stand before texts.
+
+    Attributes:
+        passages: the tokens of each, nearest last.
+        ids: those of the cache: the special tokens that open a text, and the passages.
+        keyword: what the model's forward calls a cache.
+        cache: of all ``ids`` but the last; None to read them again before each text.
+    """
+
+    passages: Sequence[Sequence[int]] = ()
+    ids: Sequence[int] = ()
+    keyword: str = ""
+    cache: Any = None
+
+    def before(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
+        """What stands before a text that ``opening`` special tokens open: these, and the passages.
+
+        Empty if no passage fits.
+        """
+        room = room_before(len(ids), opening, window)
+        passages = nearest_that_fit(self.passages, room)
+        return [*ids[:opening], *chain.from_iterable(passages)] if passages else []
+
+    def arguments(self, ids: Sequence[int]) -> dict[str, Any]:
+        """Arguments for one call of the model behind the cache.
+
+        Empty if there is no cache, or ``ids`` begin with other tokens than it was made of.
+        """
+        if self.cache is None or list(ids[: len(self.ids)]) != list(self.ids):
+            return {}
+        # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return {self.keyword: cache, "use_cache": True}
+
+
+def room_before(length: int, opening: int, window: int) -> int:
+    """How many tokens may stand before ``length`` tokens, of which ``opening`` special ones open.
+
+    As many as leave room for the whole text. Before a text longer than half of the window they may
+    take the other half, or a little less, because a window needs two tokens of the text.
+    """
+    room = max(window - length, window // 2 - opening)
+    return min(room, window - opening - 2)
+
+
+def nearest_that_fit(
+    passages: Sequence[Sequence[int]], room: int
+) -> Sequence[Sequence[int]]:
+    """Of passages, nearest last, the last ones that take at most ``room`` tokens, each whole."""
+    sizes = accumulate(len(passage) for passage in reversed(passages))
+    count = sum(size <= room for size in sizes)
+    return passages[len(passages) - count :]
