@@ -72,6 +72,15 @@ def test_without_steps_only_the_context_matters() -> None:
     assert labels(grid) == ["no steps context=5 context_following=1"]
 
 
+def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:
+    grid = {"method": ["hullft", "sift"], "noise": [0.1, 0.2], "order": "grouped"}
+    assert labels(grid | {"context_following": [1, 2]}) == [
+        "hullft n=8 refresh=2 lr=5e-05 order=grouped",
+        "sift n=8 refresh=2 lr=5e-05 noise=0.1 order=grouped",
+        "sift n=8 refresh=2 lr=5e-05 noise=0.2 order=grouped",
+    ]
+
+
 def test_the_seed_concerns_the_method_random_alone() -> None:
     experiment = Experiment(
         seed=3, settings=[{"method": ["knn", "random"], "n_select": 2}]

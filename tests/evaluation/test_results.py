@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from evaluation_rows import PLAIN, result_row
+from hullft_ops.evaluation.experiment import compared_settings
 from hullft_ops.evaluation.results import ResultsFile, open_results, read_rows
-from hullft_ops.evaluation.statistics import method_of
 from hullft_ops.ttft.errors import InputError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -160,7 +160,7 @@ def test_a_row_that_comes_twice_is_refused(file: Path) -> None:
 )
 def test_the_committed_rows_can_be_read(path: Path) -> None:
     for row in read_rows(path):
-        assert method_of(row)
+        assert compared_settings(row.settings)
         assert row.scores["prompt"].after > 0
         assert row.seconds_total > 0
 

@@ -5,7 +5,7 @@ import pytest
 
 from evaluation_rows import answered_row, result_row
 from hullft_ops.evaluation.results import Row
-from hullft_ops.evaluation.statistics import Measurements, method_of, relative
+from hullft_ops.evaluation.statistics import Measurements, relative
 from hullft_ops.ttft.errors import InputError
 
 PROMPTS = 30
@@ -92,7 +92,10 @@ def test_the_best_of_each_method() -> None:
         "hullft": {"method": "hullft", "n_select": 5},
         "knn": {"method": "knn", "n_select": 5, "context": 0},
         "knn context=2": {"method": "knn", "n_select": 5, "context": 2},
+        "knn adapter=a": {"method": "knn", "n_select": 5, "context": 0, "adapter": "a"},
         "no steps context=2": {"method": "hullft", "n_select": 0, "context": 2},
+        "no steps adapter=a": {"method": "hullft", "n_select": 0, "context": 0}
+        | {"adapter": "a"},
     }
     rows = []
     bits_at = {1: 1.5, 2: 1.2, 3: 1.9}
@@ -106,7 +109,6 @@ def test_the_best_of_each_method() -> None:
     best = Measurements.of(rows).best_of_each_method()
     assert best == {method: f"{method} lr=2" for method in settings}
     assert list(best) == list(settings)
-    assert method_of(rows[0]) == "hullft"
 
 
 def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
+from hullft_ops.ttft.config import (
+    COMPARED,
+    NAMED,
+    ModelConfig,
+    TTFTConfig,
+    default_lr,
+    fields_marked,
+    matters,
+)
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.methods import ONE_STEP_A_PASSAGE
@@ -17,12 +25,6 @@ from hullft_ops.ttft.validation import options, parse
 
 NO_STEPS = "no steps"
 _SHIPPED = Path(__file__).with_name("experiments")
-# A label always states these.
-_NAMED = ("method", "n_select", "refresh", "lr")
-# A label states these where they are above 0, and the others where they are not the default.
-_PASSAGES = ("context", "context_following")
-# All that matters without steps.
-_STEPLESS = ("n_select", "context", "context_following", "max_length", "adapter")
 
 
 def _listed(settings: Any) -> Any:
@@ -96,9 +98,9 @@ def read_experiment(source: str | Path) -> Experiment:
 def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
     """Every configuration of some grids, once. Lists multiply out.
 
-    Settings that do not matter take their default: ``refresh`` and ``order`` for knn and random,
-    ``seed`` for the others, and what concerns steps where there are none. A configuration without
-    steps and context is left out: every row has the bits per byte without adaptation.
+    A setting that does not matter takes its default, as the marks in `TTFTConfig` say; ``refresh``
+    is 1 for knn and random. A configuration without steps, context and adapter is left out: every
+    row has the bits per byte without adaptation.
 
     Raises:
         InputError: a setting is unknown or wrong, or nothing is left to measure.
@@ -107,7 +109,7 @@ def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
     for number, grid in enumerate(settings):
         try:
             for values in _combinations(grid):
-                config = TTFTConfig(**_that_matter(values))
+                config = TTFTConfig(**_without_idle(values))
                 if config.n_select or config.context or config.adapter:
                     configs.setdefault(label(config), config)
         except InputError as error:
@@ -129,47 +131,58 @@ def _combinations(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _that_matter(values: dict[str, Any]) -> dict[str, Any]:
-    method = values.get("method", TTFTConfig.method)
-    if values.get("n_select", TTFTConfig.n_select) == 0:
-        return {name: values[name] for name in _STEPLESS if name in values}
-    if method in ONE_STEP_A_PASSAGE:
-        values = values | {"refresh": 1, "order": TTFTConfig.order}
-    if method != "random":
-        values = {name: value for name, value in values.items() if name != "seed"}
-    return values
+def _without_idle(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that matter, and those that are unknown, which an error names."""
+    known = {field.name for field in fields(TTFTConfig)}
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name not in known or matters(name, values)
+    }
+    if kept.get("method") in ONE_STEP_A_PASSAGE:
+        kept["refresh"] = 1
+    return kept
 
 
 def label(config: TTFTConfig) -> str:
     """The configuration's name: "hullft n=8 refresh=2 lr=5e-05 context=5 context_following=1".
 
-    It states method, steps, refresh and learning rate, what is read and trained on beside the
-    selected passages, and any other option that is not the default.
+    It states method, steps, refresh and learning rate, what is read beside the selected passages,
+    and any other option that is not the default.
     """
     values = settings_of(config)
-    if not config.context:
-        del values["context_following"]
-    if config.n_select == 0:
-        parts = [NO_STEPS]
-    else:
-        parts = [
-            str(values["method"]),
-            f"n={config.n_select}",
-            f"refresh={values['refresh']}",
-            f"lr={_shown(config.lr)}",
-        ]
-    for name in sorted(values.keys() - set(_NAMED)):
-        if values[name] or name not in _PASSAGES:
-            parts.append(f"{name}={_shown(values[name])}")
+    named, compared = fields_marked(NAMED), fields_marked(COMPARED)
+    parts = []
+    for name in [*named, *sorted(values.keys() - set(named))]:
+        value = values[name]
+        if not matters(name, values):
+            continue
+        if name == "method":
+            parts.append(str(value))
+        elif name == "n_select":
+            parts.append(f"n={value}" if value else NO_STEPS)
+        elif value or name not in compared:
+            parts.append(f"{name}={_shown(value)}")
+    return " ".join(parts)
+
+
+def compared_settings(settings: Mapping[str, Any]) -> str:
+    """What a report compares: the method, and what precedes the prompt."""
+    parts = [] if settings.get("n_select") else [NO_STEPS]
+    for name in fields_marked(COMPARED):
+        value = settings.get(name)
+        if value and matters(name, settings):
+            parts.append(value if name == "method" else f"{name}={value}")
     return " ".join(parts)
 
 
 def settings_of(config: TTFTConfig) -> dict[str, Any]:
     """The fields that a row states: together they are the configuration."""
+    stated = {*fields_marked(NAMED), *fields_marked(COMPARED)}
     values = {}
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in (*_NAMED, *_PASSAGES) or value != field.default:
+        if field.name in stated or value != field.default:
             values[field.name] = value
     return values
 

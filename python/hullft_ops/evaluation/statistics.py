@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hullft_ops.evaluation.experiment import NO_STEPS
+from hullft_ops.evaluation.experiment import NO_STEPS, compared_settings
 from hullft_ops.evaluation.results import Row, Score
 from hullft_ops.evaluation.scores import TITLES
 from hullft_ops.ttft.errors import InputError
@@ -158,10 +158,10 @@ class Measurements:
         return names
 
     def best_of_each_method(self) -> dict[str, str]:
-        """For each `method_of`, its best configuration, the best first."""
+        """For each of `compared_settings`, its best configuration, the best first."""
         best: dict[str, str] = {}
         for config in self.ranked():
-            best.setdefault(method_of(self.rows[config][0]), config)
+            best.setdefault(compared_settings(self.rows[config][0].settings), config)
         return best
 
 
@@ -174,14 +174,3 @@ def _shared_scores(rows: Sequence[Row]) -> list[str]:
     names = [set(row.scores) for row in rows if row.error is None]
     shared = set.intersection(*names) if names else set()
     return [name for name in TITLES if name in shared]
-
-
-def method_of(row: Row) -> str:
-    """What a report compares: the method, and what precedes the prompt."""
-    settings = row.settings
-    parts = [str(settings["method"]) if settings.get("n_select") else NO_STEPS]
-    if settings.get("context"):
-        for name in ("context", "context_following"):
-            if settings.get(name):
-                parts.append(f"{name}={settings[name]}")
-    return " ".join(parts)

@@ -1,6 +1,17 @@
 """The options of test-time finetuning. Each default, check and description stands here alone."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -61,6 +72,29 @@ class ModelConfig:
         )
 
 
+# Marks of fields. A row's name begins with these.
+NAMED = "named"
+# A report compares settings that differ in these, and keeps them apart.
+COMPARED = "compared"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Marks a field that matters only where another one is above 0."""
+
+    field: str
+
+
+@dataclass(frozen=True)
+class Of:
+    """Marks a field that matters to these methods alone."""
+
+    methods: tuple[str, ...]
+
+
+_STEPS = Beside("n_select")
+
+
 @options
 class TTFTConfig:
     """How `TestTimeFinetuner` adapts a model to a prompt.
@@ -69,60 +103,91 @@ class TTFTConfig:
         InputError: a value has the wrong type or is out of range, or an option is unknown.
     """
 
-    method: MethodName | SelectionMethod = "hullft"
+    method: Annotated[MethodName | SelectionMethod, _STEPS, NAMED, COMPARED] = "hullft"
     """How to select passages: hullft, sift, knn, random, or in Python a `SelectionMethod`."""
 
-    n_select: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 8
+    n_select: Annotated[int, Field(ge=0, le=MAX_STEPS), NAMED] = 8
     """Optimizer steps for each prompt; 0 for none."""
 
-    refresh: PositiveInt = 2
+    refresh: Annotated[PositiveInt, _STEPS, NAMED] = 2
     """Optimizer steps with each gradient. A passage with c steps takes ceil(c / refresh)
     forward-backward passes."""
 
-    order: Literal["balanced", "grouped"] = "balanced"
+    order: Annotated[Literal["balanced", "grouped"], _STEPS, Of(("hullft", "sift"))] = (
+        "balanced"
+    )
     """balanced for passes in turns, so that at any time each passage has about its share of the
     steps, or grouped for all passes on a passage in a row, as in the paper."""
 
-    passes: PositiveInt | None = None
+    passes: Annotated[PositiveInt | None, _STEPS] = None
     """Forward-backward passes at most; None for as many as the steps need."""
 
-    pool_size: PositiveInt = 200
+    pool_size: Annotated[PositiveInt, _STEPS] = 200
     """How many of the nearest passages to select from."""
 
-    context: NonNegativeInt = 5
+    context: Annotated[NonNegativeInt, COMPARED] = 5
     """How many of the nearest passages stand before the prompt, nearest last."""
 
-    context_following: NonNegativeInt = 1
+    context_following: Annotated[NonNegativeInt, Beside("context"), COMPARED] = 1
     """How many passages stand behind each of these that follow it in its document."""
 
-    train_following: NonNegativeInt = 0
+    train_following: Annotated[NonNegativeInt, _STEPS] = 0
     """How many passages are trained on with each selected one that follow it in its document, as
     one text. `max_length` cuts that."""
 
-    lr: PositiveFloat = 5e-5
+    lr: Annotated[PositiveFloat, _STEPS, NAMED] = 5e-5
     """Adam's learning rate."""
 
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens to cut passages to; None for the model's window."""
 
-    dtype: Precision | None = None
+    dtype: Annotated[Precision | None, _STEPS] = None
     """bfloat16 to train under autocast; None for the model's own dtype."""
 
-    max_grad_norm: PositiveFloat | None = None
+    max_grad_norm: Annotated[PositiveFloat | None, _STEPS] = None
     """Norm to clip each gradient to; None for no clipping."""
 
-    variant: Variant = "vanilla"
+    variant: Annotated[Variant, _STEPS, Of(("hullft",))] = "vanilla"
     """Frank-Wolfe variant of hullft."""
 
-    noise: PositiveFloat = 0.01
+    noise: Annotated[PositiveFloat, _STEPS, Of(("sift",))] = 0.01
     """Observation noise of sift."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, _STEPS, Of(("random",))] = 0
     """Seed of random."""
 
-    adapter: str | None = None
+    adapter: Annotated[str | None, COMPARED] = None
     """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Set `n_select`
     to 0 beside it, unless you measure that steps help."""
+
+
+@cache
+def marks_of(name: str) -> tuple[Any, ...]:
+    """The marks of a field, among what else its annotation holds."""
+    hint = get_type_hints(TTFTConfig, include_extras=True)[name]
+    return getattr(hint, "__metadata__", ())
+
+
+def fields_marked(mark: str) -> list[str]:
+    """The names of the fields with a mark, in the order of the class."""
+    return [field.name for field in fields(TTFTConfig) if mark in marks_of(field.name)]
+
+
+def matters(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a field changes anything beside these settings, where others have their default."""
+
+    def value_of(other: str) -> Any:
+        return settings.get(other, getattr(TTFTConfig, other))
+
+    method = value_of("method")
+    for mark in marks_of(name):
+        if isinstance(mark, Beside) and not value_of(mark.field):
+            return False
+        # A method of one's own may look at any field.
+        is_of_others = isinstance(mark, Of) and method not in mark.methods
+        if is_of_others and isinstance(method, str):
+            return False
+    return True
 
 
 def default_lr(model: str | None) -> float:
