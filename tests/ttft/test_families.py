@@ -1,0 +1,97 @@
+"""A prompt's whole walk on a tiny random model of each family that people use."""
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn import Linear
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hullft_ops.ttft.scoring import score_text
+from model_state import unchanged
+
+PROMPT = "the cat sat"
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+GROUPED = {"num_key_value_heads": 1, "head_dim": 8}
+FAMILIES = {
+    "qwen3": GROUPED,
+    "gemma3_text": GROUPED | {"sliding_window": 16},
+    "mistral": GROUPED | {"sliding_window": 16},
+    "mixtral": GROUPED | {"num_local_experts": 4},
+    "phi": {},
+    "gpt_neox": {},
+    "mamba": {},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES, **FAMILIES[family])
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def adapt(model, make, store_of):
+    """Makes a finetuner that reads and trains on passages, one the prompt itself."""
+    store = store_of([PROMPT, "a dog ran"])
+    options = {"method": "knn", "n_select": 2, "context": 1, "max_length": 64}
+    return lambda: make(model, store=store, **options).adapted(PROMPT)
+
+
+@torch.no_grad()
+def logits_of(model, tokens):
+    return model(torch.tensor([tokens])).logits[0]
+
+
+def test_a_model_is_adapted_scored_continued_and_restored(model, tokenizer, adapt):
+    tokens = tokenizer(PROMPT)["input_ids"]
+    before = score_text(model, tokenizer, PROMPT, max_length=64)
+    with unchanged(model), adapt() as adaptation:
+        after = score_text(model, tokenizer, PROMPT, max_length=64)
+        assert after.nll < before.nll
+
+        [passage] = adaptation.support.context_ids
+        behind = [*passage, *tokens]
+        log_p = logits_of(model, behind)[len(passage) :].log_softmax(-1)
+        nll = -sum(log_p[i, token].item() for i, token in enumerate(tokens[1:]))
+        assert adaptation.score(PROMPT).nll == pytest.approx(nll, rel=1e-5)
+
+        for _ in range(4):
+            behind.append(int(logits_of(model, behind)[-1].argmax()))
+        expected = tokenizer.decode(behind[-4:], skip_special_tokens=True)
+        options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+        assert adaptation.generate(PROMPT, **options) == expected
+
+
+def test_peft_loads_what_was_saved(family, model, tokenizer, adapt, tmp_path):
+    linear = {module.weight for module in model.modules() if type(module) is Linear}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in linear)
+    model.get_input_embeddings().requires_grad_(False)
+    model.save_pretrained(tmp_path / "base")
+    tokens = tokenizer(PROMPT)["input_ids"]
+    with adapt() as adaptation:
+        if family == "mamba":
+            with pytest.raises(ValueError, match="PEFT cannot adapt this model"):
+                adaptation.save_adapter(tmp_path / "adapter", rank=16)
+            return
+
+        saved = adaptation.save_adapter(tmp_path / "adapter", rank=16)
+        adapted = logits_of(model, tokens)
+
+    assert saved.share == pytest.approx(1, abs=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits_of(loaded, tokens), adapted, rtol=0, atol=1e-4)
