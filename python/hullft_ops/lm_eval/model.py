@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
@@ -25,21 +24,6 @@ from hullft_ops.ttft import (
 )
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.reader import nearest_that_fit
-
-# The arguments of `HFLM` that concern a loaded model. It would ignore the others.
-_HARNESS = {
-    "add_bos_token",
-    "batch_size",
-    "chat_template_args",
-    "enable_thinking",
-    "logits_cache",
-    "max_batch_size",
-    "mixed_precision_dtype",
-    "prefix_token_id",
-    "softmax_dtype",
-    "think_end_token",
-    "truncation",
-}
 
 
 @register_model("hullft")
@@ -57,21 +41,20 @@ class HullftLM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: any name that `load_model` takes, or a model.
         tokenizer: the tokenizer of a model that is not a name.
-        allow_missing_weights: as in `load_model`.
         device: device of a model given by name.
-        store: a datastore or its folder; None, with n_select 0, for the answers of `HFLM`.
+        batch_size: how many requests of a document to answer at once.
+        store: a datastore or its folder; None, with n_select and context 0, for the answers of
+            `HFLM`.
         embedder: the embedder that the store was made with, or its name.
         seconds: budget for each adaptation, as in `TestTimeFinetuner.adapted`.
         options: fields of `TTFTConfig`, where ``max_length`` also limits what the model reads at
-            once; and arguments of `HFLM` that concern a loaded model, such as ``batch_size``.
+            once.
 
     Raises:
         TypeError, ValueError: as `TestTimeFinetuner` and `load_model`; an argument is unknown; or
             there is something to adapt with, but no store, or the batch size is "auto".
     """
 
-    # `HFLM`'s, which has no types.
-    cache_hook: Any
     _finetuner: TestTimeFinetuner | None = None
 
     def __init__(
@@ -79,34 +62,34 @@ class HullftLM(HFLM):  # type: ignore[misc]
         pretrained: Any = None,
         *,
         tokenizer: Any = None,
-        allow_missing_weights: bool = False,
         device: str = "cpu",
+        batch_size: int | str = 1,
         store: str | Path | Store | None = None,
         embedder: str | Embedder = DEFAULT_EMBEDDER,
         seconds: float | None = None,
         **options: Any,
     ) -> None:
-        harness = {name: options.pop(name) for name in _HARNESS & options.keys()}
         config = TTFTConfig(**options)
         if store is None and (config.n_select or config.context or config.adapter):
             raise ValueError(
                 "hullft: store must be given for n_select or context above 0, or an "
                 "adapter, got none; `hullft-ops index` makes a store"
             )
-        if pretrained is None or isinstance(pretrained, str | Path):
-            pretrained, tokenizer = load_model(
-                pretrained, device, allow_missing_weights=allow_missing_weights
-            )
-        super().__init__(
-            pretrained, tokenizer=tokenizer, max_length=config.max_length, **harness
-        )
-        if store is None:
-            return
-        if self.batch_size == "auto":
+        if batch_size == "auto" and store is not None:
             raise ValueError(
                 "hullft: batch_size must be a number to adapt to documents, got auto: "
                 "a batch holds requests of one document"
             )
+        if pretrained is None or isinstance(pretrained, str | Path):
+            pretrained, tokenizer = load_model(pretrained, device)
+        super().__init__(
+            pretrained,
+            tokenizer=tokenizer,
+            max_length=config.max_length,
+            batch_size=batch_size,
+        )
+        if store is None:
+            return
         if isinstance(store, str | Path):
             store = Datastore.open(store)
         if isinstance(embedder, str):
@@ -116,6 +99,10 @@ class HullftLM(HFLM):  # type: ignore[misc]
         self._finetuner = TestTimeFinetuner(
             self.model, self.tokenizer, store, embedder, config
         )
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """The harness caches the answers at the end: after a kill amid a document, the rest of its
+        requests would share another question."""
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
         return self._by_document(requests)
@@ -130,18 +117,10 @@ class HullftLM(HFLM):  # type: ignore[misc]
         if self._finetuner is None:
             return self._plain_answers(requests)
         answers: dict[int, Any] = {}
-        # The cache gets the answers of whole documents: a run that goes on after a kill would take
-        # a single choice for the question.
-        hook, self.cache_hook = self.cache_hook, CacheHook(None)
-        try:
-            for places in tqdm(documents(requests), "hullft"):
-                document = [requests[place] for place in places]
-                results = self._adapted_answers(self._finetuner, document)
-                answers |= zip(places, results, strict=True)
-                for request, result in zip(document, results, strict=True):
-                    hook.add_partial(request.request_type, request.args, result)
-        finally:
-            self.cache_hook = hook
+        for places in tqdm(documents(requests), "hullft"):
+            document = [requests[place] for place in places]
+            results = self._adapted_answers(self._finetuner, document)
+            answers |= zip(places, results, strict=True)
         return [answers[place] for place in range(len(requests))]
 
     def _plain_answers(self, requests: list[Instance]) -> list[Any]:
