@@ -17,7 +17,7 @@ if(HULLFT_CUDA STREQUAL "OFF")
   return()
 endif()
 
-# Who has no GPU should not wait minutes for nvcc.
+# Nobody without a GPU should wait minutes for nvcc.
 if(HULLFT_CUDA STREQUAL "AUTO")
   file(GLOB HULLFT_GPUS /dev/nvidia[0-9]* /dev/dxg)
   if(NOT HULLFT_GPUS)

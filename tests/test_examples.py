@@ -24,16 +24,6 @@ def run(name: str, **arguments: object) -> dict[str, Any]:
     return result
 
 
-def test_no_example_is_left_out() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        "fsdp2.py",
-        "lora_llama.py",
-        "plain_loop.py",
-        "plot_adaptation.py",
-        "trainer.py",
-    }
-
-
 def test_a_plain_loop_reuses_gradients() -> None:
     found = run("plain_loop.py")
     assert found["passes"] < 20

@@ -23,7 +23,7 @@ inline Variant parse_variant(const char* op, const std::string& name) {
   value_error(op, "variant must be one of vanilla, away, pairwise, got '", name, "'");
 }
 
-// Any tolerances do: they only end the loop sooner or later.
+// Every tolerance is valid: it only decides when the loop ends.
 inline FwOptions check_fw_options(const char* op, int64_t n_select, int64_t max_iter, double tol,
                                   double gap_tol, const std::string& variant, int64_t swap_passes) {
   check_range(op, "n_select", n_select, 1);

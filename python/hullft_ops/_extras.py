@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def missing(what: str, library: str | None, extra: str = "ttft") -> str:
-    """Says that ``what`` needs the library, and how to install the extra: no index has us yet."""
+def missing_library(what: str, library: str | None, extra: str = "ttft") -> str:
+    """Says that ``what`` needs the library, and how to install the extra of a checkout."""
     return f"{what} needs {library}: pip install '.[{extra}]' in its checkout"
 
 
@@ -15,4 +15,4 @@ def needed_by(what: str, extra: str = "ttft") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ImportError(missing(what, error.name, extra)) from error
+        raise ImportError(missing_library(what, error.name, extra)) from error

@@ -23,7 +23,7 @@ from lm_eval.tasks import TaskManager
 
 from hullft_ops.lm_eval import HullftLM
 from hullft_ops.lm_eval import model as module
-from hullft_ops.lm_eval.model import behind
+from hullft_ops.lm_eval.model import with_passages
 from hullft_ops.ttft import (
     Datastore,
     MemoryStore,
@@ -197,12 +197,12 @@ def test_retrieval_reads_the_question_and_no_answer(adapting, embedder):
 def test_of_a_long_question_the_embedder_reads_the_end():
     embedder = load_embedder()
     text = " ".join(f"example {n}" for n in range(300)) + " the question"
-    end = module.readable_end(text, embedder)
+    end = module.end_within(text, embedder)
     assert text.endswith(end)
     ids = embedder.tokenizer(end, add_special_tokens=False)["input_ids"]
     assert len(ids) == embedder.max_tokens == 254
-    assert module.readable_end("the question", embedder) == "the question"
-    assert module.readable_end(text, Recorder()) == text
+    assert module.end_within("the question", embedder) == "the question"
+    assert module.end_within(text, Recorder()) == text
 
 
 def test_a_request_without_a_question_gets_the_model_as_it_is(
@@ -273,9 +273,11 @@ def test_retrieved_passages_stand_before_the_context_nearest_last(adapting, plai
 
 
 def test_passages_stand_behind_the_token_that_opens_a_chat():
-    assert behind(["a\n\n", "b\n\n"], "<s>[user]", "<s>") == "<s>a\n\nb\n\n[user]"
-    assert behind(["a\n\n"], "[user]", "<s>") == "a\n\n[user]"
-    assert behind(["a\n\n"], "[user]", None) == "a\n\n[user]"
+    assert (
+        with_passages(["a\n\n", "b\n\n"], "<s>[user]", "<s>") == "<s>a\n\nb\n\n[user]"
+    )
+    assert with_passages(["a\n\n"], "[user]", "<s>") == "a\n\n[user]"
+    assert with_passages(["a\n\n"], "[user]", None) == "a\n\n[user]"
 
 
 def test_the_farthest_passages_go_until_the_rest_fits(adapting, plain):

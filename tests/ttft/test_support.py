@@ -114,7 +114,6 @@ def test_without_steps_nothing_is_selected_or_trained(gpt2, tokenizer, make):
         assert adaptation.score(PROMPT) == score_text(gpt2, tokenizer, PROMPT)
 
     assert adaptation.support.indices == adaptation.losses == []
-    assert not finetuner._copies
 
 
 @pytest.mark.parametrize(

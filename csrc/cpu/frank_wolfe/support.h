@@ -15,7 +15,7 @@ class Support {
     atoms_.clear(), weights_.clear();
   }
 
-  // An atom more that may enter, outside as yet.
+  // One more atom, which may enter the support.
   void admit() { position_.push_back(kOutside); }
 
   int64_t size() const { return int64_t(atoms_.size()); }

@@ -49,7 +49,7 @@ inline bool is_ordinary(const AdamBlock<float>& block) {
   return all_below(size, kLargestMoment) && all_below(square, kLargestMoment * kLargestMoment);
 }
 
-// Whether the block is as with division. Otherwise it is of no use.
+// Whether the block has the bits that division gives. If not, its values are discarded.
 template <WeightDecay kDecay>
 bool take_quick_steps(AdamBlock<float>& block, const AdamSchedule<float>& schedule) {
   QuickQuotients quotients;

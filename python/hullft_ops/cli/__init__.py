@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module, metadata
 
-from hullft_ops._extras import missing
+from hullft_ops._extras import missing_library
 
 COMMANDS = ("adapt", "demo", "evaluate", "index", "report", "train")
 
@@ -27,7 +27,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("hullft_ops"):
             raise
-        sys.exit(missing("hullft-ops", error.name))
+        sys.exit(missing_library("hullft-ops", error.name))
     except KeyboardInterrupt:
         sys.exit(130)
     run_command(commands)

@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import InputError, first_line
-from hullft_ops.ttft.validation import options
+from hullft_ops.ttft.validation import options_class
 
 # A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
 RETRIES = 2
@@ -27,7 +27,7 @@ _CONNECT_SECONDS = 10
 Load = Callable[..., Callable[[Any], Any]]
 
 
-@options
+@options_class
 class Workers:
     """Where a command computes."""
 

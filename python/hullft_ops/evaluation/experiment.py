@@ -21,7 +21,7 @@ from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.methods import ONE_STEP_A_PASSAGE
 from hullft_ops.ttft.store.corpus import FilePatterns
-from hullft_ops.ttft.validation import options, parse
+from hullft_ops.ttft.validation import options_class, parse
 
 NO_STEPS = "no steps"
 _SHIPPED = Path(__file__).with_name("experiments")
@@ -31,7 +31,7 @@ def _listed(settings: Any) -> Any:
     return [settings] if isinstance(settings, dict) else settings
 
 
-@options
+@options_class
 class Experiment(ModelConfig, FilePatterns):
     """What ``hullft-ops evaluate`` measures, and the JSON file that its ``--config`` reads."""
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import errors_name
+from hullft_ops.ttft.files import named_in_errors
 from hullft_ops.ttft.validation import parse
 
 # The stages of an adaptation whose seconds a row holds.
@@ -108,7 +108,7 @@ class ResultsFile:
 
     def append(self, row: Row) -> None:
         """Write a row. It is on the disk when this returns; InputError if the file is gone."""
-        with errors_name(self._path):
+        with named_in_errors(self._path):
             self._file.write(row.model_dump_json().encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -151,7 +151,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
                     stacklevel=2,
                 )
         else:
-            question = readable_end(question, self._embedder)
+            question = end_within(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as adaptation:
             support = adaptation.support
             dropped = len(support.context_ids) - len(
@@ -160,7 +160,9 @@ class HullftLM(HFLM):  # type: ignore[misc]
             passages = support.context_texts[dropped:]
             requests_behind = []
             for request in requests:
-                context = behind(passages, request.args[0], self.tokenizer.bos_token)
+                context = with_passages(
+                    passages, request.args[0], self.tokenizer.bos_token
+                )
                 arguments = (context, *request.args[1:])
                 requests_behind.append(replace(request, arguments=arguments))
             return self._plain_answers(requests_behind)
@@ -176,13 +178,13 @@ def documents(requests: list[Instance]) -> list[list[int]]:
     return list(places.values())
 
 
-def behind(passages: Sequence[str], context: str, bos_token: str | None) -> str:
+def with_passages(passages: Sequence[str], context: str, bos_token: str | None) -> str:
     """The context behind the passages. Both stand behind the token that opens a chat template."""
     opening = bos_token if bos_token and context.startswith(bos_token) else ""
     return "".join([opening, *passages, context.removeprefix(opening)])
 
 
-def readable_end(text: str, embedder: Any) -> str:
+def end_within(text: str, embedder: Any) -> str:
     """As much of the end of the text as the embedder reads, which would read the beginning."""
     limit = getattr(embedder, "max_tokens", None)
     if limit is None:

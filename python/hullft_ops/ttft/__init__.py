@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hullft_ops._extras import missing, needed_by
+from hullft_ops._extras import missing_library, needed_by
 
 try:
     from hullft_ops.ttft.adaptation import Adaptation
@@ -30,7 +30,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise
-    raise ImportError(missing("hullft_ops.ttft", error.name)) from error
+    raise ImportError(missing_library("hullft_ops.ttft", error.name)) from error
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore

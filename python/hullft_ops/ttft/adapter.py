@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, remove_files
 from hullft_ops.ttft.models.forwards import Precision
-from hullft_ops.ttft.models.loading import explained
+from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import MIN_TOKENS
-from hullft_ops.ttft.validation import options
+from hullft_ops.ttft.validation import options_class
 
 # What an adapter was trained with. PEFT ignores the file.
 RECORD = "trained_with.json"
@@ -48,7 +48,7 @@ _SAVE_STEPS = 100
 _OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
 
 
-@options
+@options_class
 class AdapterConfig:
     """How `train_adapter` trains a LoRA."""
 
@@ -238,7 +238,7 @@ def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, A
         InputError: as `read_lora`; or `train_adapter` has trained it with other weights.
     """
     subject = f"adapter {path}"
-    with explained(subject, path):
+    with input_errors(subject, path):
         layers = read_lora(reader.model, Path(path))
         if Path(path, RECORD).exists():
             identity = json.loads(Path(path, RECORD).read_bytes())["model"]

@@ -23,7 +23,7 @@ from hullft_ops import Selection
 from hullft_ops._checks import Variant
 from hullft_ops.ttft.models.forwards import Precision
 from hullft_ops.ttft.models.loading import load_model
-from hullft_ops.ttft.validation import options
+from hullft_ops.ttft.validation import options_class
 
 # Selection and training hold memory for each step.
 MAX_STEPS = 100_000
@@ -51,7 +51,7 @@ class SelectionMethod(Protocol):
         """
 
 
-@options
+@options_class
 class ModelConfig:
     """The language model of a command."""
 
@@ -95,7 +95,7 @@ class Of:
 _STEPS = Beside("n_select")
 
 
-@options
+@options_class
 class TTFTConfig:
     """How `TestTimeFinetuner` adapts a model to a prompt.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.models.forwards import Precision, autocast
-from hullft_ops.ttft.models.loading import explained
+from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.onednn import wide_products
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SentenceTransformerEmbedder:
         seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
         try:
-            with explained(f"embedder {name_or_path}", name_or_path):
+            with input_errors(f"embedder {name_or_path}", name_or_path):
                 self._model = SentenceTransformer(
                     name_or_path, device=device, trust_remote_code=False
                 )

@@ -78,7 +78,7 @@ def new_folder(
     partial = path.with_name(f".{path.name}.hullft_ops.partial")
     partial.mkdir(parents=True, exist_ok=True)
     _check_hidden(partial, [*files, LOCK])
-    with _locked(partial / LOCK, path), errors_name(partial):
+    with _locked(partial / LOCK, path), named_in_errors(partial):
         try:
             if not resume:
                 remove_files(partial, files)
@@ -91,7 +91,7 @@ def new_folder(
 
 
 @contextmanager
-def errors_name(path: Path) -> Iterator[None]:
+def named_in_errors(path: Path) -> Iterator[None]:
     """Let the errors of a full disk, for which the system names no file, name ``path``."""
     try:
         yield

@@ -56,7 +56,7 @@ class _LinearMeanLoss(torch.autograd.Function):
         rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        gradients = _Gradients(ctx.needs_input_grad)
+        gradients = _GradientSums(ctx.needs_input_grad)
         precise = torch.promote_types(dtype, torch.float32)
         factor = weight.to(dtype)
         share = 1 / len(targets)
@@ -102,7 +102,7 @@ def _tiles(weight: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-class _Gradients:
+class _GradientSums:
     """Sums the gradients of hidden states, weight and bias over chunks, if they are needed."""
 
     def __init__(self, needs: tuple[bool, ...]) -> None:

@@ -152,7 +152,7 @@ def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) ->
         RuntimeError: autograd notices another use, or a gradient comes in pieces, as of reentrant
             checkpoints that share the parameter.
     """
-    gradients = _Gradients(parameters, take)
+    gradients = _ReadyGradients(parameters, take)
     handles = []
     try:
         for parameter in parameters:
@@ -161,12 +161,12 @@ def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) ->
         torch.autograd.backward(loss)
         gradients.hand_over(parameters)
     finally:
-        # What Ctrl-C leaves of them, `restored` removes.
+        # `restored` removes those that Ctrl-C leaves behind.
         for handle in handles:
             handle.remove()
 
 
-class _Gradients:
+class _ReadyGradients:
     def __init__(self, parameters: Sequence[Tensor], take: Take) -> None:
         self._take = take
         total = sum(parameter.nbytes for parameter in parameters)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.loss import next_token_losses
-from hullft_ops.ttft.models.cache import cache_keyword, is_plain
+from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
     check_causal,
     model_identity,
@@ -173,7 +173,7 @@ class Reader:
             for start in progress(starts, desc="reading passages", unit="part"):
                 part = tokens[:, start : start + _TOKENS_AT_ONCE]
                 cache = getattr(self.model(input_ids=part, **arguments), keyword, None)
-                if not is_plain(cache):
+                if not keeps_keys_and_values(cache):
                     return None
                 arguments[keyword] = cache
         return cache if cache.get_seq_length() == len(ids) else None

@@ -25,7 +25,7 @@ _STRICT = ConfigDict(
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def options(kind: type[Kind]) -> type[Kind]:
+def options_class(kind: type[Kind]) -> type[Kind]:
     """Make a class one of options: a frozen dataclass, whose fields have types, bounds and docs.
 
     Its constructor raises an InputError of one sentence for a wrong value or an unknown option.

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hullft_ops.ttft.models.cache import cache_keyword, empty_cache, is_plain
+from hullft_ops.ttft.models.cache import (
+    cache_keyword,
+    empty_cache,
+    keeps_keys_and_values,
+)
 
 _PADDING_CHECK = "warn_if_padding_and_no_attention_mask"
 
@@ -20,7 +24,7 @@ def unmasked(base: nn.Module) -> dict[str, Any]:
     cache stays empty. There are no such arguments if the model keeps more than keys and values.
     """
     cache = empty_cache(base)
-    if not is_plain(cache):
+    if not keeps_keys_and_values(cache):
         return {}
     vars(cache)["update"] = lambda keys, values, *others, **named: (keys, values)
     return {cache_keyword(base): cache}

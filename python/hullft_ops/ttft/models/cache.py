@@ -22,7 +22,7 @@ def empty_cache(model: nn.Module) -> Any:
     return DynamicCache(config=config.get_text_config())
 
 
-def is_plain(cache: Any) -> bool:
+def keeps_keys_and_values(cache: Any) -> bool:
     """Whether a cache keeps nothing but keys and values, and its layers can be copied."""
     from transformers.cache_utils import (
         DynamicCache,

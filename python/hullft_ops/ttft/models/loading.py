@@ -74,7 +74,7 @@ def load_model(
     subject = f"model {source}"
     file = gguf_file(source)
     folder = source
-    with explained(subject, source):
+    with input_errors(subject, source):
         if file is not None:
             folder = converted(file)
         model, tokenizer = _load(subject, folder, allow_missing_weights)
@@ -142,7 +142,7 @@ def _check_weights(subject: str, keys: Mapping[str, Collection[Any]]) -> None:
 
 
 @contextmanager
-def explained(subject: str, folder: str | Path) -> Iterator[None]:
+def input_errors(subject: str, folder: str | Path) -> Iterator[None]:
     """Turn the libraries' exceptions into an `InputError` of one line that begins with ``subject``
     and names the damaged file, if ``folder`` has one."""
     try:

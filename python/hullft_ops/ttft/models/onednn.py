@@ -57,7 +57,7 @@ def _has_wider_products() -> bool:
 def _forward(layer: Any, x: Tensor) -> Tensor:
     b: Tensor = layer.weight
     # Not every quantized weight has a transpose.
-    if type(layer) is nn.Linear and _is_plain(b):
+    if type(layer) is nn.Linear and _is_dense_float32(b):
         b = b.T
     if not _serves(x, b, layer.bias):
         return class_forward(layer, x)
@@ -70,7 +70,7 @@ def _serves(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
         _has_wider_products()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
-        and all(map(_is_plain, tensors))
+        and all(map(_is_dense_float32, tensors))
         and a.dim() > 1
         and a.shape[-1] == b.shape[0]
         and (bias is None or bias.shape == b.shape[1:])
@@ -78,7 +78,7 @@ def _serves(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_dense_float32(tensor: Tensor) -> bool:
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.dtype == torch.float32

@@ -17,7 +17,7 @@ from hullft_ops._extras import needed_by
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.store.format import INFO
-from hullft_ops.ttft.validation import options
+from hullft_ops.ttft.validation import options_class
 
 STDIN = "-"
 _FORMATS = {
@@ -39,7 +39,7 @@ _HEAD_CHARS = 1 << 13
 Record = dict[str, Any]
 
 
-@options
+@options_class
 class FilePatterns:
     """Which files of a folder are read."""
 
@@ -50,7 +50,7 @@ class FilePatterns:
     """In a folder, leave out files that match one of these patterns."""
 
 
-@options
+@options_class
 class IndexConfig(FilePatterns):
     """How a corpus is read and cut into passages."""
 
@@ -132,7 +132,7 @@ class Corpus:
                 [name for name in missing if row.get(name) is not None]
             )
             text = row.get(column)
-            if not (isinstance(text, str) and text == _printable(text)):
+            if not (isinstance(text, str) and text == _encodable(text)):
                 skipped.append(f"{place}:{number}: no text in column {column}")
                 continue
             columns = {name: _as_string(row.get(name)) for name in metadata}
@@ -147,7 +147,7 @@ class Corpus:
         for file in self._files:
             is_alone = file == self._path
             name = file.name if is_alone else file.relative_to(self._path).as_posix()
-            source = _printable(name)
+            source = _encodable(name)
             try:
                 text = text_of(file)
             # The libraries do not document what they raise for foreign files.
@@ -210,12 +210,12 @@ def _rows_of(content: bytes) -> Iterator[dict[str, Any]]:
 def _as_string(value: Any) -> str | None:
     if value is None:
         return None
-    return _printable(
+    return _encodable(
         value if isinstance(value, str) else json.dumps(value, default=str)
     )
 
 
-def _printable(text: str) -> str:
+def _encodable(text: str) -> str:
     """The text with question marks for what UTF-8 cannot express."""
     return text.encode(errors="replace").decode()
 
