@@ -46,11 +46,21 @@ def test_store(case: Case, recorder: Recorder, tmp_path: Path) -> None:
     )
     path = tmp_path / "store"
     store = Datastore.build(texts, _MadeUp(), path)
+    assert len(Datastore.open(path)) == case.passages
     if case.action == "open":
         recorder.ours(partial(Datastore.open, path))
         recorder.peer("verify", store.verify)
         return
     query = _MadeUp().encode(["query"])
-    recorder.ours(partial(store.search, query, _K))
     matrix = store.embeddings.numpy()
-    recorder.peer("numpy", lambda: np.argpartition(matrix @ query[0], -_K)[-_K:])
+
+    def numpy() -> np.ndarray:
+        return np.argpartition(matrix @ query[0], -_K)[-_K:]
+
+    search = partial(store.search, query, _K)
+    scores, _ = search()
+    # Texts of one length have one vector, so positions may differ.
+    expected = np.sort((matrix @ query[0])[numpy()])[::-1]
+    np.testing.assert_allclose(scores[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+    recorder.ours(search)
+    recorder.peer("numpy", numpy)
