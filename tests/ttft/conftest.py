@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hullft_ops.ttft import loss
+from hullft_ops.ttft import training
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.store.base import MemoryStore
 
@@ -66,7 +66,7 @@ class HashingEmbedder:
 @pytest.fixture(autouse=True)
 def _steps_in_backward(monkeypatch):
     """Models as small as these would be too small to be trained in parts."""
-    monkeypatch.setattr(loss, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(training, "_LEAST_BYTES", 1)
 
 
 @pytest.fixture

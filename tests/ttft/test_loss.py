@@ -1,14 +1,13 @@
-"""The loss to train on, and its backward pass in parts, against autograd on full logits."""
+"""The loss to train on, against autograd on full logits."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.utils.checkpoint import checkpoint
 
 from hullft_ops.ttft import loss as loss_module
 from hullft_ops.ttft.head_loss import linear_mean_loss
-from hullft_ops.ttft.loss import MeanLoss, backward_in_parts, next_token_losses
+from hullft_ops.ttft.loss import MeanLoss, next_token_losses
 
 TOKENS = torch.arange(5, 35) * 7 % 320
 
@@ -123,47 +122,3 @@ def test_a_head_of_any_vocabulary_in_any_chunks(vocabulary, rows):
     others = torch.autograd.grad(whole, inputs)
 
     torch.testing.assert_close(gradients, others, rtol=1e-12, atol=1e-15)
-
-
-@pytest.fixture
-def one_at_a_time(monkeypatch):
-    monkeypatch.setattr(loss_module, "_SHARE", 0.0)
-
-
-@pytest.mark.usefixtures("one_at_a_time")
-def test_every_gradient_comes_once_and_whole_though_its_parameter_changes(model):
-    """The embedding of GPT-2 is its head as well: a gradient in two parts."""
-    parameters = list(model.parameters())
-    MeanLoss(model)(TOKENS).backward()
-    whole = {parameter: parameter.grad for parameter in parameters}
-    model.zero_grad()
-    taken = []
-
-    def take(gradients):
-        for parameter, gradient in gradients.items():
-            assert parameter.grad is None
-            assert torch.equal(gradient, whole[parameter])
-
-            taken.append(parameter)
-            with torch.no_grad():
-                parameter.fill_(torch.nan)
-
-    backward_in_parts(MeanLoss(model)(TOKENS), parameters, take)
-
-    assert len(taken) == len(parameters)
-    assert set(taken) == set(parameters)
-    assert not any(parameter._post_accumulate_grad_hooks for parameter in parameters)
-
-
-@pytest.mark.usefixtures("one_at_a_time")
-def test_a_gradient_in_pieces_is_an_error():
-    """Reentrant checkpoints each have a backward pass of their own."""
-    weight = torch.eye(3, requires_grad=True)
-    hidden = torch.ones(3, requires_grad=True)
-    for _ in range(2):
-        hidden = checkpoint(lambda x: x @ weight, hidden, use_reentrant=True)
-
-    with pytest.raises(RuntimeError, match=r"parameter \[3, 3\] in pieces"):
-        backward_in_parts(hidden.sum(), [weight], lambda gradients: None)
-
-    assert not weight._post_accumulate_grad_hooks

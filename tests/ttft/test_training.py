@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
+from hullft_ops.ttft import training
+from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.steps import schedule
+from hullft_ops.ttft.training import backward_in_parts
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
 LR = 1e-2
+TOKENS = torch.arange(5, 35) * 7 % 320
 
 
 def trained_parameters(model):
@@ -140,3 +145,47 @@ def test_it_repeats_exactly_with_dropout_and_without_gradients(gpt2, make, mode)
 
     with mode():
         assert losses_of(finetuner) == losses
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch):
+    monkeypatch.setattr(training, "_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_every_gradient_comes_once_and_whole_though_its_parameter_changes(model):
+    """The embedding of GPT-2 is its head as well: a gradient in two parts."""
+    parameters = list(model.parameters())
+    MeanLoss(model)(TOKENS).backward()
+    whole = {parameter: parameter.grad for parameter in parameters}
+    model.zero_grad()
+    taken = []
+
+    def take(gradients):
+        for parameter, gradient in gradients.items():
+            assert parameter.grad is None
+            assert torch.equal(gradient, whole[parameter])
+
+            taken.append(parameter)
+            with torch.no_grad():
+                parameter.fill_(torch.nan)
+
+    backward_in_parts(MeanLoss(model)(TOKENS), parameters, take)
+
+    assert len(taken) == len(parameters)
+    assert set(taken) == set(parameters)
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in parameters)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_a_gradient_in_pieces_is_an_error():
+    """Reentrant checkpoints each have a backward pass of their own."""
+    weight = torch.eye(3, requires_grad=True)
+    hidden = torch.ones(3, requires_grad=True)
+    for _ in range(2):
+        hidden = checkpoint(lambda x: x @ weight, hidden, use_reentrant=True)
+
+    with pytest.raises(RuntimeError, match=r"parameter \[3, 3\] in pieces"):
+        backward_in_parts(hidden.sum(), [weight], lambda gradients: None)
+
+    assert not weight._post_accumulate_grad_hooks

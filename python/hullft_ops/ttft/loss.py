@@ -1,6 +1,6 @@
-"""The loss of a causal language model on a text, and its backward pass in parts."""
+"""The loss of a causal language model on a text."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft.head_loss import linear_mean_loss
-from hullft_ops.ttft.models.attention import no_padding_check, unmasked
+from hullft_ops.ttft.models.cache import no_padding_check, unmasked
 from hullft_ops.ttft.models.checks import unwrapped
 from hullft_ops.ttft.models.forwards import is_observed
 
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 2**20
 # Enough to show a head that does more than multiply.
 _COMPARED_TOKENS = 16
-
-Take = Callable[[dict[Tensor, Tensor]], None]
-# How much is handed over at once: a share of all gradients in bytes, and at least so many bytes.
-# The call of a step on one small parameter may cost more than its work.
-_SHARE = 1 / 16
-_LEAST_BYTES = 8 * 2**20
 
 
 def next_token_losses(model: "PreTrainedModel", tokens: Tensor, **cache: Any) -> Tensor:
@@ -140,58 +134,3 @@ def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
     parts = name.split(".")
     for depth in range(len(parts)):
         yield model.get_submodule(".".join(parts[:depth]))
-
-
-def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) -> None:
-    """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
-
-    ``take`` may change their parameters: whatever multiplies by one on the way back contributes to
-    its gradient, and is done by then.
-
-    Raises:
-        RuntimeError: autograd notices another use, or a gradient comes in pieces, as of reentrant
-            checkpoints that share the parameter.
-    """
-    gradients = _ReadyGradients(parameters, take)
-    handles = []
-    try:
-        for parameter in parameters:
-            handle = parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
-            handles.append(handle)
-        torch.autograd.backward(loss)
-        gradients.hand_over(parameters)
-    finally:
-        # `restored` removes those that Ctrl-C leaves behind.
-        for handle in handles:
-            handle.remove()
-
-
-class _ReadyGradients:
-    def __init__(self, parameters: Sequence[Tensor], take: Take) -> None:
-        self._take = take
-        total = sum(parameter.nbytes for parameter in parameters)
-        self._enough = max(_SHARE * total, _LEAST_BYTES)
-        self._whole: list[Tensor] = []
-        self._bytes = 0
-        self._taken: set[Tensor] = set()
-
-    def is_whole(self, parameter: Tensor) -> None:
-        if parameter in self._taken:
-            raise RuntimeError(
-                f"the backward pass makes the gradient of a parameter {list(parameter.shape)} in "
-                "pieces, and a step was taken with the first: max_grad_norm=math.inf makes all "
-                "gradients before the first step"
-            )
-        self._whole.append(parameter)
-        self._bytes += parameter.nbytes
-        if self._bytes >= self._enough:
-            self.hand_over(self._whole)
-            self._whole, self._bytes = [], 0
-
-    def hand_over(self, parameters: Sequence[Tensor]) -> None:
-        gradients = {p: p.grad for p in parameters if p.grad is not None}
-        for parameter in gradients:
-            parameter.grad = None
-        if gradients:
-            self._taken.update(gradients)
-            self._take(gradients)

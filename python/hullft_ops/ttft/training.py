@@ -1,9 +1,10 @@
 """Training a model on a support: passes, clipping and steps."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,12 +17,17 @@ from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.loss import MeanLoss, backward_in_parts
-from hullft_ops.ttft.models.attention import on_device
+from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.models.forwards import autocast, eval_mode, fused_activations
 from hullft_ops.ttft.models.onednn import wide_products
 from hullft_ops.ttft.steps import Deadline, Pass, StageClock
 from hullft_ops.ttft.support import Support
+
+Take = Callable[[dict[Tensor, Tensor]], None]
+# How much is handed over at once: a share of all gradients in bytes, and at least so many bytes.
+# The call of a step on one small parameter may cost more than its work.
+_SHARE = 1 / 16
+_LEAST_BYTES = 8 * 2**20
 
 
 class SupportTrainer:
@@ -78,7 +84,7 @@ class SupportTrainer:
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
             losses = torch.empty(len(passes), dtype=torch.float64, device=self._device)
-            texts = on_device(support.input_ids, self._device)
+            texts = _on_device(support.input_ids, self._device)
             for current in progress(passes, desc="training", unit="pass"):
                 tokens = texts[current.passage]
                 if deadline is not None and not self._fits(deadline, len(tokens)):
@@ -166,3 +172,67 @@ def _check_loss(loss: float, current: Pass, support: Support) -> None:
             f"TestTimeFinetuner: the loss of passage {index} of the datastore is {loss} at step "
             f"{current.start + 1} of {sum(support.counts)}"
         )
+
+
+def _on_device(texts: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """The texts, int64, after one copy of all of them. The host does not wait for CUDA."""
+    flat = torch.tensor([*chain.from_iterable(texts)], dtype=torch.int64, device="cpu")
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    there = flat.to(device, non_blocking=True)
+    return list(torch.split(there, [len(text) for text in texts]))
+
+
+def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) -> None:
+    """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
+
+    ``take`` may change their parameters: whatever multiplies by one on the way back contributes to
+    its gradient, and is done by then.
+
+    Raises:
+        RuntimeError: autograd notices another use, or a gradient comes in pieces, as of reentrant
+            checkpoints that share the parameter.
+    """
+    gradients = _ReadyGradients(parameters, take)
+    handles = []
+    try:
+        for parameter in parameters:
+            handle = parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
+            handles.append(handle)
+        torch.autograd.backward(loss)
+        gradients.hand_over(parameters)
+    finally:
+        # `restored` removes those that Ctrl-C leaves behind.
+        for handle in handles:
+            handle.remove()
+
+
+class _ReadyGradients:
+    def __init__(self, parameters: Sequence[Tensor], take: Take) -> None:
+        self._take = take
+        total = sum(parameter.nbytes for parameter in parameters)
+        self._enough = max(_SHARE * total, _LEAST_BYTES)
+        self._whole: list[Tensor] = []
+        self._bytes = 0
+        self._taken: set[Tensor] = set()
+
+    def is_whole(self, parameter: Tensor) -> None:
+        if parameter in self._taken:
+            raise RuntimeError(
+                f"the backward pass makes the gradient of a parameter {list(parameter.shape)} in "
+                "pieces, and a step was taken with the first: max_grad_norm=math.inf makes all "
+                "gradients before the first step"
+            )
+        self._whole.append(parameter)
+        self._bytes += parameter.nbytes
+        if self._bytes >= self._enough:
+            self.hand_over(self._whole)
+            self._whole, self._bytes = [], 0
+
+    def hand_over(self, parameters: Sequence[Tensor]) -> None:
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        for parameter in gradients:
+            parameter.grad = None
+        if gradients:
+            self._taken.update(gradients)
+            self._take(gradients)
