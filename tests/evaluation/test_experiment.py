@@ -1,6 +1,7 @@
 """The grid file: what it may say, and the configurations that it stands for."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hullft_ops.evaluation.experiment import (
     read_experiment,
     settings_of,
 )
-from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.config import TTFTConfig, matters
 from hullft_ops.ttft.errors import InputError
 
 
@@ -67,9 +68,13 @@ def test_a_label_states_what_is_read_and_what_is_not_the_default(
     assert TTFTConfig(**settings_of(config)) == config
 
 
-def test_without_steps_only_the_context_matters() -> None:
+def test_without_steps_what_concerns_them_does_not_matter() -> None:
     grid = {"method": ["knn", "hullft"], "n_select": 0, "lr": [1, 2], "context": [0, 5]}
     assert labels(grid) == ["no steps context=5 context_following=1"]
+    # A field without a mark is never dropped.
+    unmarked = [field.name for field in fields(TTFTConfig) if matters(field.name, grid)]
+    assert unmarked[:3] == ["n_select", "context", "context_following"]
+    assert unmarked[3:] == ["max_length", "adapter"]
 
 
 def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:

@@ -2,11 +2,9 @@
 
 import os
 import runpy
-import tomllib
 import zlib
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from hullft_ops.lm_eval.model import with_passages
 from hullft_ops.ttft import (
     Datastore,
     MemoryStore,
-    TTFTConfig,
     load_embedder,
     load_model,
     tiny_lm_path,
@@ -294,11 +291,6 @@ def test_the_farthest_passages_go_until_the_rest_fits(adapting, plain):
     assert answers == plain.loglikelihood([scored(0, behind, " 3")])
 
 
-def test_options_are_the_fields_of_the_config(loaded, store, embedder):
-    model = HullftLM(**loaded, store=store, embedder=embedder, lr=0.5, refresh=3)
-    assert model._finetuner.config == TTFTConfig(lr=0.5, refresh=3)
-
-
 def test_steps_need_a_store_and_batches_of_a_known_size(loaded, adapting):
     with pytest.raises(ValueError, match="hullft: store must be given"):
         HullftLM(**loaded)
@@ -343,11 +335,3 @@ def test_the_command_line_has_the_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [word.replace("n_sel", "nsel") for word in command])
     with pytest.raises(SystemExit, match="hullft_ops.lm_eval: .*option 'nselect', kn"):
         runpy.run_module("hullft_ops.lm_eval", run_name="__main__")
-
-
-def test_the_entry_point_is_the_model():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    group = "lm_eval.models"
-    [(name, value)] = project["entry-points"][group].items()
-    assert name == "hullft"
-    assert EntryPoint(name, value, group).load() is HullftLM

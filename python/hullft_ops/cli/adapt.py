@@ -78,19 +78,13 @@ def adapt(
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
-    if (prompt is None) == (prompt_file is None):
-        raise ValueError("give one of --prompt and --prompt-file")
-    text = _text_in(prompt_file) if prompt is None else prompt
-    if not text.strip():
-        raise ValueError("prompt must not be blank")
+    text = _text_of(prompt, prompt_file)
     language_model = ModelConfig(**inputs)
     values = {"lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
     if save is not None:
         sources = store, corpus, prompt_file, language_model.model, config.adapter
-        check_output(save, inputs=[*sources, embedder])
-        if config.n_select == 0:
-            raise ValueError("--save needs --n-select above 0: nothing is trained")
+        _check_save(save, config, inputs=[*sources, embedder])
     passages = Datastore.open(store) if store is not None else None
     echo("loading the model", err=True)
     model, tokenizer = language_model.load()
@@ -123,14 +117,11 @@ def adapt(
             adapted = adaptation.generate(
                 text, chat=chat, **_generation(max_new_tokens)
             )
-        saved = None
-        if save is not None:
-            saved = adaptation.save_adapter(save, rank=save_rank)
+        saved = adaptation.save_adapter(save, rank=save_rank) if save else None
     _print_training(adaptation, passages)
     _print_scores(before, after)
     _print_overlap(text, adaptation, passages)
-    if saved is not None:
-        _print_saved(saved)
+    _print_saved(saved)
     if generate:
         _print_continuations(unadapted, adapted)
 
@@ -155,13 +146,27 @@ class _WritingBar:
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
-def _text_in(file: str | None) -> str:
-    """The text in a file, or in stdin."""
-    content = sys.stdin.buffer.read() if file == STDIN else Path(str(file)).read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeError as error:
-        raise ValueError(f"prompt {file}: {error}") from error
+def _text_of(prompt: str | None, file: str | None) -> str:
+    """The prompt, or the text in the file or in stdin."""
+    if (prompt is None) == (file is None):
+        raise ValueError("give one of --prompt and --prompt-file")
+    if file is not None:
+        content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+        try:
+            prompt = content.decode("utf-8-sig")
+        except UnicodeError as error:
+            raise ValueError(f"prompt {file}: {error}") from error
+    if not prompt or not prompt.strip():
+        raise ValueError("prompt must not be blank")
+    return prompt
+
+
+def _check_save(
+    save: Path, config: TTFTConfig, *, inputs: Iterable[str | Path | None]
+) -> None:
+    check_output(save, inputs=inputs)
+    if config.n_select == 0:
+        raise ValueError("--save needs --n-select above 0: nothing is trained")
 
 
 def _print_training(adaptation: Adaptation, store: Datastore) -> None:
@@ -242,7 +247,9 @@ def _print_continuations(unadapted: str, adapted: str) -> None:
         echo("The model ended at once: its continuation is blank.")
 
 
-def _print_saved(saved: SavedAdapter) -> None:
+def _print_saved(saved: SavedAdapter | None) -> None:
+    if saved is None:
+        return
     left_out = f"; it leaves out {listed(saved.left_out)}" if saved.left_out else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")

@@ -222,17 +222,23 @@ def open_texts(
     experiment: Experiment, embedder: Embedder
 ) -> tuple[Datastore, list[Prompt], list[str]]:
     """An experiment's datastore, prompts that it does not hold, and where they come from."""
-    limit, seed = experiment.limit, experiment.seed
     if experiment.store is not None and experiment.prompts is not None:
         store = Datastore.open(experiment.store)
         every = read_prompts(experiment.prompts)
         prompts = not_in_store(every, store, embedder)
         if every and not prompts:
             raise InputError(f"prompts {experiment.prompts}: the datastore holds all")
-        return store, choose_prompts(prompts, limit, seed), []
+        return store, choose_prompts(prompts, experiment.limit, experiment.seed), []
     if experiment.store is not None or experiment.prompts is not None:
         raise InputError("store and prompts must be given together")
-    corpus, skipped = experiment.corpus, list[str]()
+    return _held_out_texts(experiment, embedder)
+
+
+def _held_out_texts(
+    experiment: Experiment, embedder: Embedder
+) -> tuple[Datastore, list[Prompt], list[str]]:
+    """A datastore of the corpus without the documents that the prompts are of."""
+    corpus, limit, skipped = experiment.corpus, experiment.limit, list[str]()
     if corpus is None:
         documents = installed_documents()
     else:
@@ -248,7 +254,8 @@ def open_texts(
             f"skipped: {listed(skipped) or 'none'}"
         )
     total = len(split.prompts)
-    prompts = choose_prompts(split.prompts, limit or min(LIMIT, total), seed)
+    count = limit or min(LIMIT, total)
+    prompts = choose_prompts(split.prompts, count, experiment.seed)
     domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
     notes = [f"{len(prompts)} of {total} held-out prompts, of {listed(domains)}"]
     if limit is None and len(prompts) < total:
