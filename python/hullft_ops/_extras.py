@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def missing_library(what: str, library: str | None, extra: str = "ttft") -> str:
-    """Says that ``what`` needs the library, and how to install the extra of a checkout."""
-    return f"{what} needs {library}: pip install '.[{extra}]' in its checkout"
-
-
 @contextmanager
 def needed_by(what: str, extra: str = "ttft") -> Iterator[None]:
-    """Around an import: an ImportError with the message of `missing` if the library is missing."""
+    """Around an import: an ImportError that says which library of the extra ``what`` lacks."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ImportError(missing_library(what, error.name, extra)) from error
+        if error.name is None or error.name.startswith("hullft_ops"):
+            raise
+        raise ImportError(
+            f"{what} needs {error.name}: pip install '.[{extra}]' in its checkout"
+        ) from error

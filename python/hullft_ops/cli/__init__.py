@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module, metadata
 
-from hullft_ops._extras import missing_library
+from hullft_ops._extras import needed_by
 
 COMMANDS = ("adapt", "demo", "evaluate", "index", "report", "train")
 
@@ -18,16 +18,14 @@ def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         names = (sys.argv[1],)
     try:
-        from hullft_ops.cli.command import run_command
+        with needed_by("hullft-ops"):
+            from hullft_ops.cli.command import run_command
 
-        commands = {}
-        for name in names:
-            module = import_module(f"hullft_ops.cli.{name}")
-            commands[name] = getattr(module, name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("hullft_ops"):
-            raise
-        sys.exit(missing_library("hullft-ops", error.name))
+            modules = {name: import_module(f"hullft_ops.cli.{name}") for name in names}
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    run_command(commands)
+    run_command({name: getattr(module, name) for name, module in modules.items()})

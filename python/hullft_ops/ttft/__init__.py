@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hullft_ops._extras import missing_library, needed_by
+from hullft_ops._extras import needed_by
 
-try:
+with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.adaptation import Adaptation
     from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
     from hullft_ops.ttft.config import SelectionMethod, TTFTConfig
@@ -27,10 +27,6 @@ try:
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
     from hullft_ops.ttft.support import Support
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.startswith("hullft_ops"):
-        raise
-    raise ImportError(missing_library("hullft_ops.ttft", error.name)) from error
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore
