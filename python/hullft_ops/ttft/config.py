@@ -72,9 +72,9 @@ class ModelConfig:
         )
 
 
-# Marks of fields. A row's name begins with these.
+# Marks of fields, for evaluations. The name of a row begins with the fields that have this one.
 NAMED = "named"
-# A report compares settings that differ in these, and keeps them apart.
+# A report compares the best of each combination of the fields that have this one.
 COMPARED = "compared"
 
 

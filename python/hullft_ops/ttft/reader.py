@@ -91,6 +91,7 @@ class Reader:
         with exclusive(model):
             check_causal(model, tokenizer)
         self.window = text_window(model, tokenizer, max_length)
+        self._keyword = cache_keyword(model)
         tokens = self._tokenized("a")
         self._opening = tokens.ids[: tokens.opening]
         self._latest = "a", tokens
@@ -108,7 +109,7 @@ class Reader:
         return hashlib.sha256(json.dumps([vocabulary, tokens]).encode()).hexdigest()
 
     def tokens(self, text: str) -> Tokens:
-        """The tokens of a text that begins with it. Do not change them."""
+        """The tokens of a text. Do not change them."""
         # A prompt is selected for, scored and continued, without adaptation and with it.
         latest, tokens = self._latest
         if latest != text:
@@ -133,10 +134,10 @@ class Reader:
         opening = is_special.index(0) if 0 in is_special else len(is_special)
         return Tokens(ids, opening, encoding["offset_mapping"] if is_fast else None)
 
-    def passage_ids(self, text: str, *, is_opened: bool = False) -> list[int]:
-        """The tokens of a passage, with special ones only if ``is_opened``."""
+    def passage_ids(self, text: str, *, with_special: bool = False) -> list[int]:
+        """The tokens of a passage, ``with_special`` ones or without."""
         # Truncation is a state of the tokenizer, which another thread may be using.
-        encoding = self.tokenizer(text, add_special_tokens=is_opened, verbose=False)
+        encoding = self.tokenizer(text, add_special_tokens=with_special, verbose=False)
         return list(encoding["input_ids"])
 
     @contextmanager
@@ -156,12 +157,11 @@ class Reader:
         # The cache leaves the last token out: its logits predict the first of the text.
         if passages and len(ids) > 1:
             cache = self._cache_of(ids[:-1])
-        return Context(passages, ids, cache_keyword(self.model), cache)
+        return Context(passages, ids, self._keyword, cache)
 
     def _cache_of(self, ids: Sequence[int]) -> Any:
         """The model's cache of the tokens; None if it keeps more than keys and values."""
         tokens = torch.tensor([list(ids)], device=self.model.device)
-        keyword = cache_keyword(self.model)
         arguments: dict[str, Any] = {"use_cache": True}
         # The logits of long passages would take more memory than their cache.
         forward = inspect.signature(unwrapped(self.model).forward)
@@ -172,10 +172,11 @@ class Reader:
         with self.reading():
             for start in progress(starts, desc="reading passages", unit="part"):
                 part = tokens[:, start : start + _TOKENS_AT_ONCE]
-                cache = getattr(self.model(input_ids=part, **arguments), keyword, None)
+                output = self.model(input_ids=part, **arguments)
+                cache = getattr(output, self._keyword, None)
                 if not keeps_keys_and_values(cache):
                     return None
-                arguments[keyword] = cache
+                arguments[self._keyword] = cache
         return cache if cache.get_seq_length() == len(ids) else None
 
     def losses(

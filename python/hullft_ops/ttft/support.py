@@ -197,7 +197,7 @@ class SupportSelector:
         """The tokens of a passage, as a model is trained on them."""
         run = with_following(self.store, index, self.config.train_following)
         text = "".join(self.store.texts[position] for position in run)
-        return self.reader.passage_ids(text, is_opened=True)[: self.max_length]
+        return self.reader.passage_ids(text, with_special=True)[: self.max_length]
 
 
 def with_following(store: Store, position: int, following: int) -> list[int]:
