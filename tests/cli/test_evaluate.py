@@ -202,7 +202,7 @@ def test_settings_that_read_other_passages_share_no_training(
 
 
 def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) -> None:
-    options = "--method", "knn", "--context", 0, "--lr", 0.01, 1e30
+    options = "--method", "knn", "--context", 0, "--lr", 1e30, 0.01
     assert evaluate(*options).code == 0
 
     failed = [row for row in read_rows(OUTPUT) if row.error]

@@ -98,13 +98,15 @@ def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list
 def measure_tasks(evaluation: Evaluation, tasks: list[Task]) -> Iterator[Row]:
     """The rows of all tasks, after a pass that pays for allocations and thread pools."""
     for prompt, labels in tasks[:1]:
-        config = replace(evaluation.configs[labels[0]], passes=1)
-        finetuner = evaluation.finetuner.with_config(config)
-        with suppress(NonFiniteLossError), finetuner.adapted(prompt.text) as adaptation:
-            scores_of(prompt, adaptation.score)
-        del finetuner, adaptation
+        _warm_up(evaluation.configs[labels[0]], evaluation.finetuner, prompt)
     for task in tasks:
         yield from measure(evaluation, task)
+
+
+def _warm_up(config: TTFTConfig, finetuner: TestTimeFinetuner, prompt: Prompt) -> None:
+    one_pass = finetuner.with_config(replace(config, passes=1))
+    with suppress(NonFiniteLossError), one_pass.adapted(prompt.text) as adaptation:
+        scores_of(prompt, adaptation.score)
 
 
 def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
