@@ -18,14 +18,6 @@ def cache_keyword(model: Any) -> str:
     return "cache" if "cache" in parameters else "past_key_values"
 
 
-def empty_cache(model: nn.Module) -> Any:
-    """A cache for the model's kinds of layers, without tokens."""
-    from transformers.cache_utils import DynamicCache
-
-    config: Any = model.config
-    return DynamicCache(config=config.get_text_config())
-
-
 def keeps_keys_and_values(cache: Any) -> bool:
     """Whether a cache keeps nothing but keys and values, and its layers can be copied."""
     from transformers.cache_utils import (
@@ -46,7 +38,10 @@ def unmasked(base: nn.Module) -> dict[str, Any]:
     Without a cache it would ask the device whether texts are packed, and wait for the answer. This
     cache stays empty. There are no such arguments if the model keeps more than keys and values.
     """
-    cache = empty_cache(base)
+    from transformers.cache_utils import DynamicCache
+
+    config: Any = base.config
+    cache: Any = DynamicCache(config=config.get_text_config())
     if not keeps_keys_and_values(cache):
         return {}
     vars(cache)["update"] = lambda keys, values, *others, **named: (keys, values)

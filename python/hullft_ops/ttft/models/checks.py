@@ -122,22 +122,14 @@ def model_window(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> int | None:
     """The model's window in tokens, else the tokenizer's limit; None if neither has one."""
-    positions = position_limit(model)
-    if positions is not None:
-        return positions
-    limit = tokenizer.model_max_length
-    return int(limit) if limit < _NO_LIMIT else None
-
-
-def position_limit(model: "PreTrainedModel") -> int | None:
-    """How many tokens the model can read at once; None if its configuration does not say."""
     config = model.config.get_text_config()
     for name in _POSITIONS:
         positions = getattr(config, name, None)
         # Models without a limit may say -1.
         if positions is not None and positions > 0:
             return int(positions)
-    return None
+    limit = tokenizer.model_max_length
+    return int(limit) if limit < _NO_LIMIT else None
 
 
 def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
