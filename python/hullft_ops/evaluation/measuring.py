@@ -24,7 +24,7 @@ from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.models.memory import return_freed_memory
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.reader import Reader, tokenizer_identity
 from hullft_ops.ttft.scoring import score
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import Support, neighbours_needed
@@ -219,7 +219,7 @@ def run_identity(reader: Reader, store: Store, seed: int) -> str:
     """Differs if any weight, the tokenizer, a text, an embedding or the seed does."""
     about = [
         reader.model_identity,
-        reader.tokenizer_identity,
+        tokenizer_identity(reader.tokenizer),
         store.identity,
         store.embedder,
         seed,

@@ -20,7 +20,7 @@ from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.models.checks import full_window, text_window
 from hullft_ops.ttft.models.lora import add_lora
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.reader import Reader, tokenizer_identity
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.steps import Deadline
 from hullft_ops.ttft.store.base import Store, check_embedder
@@ -175,9 +175,13 @@ class TestTimeFinetuner:
                 f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
                 f"finetuner has {self.store.identity[:12]}"
             )
+        is_same = support.tokenizer is self.tokenizer
+        if not is_same:
+            theirs = tokenizer_identity(support.tokenizer)
+            is_same = theirs == tokenizer_identity(self.tokenizer)
         longest = max(map(len, support.input_ids), default=0)
         max_length = self.selector.max_length
-        if support.tokenizer != self.reader.tokenizer_identity or longest > max_length:
+        if not is_same or longest > max_length:
             raise ValueError(
                 "adapted: the support was selected with another tokenizer, or has a passage of "
                 f"more than {max_length} tokens"

@@ -101,13 +101,6 @@ class Reader:
         """The identity of the weights when it is first asked for; see `model_identity`."""
         return model_identity(self.model)
 
-    @cached_property
-    def tokenizer_identity(self) -> str:
-        """Differs between tokenizers that make other tokens of a text."""
-        tokens = self.tokenizer(_SENTENCE)["input_ids"]
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(json.dumps([vocabulary, tokens]).encode()).hexdigest()
-
     def tokens(self, text: str) -> Tokens:
         """The tokens of a text. Do not change them."""
         # A prompt is selected for, scored and continued, without adaptation and with it.
@@ -257,6 +250,13 @@ class Context:
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return {self.keyword: cache, "use_cache": True}
+
+
+def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Differs between tokenizers that make other tokens of a text."""
+    tokens = tokenizer(_SENTENCE)["input_ids"]
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps([vocabulary, tokens]).encode()).hexdigest()
 
 
 def room_before(length: int, opening: int, window: int) -> int:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Support:
         context_texts: the text of each of those, with the passages that follow it, as it is read.
         context_ids: the tokens of each of those texts.
         datastore: identity of the datastore that the positions belong to.
-        tokenizer: identity of the tokenizer that made the tokens.
+        tokenizer: what made the tokens.
         seconds: wall-clock time by stage: embed, search, select, tokenize.
     """
 
@@ -56,7 +57,7 @@ class Support:
     context_texts: list[str] = field(default_factory=list)
     context_ids: list[list[int]] = field(default_factory=list)
     datastore: str = ""
-    tokenizer: str = ""
+    tokenizer: Any = field(default=None, compare=False, repr=False)
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
@@ -173,7 +174,7 @@ class SupportSelector:
             context_texts=texts[dropped:],
             context_ids=context_ids[dropped:],
             datastore=self.store.identity,
-            tokenizer=self.reader.tokenizer_identity,
+            tokenizer=self.reader.tokenizer,
         )
 
     def _text_of(self, run: Sequence[int]) -> str:
