@@ -39,16 +39,23 @@ struct FwPick {
   Atom<double> atom;
 };
 
-// x / y for the length of a step. To float32 without the slow path of an IEEE division: the
-// reciprocal's 20 bits become 40 by one step of Newton's method.
+// A lane's candidate of the largest value, and its u.
+template <typename S>
+struct LaneBest {
+  S value, u;
+  int k;
+};
+
+// x / y for the length of a step. To float32 without the slow path of an IEEE division: one step of
+// Newton's method makes 40 bits of the reciprocal's 20.
 template <typename S>
 __device__ __forceinline__ S quotient(double x, double y) {
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(S) == 4) {
     double r;
     asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(y));
-    r = fma(r, fma(-y, r, 1.0), r);
-    return S(x * r);
+    const double q = x * r;
+    return S(fma(q, fma(-y, r, 1.0), q));
   }
 #endif
   return S(x / y);
@@ -164,41 +171,48 @@ class FwWarp {
     return left[0];
   }
 
-  // The candidate of the largest value, the lowest on ties. One that is not a number is never it.
-  // u: in the lane of that candidate, its u.
-  __device__ __forceinline__ int best_of(const S (&values)[kSlots], S& u) const {
-    S most[kSlots];
+  // The lane's candidate of the largest value, the lowest on ties. One that is not a number is
+  // never it.
+  __device__ __forceinline__ LaneBest<S> lane_best(const S (&values)[kSlots]) const {
+    S most[kSlots], u[kSlots];
+    int slot[kSlots];
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i) most[i] = values[i];
+    for (int i = 0; i < kSlots; ++i) most[i] = values[i], u[i] = u_[i], slot[i] = i;
 #pragma unroll
-    for (int apart = kSlots / 2; apart > 0; apart /= 2)
+    for (int apart = 1; apart < kSlots; apart *= 2)
 #pragma unroll
-      for (int i = 0; i < apart; ++i) most[i] = fmax(most[i], most[i + apart]);
-    most[0] = fmax(most[0], -S(INFINITY));     // the key of a GPU's NaN would be the largest
-    const bool here = warp_top(most[0]).here;  // while the lane finds its slot
-    int slot = kSlots - 1;
-    u = u_[slot];
-#pragma unroll
-    for (int i = kSlots - 2; i >= 0; --i)
-      if (values[i] == most[0]) slot = i, u = u_[i];
-    return warp_lowest(here, candidate(slot));
+      for (int i = 0; i < kSlots; i += 2 * apart) {
+        const S larger = fmax(most[i], most[i + apart]);
+        if (larger != most[i]) u[i] = u[i + apart], slot[i] = slot[i + apart];
+        most[i] = larger;
+      }
+    // The key of a GPU's NaN would be the largest.
+    return {S(fmax(most[0], -S(INFINITY))), u[0], candidate(slot[0])};
   }
 
-  // u: in the lane of candidate k, its u.
-  __device__ __forceinline__ FwPick pick_of(int k, S u) const {
+  // The candidate of the largest value in the warp.
+  __device__ __forceinline__ int best_of(const LaneBest<S>& mine) const {
+    return warp_lowest(warp_top(mine.value).here, mine.k);
+  }
+
+  __device__ __forceinline__ FwPick pick_with(int k, S u) const {
     FwPick pick;
     pick.k = k;
     pick.b = shared_.products.b[k];
-    pick.atom.u = double(__shfl_sync(kFullWarp, u, k));  // of lane k % 32
+    pick.atom.u = double(u);
     pick.atom.c = pick.b - pick.atom.u;
     pick.atom.gram = shared_.products.square[k];
     return pick;
   }
 
+  // u: in the lane of candidate k, its u.
+  __device__ __forceinline__ FwPick pick_of(int k, S u) const {
+    return pick_with(k, __shfl_sync(kFullWarp, u, k));  // of lane k % 32
+  }
+
   __device__ __forceinline__ FwPick best_pick(const S (&values)[kSlots]) const {
-    S u;
-    const int k = best_of(values, u);
-    return pick_of(k, u);
+    const LaneBest<S> mine = lane_best(values);
+    return pick_of(best_of(mine), mine.u);
   }
 
   __device__ __forceinline__ double weight_of(int k) const {
@@ -207,13 +221,18 @@ class FwWarp {
 
   // The row of the Gram matrix that a pick names; a pick of NaN may lie past the pool.
   __device__ __forceinline__ unsigned row_start(int k) const {
-    return unsigned(k < n_ ? k : 0) * unsigned(p_.pool.width);
+    const int last = n_ - 1;
+    return unsigned(k < last ? k : last) * unsigned(p_.pool.width);
+  }
+
+  // Where the lane's share of a column begins.
+  __device__ __forceinline__ const S* column_start(int k) const {
+    return opaque(lane_gram_ + row_start(k));
   }
 
   // The lane's share of a column. Slots past the pool keep what they hold. Not by __ldg, which is
   // for memory that nothing writes while the kernel runs: the Gram matrix may still be on its way.
-  __device__ __forceinline__ void load_column(int k, S (&to)[kSlots]) const {
-    const S* from = opaque(lane_gram_ + row_start(k));
+  __device__ __forceinline__ void load_column(const S* from, S (&to)[kSlots]) const {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i)
       if (slots_ >> i & 1) to[i] = from[i * kWarp];
@@ -226,7 +245,7 @@ class FwWarp {
     lane_gram_ = opaque(gram_ + me_.lane);
     slots_ = (1u << (n_ - me_.lane + kWarp - 1) / kWarp) - 1;
     const FwPick s = best_pick(b_);
-    load_column(s.k, u_);
+    load_column(column_start(s.k), u_);
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) w_[i] = S(bit_of(s.k) >> i & 1);
     enter(s.k, false);
@@ -251,36 +270,75 @@ class FwWarp {
 
   // Returns kStep where the sums are due.
   __device__ __forceinline__ Action take_steps() {
+    if constexpr (kCorrective)
+      return take_corrective_steps();
+    else
+      return take_vanilla_steps();
+  }
+
+  // Each lane computes the step toward its own candidate while the warp finds the best of all, and
+  // the weights follow while it finds the next. The order is that of least latency: nvcc 13.0 moves
+  // nothing across a reduction or a shuffle, and would wait for loads that come before one.
+  __device__ __forceinline__ Action take_vanilla_steps() {
+    S c[kSlots], g[kSlots] = {};  // a column, 0 in slots past the pool
+    correlations(c);
+    LaneBest<S> mine = lane_best(c);
+    bool here = warp_top(mine.value).here;
+    while (true) {
+      const double squared = (qq_ - it_.wb) - mean_correlation(it_);
+      // The negation sees what is not a number.
+      const S of_mine = step_toward(pick_with(mine.k, mine.u), is_last() | !(squared > floor_));
+      const int k = warp_lowest(here, mine.k);
+      const S* from = column_start(k);
+      const FwPick top = pick_of(k, mine.u);
+      const bool held = is_held(k);
+      const S gamma = __shfl_sync(kFullWarp, of_mine, k);
+      load_column(from, g);
+      if (gamma < 0) {
+        gap_ = top.atom.c - mean_correlation(it_);
+        return reason(squared);
+      }
+      const S scale = 1 - gamma;
+      move_products(scale, gamma, g);
+      move_sums(top, scale, gamma);
+      correlations(c);
+      mine = lane_best(c);
+      here = warp_top(mine.value).here;
+      move_weights(top, scale, gamma);
+      enter(k, held);
+      ++iterations_;
+    }
+  }
+
+  __device__ __forceinline__ Action take_corrective_steps() {
     S g[kSlots] = {}, h[kSlots] = {};  // columns, 0 in slots past the pool
     while (true) {
       S c[kSlots];
-#pragma unroll
-      for (int i = 0; i < kSlots; ++i) c[i] = b_[i] - u_[i];
+      correlations(c);
       const FwPick top = best_pick(c);
-      bool held = false;
-      if constexpr (!kCorrective) {
-        held = is_held(top.k);
-        // While the scalars are computed; before a shuffle, nvcc 13.0 would wait for the loads.
-        load_column(top.k, g);
-      }
       gap_ = top.atom.c - mean_correlation(it_);
       const double squared = (qq_ - it_.wb) - mean_correlation(it_);
-      // One branch: the negations see what is not a number. The gap is known last.
-      bool ends = is_last() | !(squared > floor_) | !(gap_ > stopping_.gap_floor);
-      if constexpr (kCorrective) {
-        if (ends) return reason(squared);
-        const Step<S> step = corrective_step(c, top, g, h);
-        if (!step.moves) return finite(step.toward + step.away) ? Action::kDone : Action::kFail;
-      } else {
-        const double curvature = squared_direction(top.atom, it_);
-        ends = ends | is_rounding(curvature, top.atom.gram, it_.wu);
-        if (ends) return reason(squared);
-        const S gamma = clip(quotient<S>(gap_, curvature), S(0), S(1));
-        move(top, 1 - gamma, gamma, g);
-        enter(top.k, held);
-      }
+      // The negations see what is not a number.
+      if (is_last() | !(squared > floor_) | !(gap_ > stopping_.gap_floor)) return reason(squared);
+      const Step<S> step = corrective_step(c, top, g, h);
+      if (!step.moves) return finite(step.toward + step.away) ? Action::kDone : Action::kFail;
       ++iterations_;
     }
+  }
+
+  __device__ __forceinline__ void correlations(S (&c)[kSlots]) const {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) c[i] = b_[i] - u_[i];
+  }
+
+  // The length of a vanilla step, negative where the steps end.
+  __device__ __forceinline__ S step_toward(const FwPick& pick, bool is_due) const {
+    const double gap = pick.atom.c - mean_correlation(it_);
+    const double curvature = squared_direction(pick.atom, it_);
+    const S gamma = clip(quotient<S>(gap, curvature), S(0), S(1));
+    const bool ends =
+        is_due | !(gap > stopping_.gap_floor) | is_rounding(curvature, pick.atom.gram, it_.wu);
+    return ends ? S(-1) : gamma;
   }
 
   // Steps go no further before sums or an answer; a vanilla solve ends with a full support.
@@ -309,17 +367,17 @@ class FwWarp {
 
   // The atom of the support with the largest correlation, or with the smallest one by sign -1.
   __device__ __forceinline__ int best_of_support(const S (&c)[kSlots], S sign) const {
-    S values[kSlots], u;
+    S values[kSlots];
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) values[i] = held_ >> i & 1 ? sign * c[i] : -S(INFINITY);
-    return best_of(values, u);
+    return best_of(lane_best(values));
   }
 
   __device__ __forceinline__ FwPick pick(int k) const { return pick_of(k, held_for(k, u_)); }
 
   __device__ __forceinline__ Step<S> step_between(int to, int from, S (&toward)[kSlots],
                                                   S (&away)[kSlots]) {
-    load_column(to, toward), load_column(from, away);
+    load_column(column_start(to), toward), load_column(column_start(from), away);
     const double gram_sa = double(gram_[row_start(to) + unsigned(from < n_ ? from : 0)]);
     const FwPick s = pick(to);
     FwPick a = pick(from);
@@ -349,7 +407,7 @@ class FwWarp {
     const FwPick s = pick(to);
     FwPick a = pick(from);
     const bool leaves = prefers_away(s.atom.c, a.atom.c, it_);
-    load_column(leaves ? from : to, g);
+    load_column(column_start(leaves ? from : to), g);
     Step<S> step;
     if (leaves) {
       a.atom.weight = weight_of(from);
@@ -367,13 +425,26 @@ class FwWarp {
 
   // w <- scale * w + by * e_k, and all that follows from w; g is the column of k.
   __device__ __forceinline__ void move(const FwPick& pick, S scale, S by, const S (&g)[kSlots]) {
-    const unsigned moved = bit_of(pick.k);
+    move_products(scale, by, g);
+    move_weights(pick, scale, by);
+    move_sums(pick, scale, by);
+  }
+
+  __device__ __forceinline__ void move_products(S scale, S by, const S (&g)[kSlots]) {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       u_[i] *= scale;
       u_[i] += by * g[i];
-      w_[i] = w_[i] * scale + (moved >> i & 1 ? by : S(0));
     }
+  }
+
+  __device__ __forceinline__ void move_weights(const FwPick& pick, S scale, S by) {
+    const unsigned moved = bit_of(pick.k);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) w_[i] = w_[i] * scale + (moved >> i & 1 ? by : S(0));
+  }
+
+  __device__ __forceinline__ void move_sums(const FwPick& pick, S scale, S by) {
     const double z = double(scale), y = double(by);
     it_.wb = z * it_.wb + y * pick.b;
     it_.wu = z * (z * it_.wu + 2 * y * pick.atom.u) + y * y * pick.atom.gram;
