@@ -61,6 +61,8 @@ def tests_page(suites: Element) -> str:
             counts["tests"] += 1
             for outcome in case:
                 message = outcome.get("message", "").partition("\n")[0]
+                if message in ("collection failure", "collection skipped"):
+                    message = (outcome.text or message).strip().splitlines()[-1]
                 if outcome.tag == "skipped":
                     counts["skipped"] += 1
                     reasons[message] += 1

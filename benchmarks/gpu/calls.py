@@ -13,11 +13,15 @@ from hullft_ops._ops import ops
 Outputs = Sequence[torch.Tensor]
 
 _STEPS = 30
+# Rows of a pool and the queries that share it: their products are panels below its Gram matrix.
+_SHARED = (200, 1000)
 _REPEATS = 3
 _SWEEP_SIZES = (2500, 70_001)  # the second has a tail
 # Batch, candidates, dim and n_select decide which path the kernels take.
 _SHAPES = {
-    "": (3, 70, 36, 9),  # Gram matrices first
+    "": (3, 70, 36, 9),  # Gram matrices first, a block for each tile
+    ", runs": (64, 70, 100, 9),  # of a tile a warp; bfloat16 rows are not aligned
+    ", long runs": (40, 300, 52, 9),  # of four
     ", unaligned": (2, 300, 37, 9),  # more threads in a block, no loads of 16 bytes
     ", columns": (12, 1500, 36, 3),  # when an atom is picked; the largest blocks
     ", global state": (1, 30_000, 8, 3),  # too large for any card's shared memory
@@ -44,7 +48,9 @@ class Call:
 
 def calls(seed: int) -> dict[str, Call]:
     """Every operator by a readable name, with float32 and with float64 state."""
-    named: dict[str, Call] = {}
+    shared = [_normal(seed + i, torch.float32, n, 20) for i, n in enumerate(_SHARED)]
+    select = partial(hullft_ops.fw_select, n_select=9, max_iter=_STEPS)
+    named = {"fw_select float32, shared": Call(select, shared, 2e-5)}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for suffix, (batch, candidates, dim, n_select) in _SHAPES.items():
             pool, query = _problem(seed, batch, candidates, dim, dtype)

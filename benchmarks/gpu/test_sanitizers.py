@@ -11,6 +11,8 @@ import torch
 _ROOT = Path(__file__).parents[2]
 _SECONDS = 240
 _TIMED_OUT = 124  # of the command timeout
+# Pools by candidates read sizes that torch's kernels wrote, which a filter by name does not see.
+_CALLS = {"initcheck": "equals_the_cpu and float32 and not indexed"}
 
 
 @pytest.mark.timeout(_SECONDS + 30)
@@ -33,7 +35,8 @@ def test_nothing_is_reported(
     command += ["--kernel-name", "kns=hullft", "--report-api-errors", "no"]
     command += ["--error-exitcode", "9", "--print-limit", "20"]
     command += [sys.executable, "-m", "pytest", "benchmarks/gpu/test_operators.py"]
-    command += ["-k", "equals_the_cpu and float32", "--device", str(device)]
+    command += ["-k", _CALLS.get(tool, "equals_the_cpu and float32")]
+    command += ["--device", str(device)]
     command += ["-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
     done = subprocess.run(
         command,

@@ -6,42 +6,42 @@ The weights are random, the embedder counts trigrams: nothing is downloaded.
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from benchmarks import adapting
+from benchmarks.passages import TrigramEmbedder
+from benchmarks.timing import Pace, measure, synchronised
 from hullft_ops import ReplayAdam
-
-if TYPE_CHECKING:
-    from benchmarks import adapting
-    from benchmarks.passages import TrigramEmbedder
-else:
-    adapting = pytest.importorskip("benchmarks.adapting", exc_type=ImportError)
-    TrigramEmbedder = adapting.TrigramEmbedder
+from hullft_ops.ttft import TestTimeFinetuner, score_text
 
 # Of a gradient, relative to its norm: the rounding of one pass.
 _GRADIENT_ERROR = {None: 1e-5, "bfloat16": 0.05}
 # Between two adaptations, as a share of the change.
 _REPETITION = {None: 0.01, "bfloat16": 0.2}
+# Tokens of the pass that torch captures.
+_TOKENS = 300
 # An eps so large that a step of Adam is the gradient, times the rate / eps.
 _EPS, _SCALE = 1e8, 2.0**10
 
 
-def cases(grid: str) -> list["adapting.Case"]:
+def cases(grid: str) -> list[adapting.Case]:
     if grid == "smoke":
         return [adapting.SMALL, replace(adapting.SMALL, dtype="bfloat16")]
     return [adapting.Case("gpt2"), adapting.Case("gpt2", dtype="bfloat16")]
 
 
 def adapter(
-    case: "adapting.Case", device: torch.device, **options: Any
-) -> "adapting.Adapting":
+    case: adapting.Case, device: torch.device, **options: Any
+) -> adapting.Adapting:
     return adapting.Adapting(case, device, TrigramEmbedder(), **options)
 
 
 def test_the_gradient_of_a_pass_is_that_of_float64(
-    case: "adapting.Case", device: torch.device, monkeypatch: pytest.MonkeyPatch
+    case: adapting.Case, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adam = partial(ReplayAdam, eps=_EPS)
     monkeypatch.setattr("hullft_ops.ttft.training.ReplayAdam", adam)
@@ -65,7 +65,7 @@ def test_the_gradient_of_a_pass_is_that_of_float64(
 
 
 def test_an_adaptation_ends_where_plain_loops_end(
-    case: "adapting.Case", device: torch.device
+    case: adapting.Case, device: torch.device
 ) -> None:
     difference = adapter(case, device).difference()
     print(f"difference, of the change: {difference:.3g}")
@@ -73,7 +73,7 @@ def test_an_adaptation_ends_where_plain_loops_end(
 
 
 def test_an_adaptation_ends_where_the_last_one_did(
-    case: "adapting.Case", device: torch.device
+    case: adapting.Case, device: torch.device
 ) -> None:
     """torch's attention may add up in another order each time, and then Adam goes another way."""
     ours = adapter(case, device)
@@ -81,3 +81,66 @@ def test_an_adaptation_ends_where_the_last_one_did(
     difference = max(ours.apart(other, end) for other in others)
     print(f"difference, of the change: {difference:.3g}")
     assert difference <= _REPETITION[case.dtype]
+
+
+def test_an_adaptation_scores_and_generates_and_leaves_the_model_as_it_was(
+    case: adapting.Case, device: torch.device
+) -> None:
+    ours = adapter(case, device)
+    tokenizer, prompt = ours.finetuner.tokenizer, ours.prompt
+    start = adapting.copies(ours.model)
+    before = score_text(ours.model, tokenizer, prompt)
+    with ours.finetuner.adapted(prompt) as adaptation:
+        adapted = adaptation.score(prompt)
+        answers = [adaptation.generate(prompt, max_new_tokens=8) for _ in range(2)]
+    assert adapted.value < before.value
+    assert answers[0] == answers[1]
+    assert all(map(torch.equal, start, adapting.copies(ours.model)))
+    assert score_text(ours.model, tokenizer, prompt) == before
+
+
+def test_a_compiled_model_ends_where_the_model_does(device: torch.device) -> None:
+    ours = adapter(adapting.SMALL, device)
+    backend = "inductor" if device.type == "cuda" else "aot_eager"
+    compiled = TestTimeFinetuner(
+        torch.compile(ours.model, backend=backend),
+        ours.finetuner.tokenizer,
+        ours.finetuner.store,
+        TrigramEmbedder(),
+        ours.finetuner.config,
+    )
+    with compiled.adapted(ours.prompt):
+        end = adapting.copies(ours.model)
+    allowed = adapting.SMALL.allowed_difference(device)
+    assert ours.apart(end, ours.end()) <= allowed
+
+
+class Loss(nn.Module):
+    """Of token ids [1, n]; a scalar."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        output = self.model(input_ids=tokens, labels=tokens, use_cache=False)
+        loss: torch.Tensor = output.loss
+        return loss
+
+
+def test_what_torch_gains_by_capturing_a_pass(device: torch.device) -> None:
+    """The last test: a capture that fails may leave CUDA unusable."""
+    if device.type != "cuda":
+        pytest.skip("only a GPU has graphs")
+    eager = Loss(adapter(adapting.Case("gpt2"), device).model)
+    tokens = torch.arange(_TOKENS, device=device).unsqueeze(0)
+    captured = torch.cuda.make_graphed_callables(deepcopy(eager), (tokens,))
+    assert torch.allclose(captured(tokens), eager(tokens), rtol=1e-4)
+
+    def milliseconds(loss: nn.Module) -> float:
+        a_pass = synchronised(lambda: loss(tokens).backward(), device)
+        return 1e3 * measure(a_pass, Pace(1.0, 5, 100))
+
+    print(
+        f"a pass: {milliseconds(eager):.2f} ms, {milliseconds(captured):.2f} captured"
+    )

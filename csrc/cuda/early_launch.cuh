@@ -23,14 +23,22 @@ __device__ __forceinline__ void let_next_kernel_start() {
 }
 
 // Whether the card and the driver can start this kernel early. Machine code made of older PTX has
-// no instruction to wait, whatever the card; graphs can hold such a launch since CUDA 12.3.
+// no instruction to wait, whatever the card; graphs can hold such a launch since CUDA 12.3. Asked
+// once for each type of kernel, until the thread goes to another device.
 template <typename Kernel>
 cudaError_t can_start_early(Kernel* kernel, bool& early) {
-  cudaFuncAttributes attributes{};
-  int driver = 0;
-  cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
-  if (status == cudaSuccess) status = cudaDriverGetVersion(&driver);
-  early = attributes.ptxVersion >= 90 && driver >= 12'030;
+  thread_local int asked_of = -1;
+  thread_local bool answer = false;
+  int device = 0, driver = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess && device != asked_of) {
+    cudaFuncAttributes attributes{};
+    status = cudaFuncGetAttributes(&attributes, kernel);
+    if (status == cudaSuccess) status = cudaDriverGetVersion(&driver);
+    answer = attributes.ptxVersion >= 90 && driver >= 12'030;
+    if (status == cudaSuccess) asked_of = device;
+  }
+  early = answer;
   return status;
 }
 

@@ -240,6 +240,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (ahead < n_slices)
       fetch(pool, shared.rows, n_rows, ahead, shared.slabs[(stage + kStages - 1) % kStages]);
     close_group();
+    __syncwarp();  // fetch lets lanes go apart, and a product wants all of them
     tiles.add(shared.slabs[stage]);
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }

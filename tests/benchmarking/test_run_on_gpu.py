@@ -76,6 +76,7 @@ def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(run: Run) 
     assert {name.partition("[")[0] for name in skipped} == {
         "test_all_mantissas",
         "test_nothing_is_reported",
+        "test_what_torch_gains_by_capturing_a_pass",
     }
     assert "- 4: there is nothing to check on the CPU" in ran.files["page.md"]
 
@@ -95,6 +96,7 @@ def test_right(): pass
 def test_wrong(): assert 1 == 2
 def test_skipped(): pytest.skip("needs a moon")
 """,
+    "test_package.py": "import pytest\npytest.importorskip('no_such_package')",
     "test_unusable.py": """
 import torch
 def test_unusable():
@@ -124,6 +126,7 @@ def test_every_file_is_run_whatever_becomes_of_those_before(
     assert ran.outcomes["test_skipped"] == ["skipped"]
     assert "test_after" not in ran.outcomes
     assert "- 1: needs a moon" in page
+    assert "Skipped: could not import 'no_such_package'" in page
     assert "test_wrong: assert 1 == 2" in page
     assert "NameError: name 'no_such' is not defined" in ran.files["log.txt"]
     for name, status in (("crash", -6), ("hang", 1), ("unusable", 2)):
@@ -144,6 +147,12 @@ def test_what_there_is_no_time_for_is_skipped(tmp_path: Path, run: Run) -> None:
     ran = run(str(test), "--seconds", "8")
 
     assert ran.outcomes == {"test_a": [], "test_b": ["skipped"]}
+
+
+def test_without_kernels_that_can_run_nothing_is_run(run: Run) -> None:
+    ran = run("benchmarks/bench_lmo.py", "--device", "cuda")
+    assert ran.status == 1
+    assert "kernels process: the process ended with status 1" in ran.files["page.md"]
 
 
 def test_each_pattern_names_a_file() -> None:

@@ -51,10 +51,16 @@ def gram_ways(library: Library, seed: int) -> None:
                 for b in range(2):
                     check_gram(pool[b], query[b], gram[b], products[b])
 
-    for candidates in (207, 255):
-        pool = whole_numbers(1, candidates, 20, dtype=torch.float32)
-        query = whole_numbers(1, 20, dtype=torch.float32)
-        gram, products = library.gram(pool, query, launch=in_runs(seed))
+    # The last two as benchmarks/gpu/calls.py has them.
+    for candidates, dim, sms in (
+        (207, 20, 1),
+        (255, 20, 1),
+        (70, 100, 3),
+        (300, 52, 3),
+    ):
+        pool = whole_numbers(1, candidates, dim, dtype=torch.float32)
+        query = whole_numbers(1, dim, dtype=torch.float32)
+        gram, products = library.gram(pool, query, launch=Launch(seed, sms=sms))
         check_gram(pool[0], query[0], gram[0], products[0])
 
 
@@ -135,14 +141,18 @@ def gram_bits(library: Library, seed: int) -> None:
 @case
 def gram_plan(library: Library, seed: int) -> None:
     """One pool of 200 has a block for each tile, 64 have four each, of which an SM runs two, and
-    1,000 have two each. Four blocks have the bits of the model."""
-    for pools, sms, warp_tiles in (
-        (1, 132, 0),
-        (64, 132, 3),
-        (1000, 132, 6),
-        (1, 2, 3),
+    1,000 have two each. Four blocks have the bits of the model. The calls on a GPU make runs."""
+    for pools, candidates, dim, sms, warp_tiles in (
+        (1, 200, 384, 132, 0),
+        (64, 200, 384, 132, 3),
+        (1000, 200, 384, 132, 6),
+        (1, 200, 384, 2, 3),
+        (64, 70, 100, 132, 1),
+        (1, 70, 100, 3, 1),
+        (40, 300, 52, 132, 4),
+        (1, 300, 52, 3, 4),
     ):
-        assert library.warp_tiles(pools, 200, 384, sms) == warp_tiles
+        assert library.warp_tiles(pools, candidates, dim, sms) == warp_tiles
 
     rows = torch.randn(201, 20, generator=torch.Generator().manual_seed(3))
     pool = rows[None, :200].contiguous()
