@@ -102,8 +102,9 @@ def test_an_adaptation_scores_and_generates_and_leaves_the_model_as_it_was(
 def test_a_compiled_model_ends_where_the_model_does(device: torch.device) -> None:
     ours = adapter(adapting.SMALL, device)
     backend = "inductor" if device.type == "cuda" else "aot_eager"
+    model: Any = torch.compile(ours.model, backend=backend)
     compiled = TestTimeFinetuner(
-        torch.compile(ours.model, backend=backend),
+        model,
         ours.finetuner.tokenizer,
         ours.finetuner.store,
         TrigramEmbedder(),
@@ -134,7 +135,7 @@ def test_what_torch_gains_by_capturing_a_pass(device: torch.device) -> None:
         pytest.skip("only a GPU has graphs")
     eager = Loss(adapter(adapting.Case("gpt2"), device).model)
     tokens = torch.arange(_TOKENS, device=device).unsqueeze(0)
-    captured = torch.cuda.make_graphed_callables(deepcopy(eager), (tokens,))
+    captured: Any = torch.cuda.make_graphed_callables(deepcopy(eager), (tokens,))
     assert torch.allclose(captured(tokens), eager(tokens), rtol=1e-4)
 
     def milliseconds(loss: nn.Module) -> float:
