@@ -250,10 +250,11 @@ def fw_failures(library: Library, seed: int) -> None:
 
 @case
 def fw_overflowing_lane(library: Library, seed: int) -> None:
-    """Products with the picks that overflow, for all rows of one lane: no step takes those rows."""
+    """Products with the picks that overflow, for all rows of one lane, and for a row in the lanes of
+    both picks: no step takes those rows."""
     for dtype, huge in ((torch.float32, 1e30), (torch.float64, 1e300)):
         pool = torch.tensor([0, 0.5], dtype=dtype).repeat(1, 64, 1)
-        pool[0, 5::32] = torch.tensor([huge, 0], dtype=dtype)
+        pool[0, [5, 37, 32, 33]] = torch.tensor([huge, 0], dtype=dtype)
         pool[0, :2] = torch.tensor([[1e10, 1], [-1e10, 1]], dtype=dtype)
         query = torch.tensor([[0, 2]], dtype=dtype)
 
