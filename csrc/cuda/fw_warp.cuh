@@ -277,8 +277,8 @@ class FwWarp {
   }
 
   // Each lane computes the step toward its own candidate while the warp finds the best of all, and
-  // the weights follow while it finds the next. The order is that of least latency: nvcc 13.0 moves
-  // nothing across a reduction or a shuffle, and would wait for loads that come before one.
+  // the weights follow while it finds the next. The order matters: nvcc 13.0 moves little across a
+  // reduction, and waits for loads that come before a shuffle.
   __device__ __forceinline__ Action take_vanilla_steps() {
     S c[kSlots], g[kSlots] = {};  // a column, 0 in slots past the pool
     correlations(c);

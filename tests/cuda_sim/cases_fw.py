@@ -250,7 +250,7 @@ def fw_failures(library: Library, seed: int) -> None:
 
 @case
 def fw_overflowing_lane(library: Library, seed: int) -> None:
-    """Products with the picks that overflow, for all rows of one lane, and for a row in the lanes of
+    """Products with the picks that overflow, for all rows of one lane and for a row in the lanes of
     both picks: no step takes those rows."""
     for dtype, huge in ((torch.float32, 1e30), (torch.float64, 1e300)):
         pool = torch.tensor([0, 0.5], dtype=dtype).repeat(1, 64, 1)
