@@ -7,9 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 _MIN_SQUARED_LENGTH = 1e-12
 _MIN_IMPROVEMENT = 1e-14
+# The largest eigenvalue, by the power method, which stays below it.
+_POWER_STEPS = 30
+_POWER_MARGIN = 1.05
+_STEPS_BETWEEN_CHECKS = 20
+_FISTA_STEPS = 2000
 PYVERSITY_METHODS = ("MMR", "MSD", "DPP", "SSD")
 
 
@@ -240,12 +246,80 @@ def _move(counts: np.ndarray, source: int | None, target: int | None) -> None:
         counts[target] += 1
 
 
+def scipy_lstsq(
+    pools: np.ndarray, queries: np.ndarray, *, on_simplex: bool
+) -> torch.Tensor:
+    """SciPy's NNLS of pools [B, K, d] and queries [B, d], one by one: weights [B, K].
+
+    On the simplex the system has one more equation, a heavy one: the weights sum to 1.
+    """
+    from scipy.optimize import nnls
+
+    if on_simplex:
+        heavy = 1e3 * np.abs(pools).max()
+        pools = np.insert(pools, 0, heavy, axis=2)
+        queries = np.insert(queries, 0, heavy, axis=1)
+    weights = [nnls(x.T, q)[0] for x, q in zip(pools, queries, strict=True)]
+    return torch.from_numpy(np.stack(weights))
+
+
+def torch_fista(
+    pool: torch.Tensor, query: torch.Tensor, goal: torch.Tensor
+) -> torch.Tensor:
+    """Accelerated projected gradient, all queries at once: weights [B, K] on the simplex.
+
+    The pool is [K, d] or [B, K, d], the query [B, d]. A query's momentum restarts where it points
+    uphill (O'Donoghue and Candes, 2015). It ends when all squared residuals are at most ``goal``
+    [B]: it is told when to stop, which spares it the work to find out.
+    """
+    candidates, dim = pool.shape[-2:]
+    # The Gram matrix or its factors, whichever take fewer operations.
+    matrices = [pool @ pool.mT] if candidates < 2 * dim else [pool, pool.mT]
+
+    def product(w: torch.Tensor) -> torch.Tensor:
+        for matrix in matrices:
+            w = times(w, matrix)
+        return w
+
+    b = times(query, pool.mT)
+    vector = normalize(torch.ones_like(b))
+    for _ in range(_POWER_STEPS):
+        vector = normalize(product(vector))
+    step = 1 / (_POWER_MARGIN * product(vector).norm(dim=1, keepdim=True))
+    w = ahead = torch.full_like(b, 1 / candidates)
+    age = torch.zeros_like(step)  # of the momentum, in steps
+    for iteration in range(_FISTA_STEPS):
+        moved = _onto_simplex(ahead + step * (b - product(ahead)))
+        is_uphill = ((ahead - moved) * (moved - w)).sum(1, keepdim=True) > 0
+        age = (age + 1).masked_fill(is_uphill, 0)
+        ahead = moved + age / (age + 3) * (moved - w)
+        w = moved
+        if iteration % _STEPS_BETWEEN_CHECKS == 0:
+            squared_residual = (query - times(w, pool)).square().sum(1)
+            if (squared_residual <= goal).all():
+                break
+    return w
+
+
+def _onto_simplex(points: torch.Tensor) -> torch.Tensor:
+    """The nearest points of the simplex (Held, Wolfe and Crowder, 1974)."""
+    sums = points.sort(1, descending=True).values.cumsum(1)
+    counts = torch.arange(1, points.shape[1] + 1, device=points.device)
+    threshold = ((sums - 1) / counts).amax(1, keepdim=True)
+    return (points - threshold).clamp(min=0)
+
+
+def times(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Each of rows [B, n] times a matrix [n, m], or its own of [B, n, m]."""
+    return (rows.unsqueeze(1) @ matrix).squeeze(1)
+
+
 def torch_lmo(
     pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The vertex int64 [B] and the step [B] of pool [B, K, d], query [B, d] and current [B, d]."""
     residual = query - current
-    _, vertex = _correlations(pool, residual).max(1)
+    _, vertex = times(residual, pool.mT).max(1)
     direction = pool[torch.arange(len(pool), device=pool.device), vertex] - current
     squared_length = (direction * direction).sum(1)
     gamma = ((residual * direction).sum(1) / squared_length).clamp(0, 1)
@@ -256,16 +330,12 @@ def torch_knn(
     pool: torch.Tensor, query: torch.Tensor, n_select: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the mean of the nearest rows: the residual [B], and the Frank-Wolfe gap [B]."""
-    nearest = _correlations(pool, query).topk(n_select).indices
+    nearest = times(query, pool.mT).topk(n_select).indices
     rows = pool.gather(1, nearest.unsqueeze(-1).expand(-1, -1, pool.shape[-1]))
     current = rows.mean(1)
     residual = query - current
-    gap = _correlations(pool, residual).amax(1) - (residual * current).sum(1)
+    gap = times(residual, pool.mT).amax(1) - (residual * current).sum(1)
     return residual.norm(dim=1), gap
-
-
-def _correlations(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    return (pool @ query.unsqueeze(-1)).squeeze(-1)
 
 
 def sift(

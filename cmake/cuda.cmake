@@ -82,6 +82,7 @@ add_library(hullft_kernels OBJECT
   csrc/cuda/adam_replay.cu
   csrc/cuda/correlate.cu
   csrc/cuda/frank_wolfe.cu
+  csrc/cuda/fw_corrective.cu
   csrc/cuda/fw_warp.cu
   csrc/cuda/gram.cu
   csrc/cuda/gram_blocks.cu
@@ -103,5 +104,6 @@ set(HULLFT_CUDA_HOST_SOURCES
   csrc/cuda_host/integerize.cpp
   csrc/cuda_host/knn.cpp
   csrc/cuda_host/lmo.cpp
+  csrc/cuda_host/lstsq.cpp
   csrc/cuda_host/sift.cpp)
 string(REPLACE ";" " " HULLFT_CUDA_TARGETS "${HULLFT_CUDA_TARGETS}")  # for build_info

@@ -7,10 +7,18 @@
 STABLE_TORCH_LIBRARY(hullft_ops, m) {
   m.def(
       "fw_select(Tensor pool, Tensor query, int n_select, int max_iter=250, float tol=1e-5, "
-      "float gap_tol=0.0, str variant='vanilla', int swap_passes=2, Tensor? pool_sizes=None, "
-      "Tensor? candidates=None) -> "
+      "float gap_tol=0.0, str variant='vanilla', int swap_passes=2, int? max_support=None, "
+      "Tensor? pool_sizes=None, Tensor? candidates=None) -> "
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
       "Tensor gap, Tensor num_iter)");
+  m.def(
+      "simplex_lstsq(Tensor pool, Tensor query, float gap_tol=0.0, int? max_iter=None, "
+      "Tensor? pool_sizes=None) -> "
+      "(Tensor weights, Tensor residual, Tensor gap, Tensor support_size, Tensor num_iter)");
+  m.def(
+      "nnls(Tensor pool, Tensor query, float gap_tol=0.0, int? max_iter=None, "
+      "Tensor? pool_sizes=None) -> "
+      "(Tensor weights, Tensor residual, Tensor gap, Tensor support_size, Tensor num_iter)");
   m.def(
       "knn_select(Tensor pool, Tensor query, int n_select, Tensor? pool_sizes=None, "
       "Tensor? candidates=None) -> "

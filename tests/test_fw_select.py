@@ -200,7 +200,7 @@ def possible_steps(
 
     for s in toward.tolist():
         for a in away.tolist():
-            steps.append(reference.corrective_step(variant, x, q, weights, s, a))
+            steps.append(reference.away_or_pairwise_step(variant, x, q, weights, s, a))
     return steps
 
 

@@ -15,8 +15,10 @@ from hullft_ops import (
     fw_select_indexed,
     integerize,
     knn_select,
+    nnls,
     sift_select,
     sift_select_indexed,
+    simplex_lstsq,
 )
 
 pytestmark = pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
@@ -41,6 +43,9 @@ REFUSED: list[tuple[Callable[..., object], tuple[object, ...], str]] = [
     (sift_select_indexed, (POOL, ROWS, QUERIES, ANY), COUNTED),
     (integerize, (LONG, torch.ones(1), LONG[:, 0], 3), COUNTED),
     (fw_lmo, (POOL, MANY_QUERIES, MANY_QUERIES), "1099511627776 queries: .* 20480 GiB"),
+    (simplex_lstsq, (POOL, MANY_QUERIES), "1099511627776 queries of 4 rows needs 3"),
+    # The rows as integers.
+    (nnls, (WIDE_POOL, WIDE_POOL[0]), "1 queries of 134217728 rows needs [0-9]{6} GiB"),
     # The integers that a pool is screened in.
     (fw_select, (WIDE_POOL, WIDE_POOL[0], 3), "n_select .* needs 26[0-9]{4} GiB"),
     # The copy of a pool that is not dense, and its integers.

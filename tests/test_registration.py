@@ -31,6 +31,7 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     }
     current = pool[:, 1].contiguous()
     step = {"pool": pool, "query": query, "current": current}
+    least = {"pool": pool, "query": query, "gap_tol": 0.0, "max_iter": 36}
     sizes = torch.tensor([12, 5])
     ragged = {"pool_sizes": sizes}
     return {
@@ -38,6 +39,13 @@ def samples() -> dict[str, tuple[str, Arguments]]:
         "fw_select ragged": ("fw_select", {**wide, "variant": "away", **ragged}),
         "fw_select shared": ("fw_select", shared),
         "fw_select candidates": ("fw_select", {**indexed, **ragged}),
+        "fw_select corrective": (
+            "fw_select",
+            {**pools, "variant": "corrective", "max_support": 3},
+        ),
+        "simplex_lstsq": ("simplex_lstsq", {**least, **ragged}),
+        "simplex_lstsq shared": ("simplex_lstsq", {**least, "pool": pool[0]}),
+        "nnls": ("nnls", least),
         "fw_lmo": ("fw_lmo", {**step, **ragged}),
         "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
         "knn_select": ("knn_select", {**pools, **ragged}),
@@ -97,6 +105,21 @@ def fw_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
     return hullft_ops.fw_select(pool, query, 5, variant="pairwise")
 
 
+def corrective(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    selection = hullft_ops.fw_select(
+        pool, query, 5, variant="corrective", max_support=4
+    )
+    return selection.dense(pool.shape[1])
+
+
+def simplex_lstsq(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    return hullft_ops.simplex_lstsq(pool, query)
+
+
+def nnls(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    return hullft_ops.nnls(pool, query)
+
+
 def multiset(pool: torch.Tensor, query: torch.Tensor) -> Any:
     return hullft_ops.fw_select(pool, query, 5).multiset()
 
@@ -131,6 +154,9 @@ def integerize(pool: torch.Tensor, query: torch.Tensor) -> Any:
 
 FUNCTIONS = [
     fw_select,
+    corrective,
+    simplex_lstsq,
+    nnls,
     multiset,
     fw_select_indexed,
     fw_lmo,

@@ -38,6 +38,8 @@ EARLY, VIRTUAL_OF_EARLY = "early_launch.cuh", {80: (80,), 90: (90,), 100: (100,)
 # sources. It leaves kFixedSharedBytes of what a block may ask for: the largest is therefore that
 # much below the limit, and the static part must fit in between.
 DYNAMIC_SHARED = {
+    "fw_corrective_kernel<float, true": "fw_corrective.cu",
+    "fw_corrective_kernel<double, true": "fw_corrective.cu",
     "fw_kernel<float, true": "frank_wolfe.cu",
     "fw_kernel<double, true": "frank_wolfe.cu",
     "sift_kernel<float, true": "sift.cu",
@@ -52,6 +54,8 @@ KERNELS = {
     "adam_kernel": (256, 512),
     "advance_kernel": (256, 1024),
     "correlate_kernel": (256, 512),
+    "fw_corrective_kernel<float": (512, 512),
+    "fw_corrective_kernel<double": (256, 256),
     "fw_kernel<float": (512, 512),
     "fw_kernel<double": (256, 256),
     "fw_warp_kernel<float": (256, 512),

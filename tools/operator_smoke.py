@@ -23,6 +23,11 @@ def check_selection() -> None:
     torch.testing.assert_close(sel.counts[:m], expected.counts, rtol=0, atol=0)
     indexed = hullft_ops.fw_select_indexed(pool, torch.arange(60), query, 9)
     torch.testing.assert_close(indexed.counts, sel.counts, rtol=0, atol=0)
+    solution = hullft_ops.simplex_lstsq(pool.double(), query.double())
+    weights = reference.simplex_lstsq(pool, query).weights
+    torch.testing.assert_close(solution.weights, weights)
+    solution = hullft_ops.nnls(pool.double(), query.double())
+    torch.testing.assert_close(solution.weights, reference.nnls(pool, query).weights)
     near = hullft_ops.knn_select(pool, query, 5)
     torch.testing.assert_close(
         near.indices, reference.knn_select(pool, query, 5).indices

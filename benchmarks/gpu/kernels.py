@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-_ATTENTION = re.compile("attention|flash|fmha|sdpa")
-# CUPTI up to 13.0 may lose the first launches of a session.
 _CALLS_BEFORE = 5
 
 
@@ -67,12 +65,6 @@ def mean_of_last(found: list[Launch], calls: int, made: int) -> dict[str, float]
         micros[launch.kernel] += max(0.0, launch.end - max(launch.start, end)) / calls
         end = max(end, launch.end)
     return dict(micros)
-
-
-def attention_kernels(call: Callable[[], object], device: torch.device) -> set[str]:
-    """The names of the kernels that compute a call's attention; none on the CPU."""
-    names = {launch.kernel for launch in launches(call, device, 1)}
-    return {name for name in names if _ATTENTION.search(name)}
 
 
 def short_name(name: str) -> str:

@@ -38,10 +38,14 @@ def same_bits(first: Outputs, second: Outputs) -> bool:
 
 
 def compared(outputs: Outputs) -> Outputs:
-    """Rounding may choose between near atoms, but then a selection is about as good."""
-    for name in ("variance", "residual"):
-        if hasattr(outputs, name):
-            return [getattr(outputs, name)]
+    """Rounding may choose between near atoms, but then a selection is about as good.
+
+    Residuals are squared: near 0, the root of a rounding is large.
+    """
+    if hasattr(outputs, "variance"):
+        return [outputs.variance]
+    if hasattr(outputs, "residual"):
+        return [outputs.residual.square()]
     return outputs
 
 

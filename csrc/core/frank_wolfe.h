@@ -13,7 +13,7 @@
 
 namespace hullft {
 
-enum class Variant : int { kVanilla = 0, kAway = 1, kPairwise = 2 };
+enum class Variant : int { kVanilla = 0, kAway = 1, kPairwise = 2, kCorrective = 3 };
 
 // A direction this short (squared) cannot be told from rounding on unit vectors.
 constexpr double kMinSquaredLength = 1e-12;

@@ -15,14 +15,17 @@ struct FwProblem {
   PoolView pool;
   QueryView query;
   int64_t batch;
-  int n_select, max_iter, swap_passes;
+  int n_select;     // units, and the width of the outputs
+  int max_support;  // rows, at most n_select
+  int max_iter, swap_passes;
   double tol, gap_tol;
   Variant variant;
 };
 
 // [batch, n_select] or [batch]; the void pointers are float64 for float64 pools, else float32.
 struct FwOutputs {
-  int64_t *indices, *counts, *support_size, *num_iter;
+  int64_t *indices, *counts;  // null where the weights are dense
+  int64_t *support_size, *num_iter;
   void *weights, *residual, *gap;
 };
 

@@ -55,11 +55,11 @@ struct FwAnswer {
   FwTable<S> table;
   CountArrays counts;
   S* spare;  // memory that is free after the steps
-  int n_spare;
+  int64_t n_spare;
   int n_entries, support_size;
 
   __device__ __forceinline__ int size(const FwProblem& p) const {
-    return support_size < p.n_select ? support_size : p.n_select;
+    return support_size < p.max_support ? support_size : p.max_support;
   }
 };
 

@@ -57,7 +57,7 @@ class FwBlock {
     write_failure<S>(query_, p_.n_select, out, me_);
   }
 
-  __device__ __forceinline__ bool corrective() const { return p_.variant != Variant::kVanilla; }
+  __device__ __forceinline__ bool vanilla() const { return p_.variant == Variant::kVanilla; }
 
   // ---- all warps
 
@@ -178,11 +178,11 @@ class FwBlock {
       if (k < 0) continue;
       const S b = x_.b[k], u = x_.u[k], w = x_.table.weight[j];
       wb += w * b, wu += w * u;
-      if (!corrective()) continue;
+      if (vanilla()) continue;
       see(high, b - u, k), see(low, u - b, k);
     }
     it_ = {warp_sum(wb), warp_sum(wu)};
-    if (!corrective()) return;
+    if (vanilla()) return;
     high_ = warp_best(high).index, low_ = warp_best(low).index;
   }
 
@@ -196,7 +196,7 @@ class FwBlock {
   }
 
   __device__ __forceinline__ bool is_last() const {
-    return iterations_ >= stopping_.last || (!corrective() && support_size_ >= stopping_.full);
+    return iterations_ >= stopping_.last || (vanilla() && support_size_ >= stopping_.full);
   }
 
   __device__ __forceinline__ void stop() {
@@ -224,11 +224,11 @@ class FwBlock {
 
   __device__ __forceinline__ void choose() {
     s_ = top_.index;
-    if (corrective() && support_size_ >= p_.n_select) s_ = high_;
+    if (!vanilla() && support_size_ >= p_.max_support) s_ = high_;
     if (p_.variant == Variant::kPairwise)
       s_ = level_atom(level_, s_), low_ = level_atom(level_, low_);
     s_entry_ = find(s_);
-    a_entry_ = corrective() ? find(low_) : 0;
+    a_entry_ = vanilla() ? 0 : find(low_);
     if (s_entry_ >= 0) return finish_step();
     s_entry_ = allocate(s_);
     if (plan_.gram) return finish_step();
@@ -250,7 +250,7 @@ class FwBlock {
 
   __device__ __forceinline__ Step<S> step_of(bool& uses_toward) const {
     const Atom<S> s = atom_of(s_entry_, s_);
-    if (!corrective()) return toward_step(s, it_);
+    if (vanilla()) return toward_step(s, it_);
     const Atom<S> a = atom_of(a_entry_, low_);
     Step<S> step;
     if (p_.variant == Variant::kPairwise) {
@@ -278,7 +278,7 @@ class FwBlock {
     if (step.drops) leave(a_entry_);
     level_ = {};
     if (p_.variant == Variant::kPairwise && !step.drops) level_ = level_atoms(s_, low_);
-    if (step.scale == S(0) && corrective()) keep_only(s_entry_);
+    if (step.scale == S(0) && !vanilla()) keep_only(s_entry_);
     ++iterations_;
     publish(step.scale, uses_toward ? step.toward : S(0), step.away);
     act(Action::kStep);

@@ -18,13 +18,13 @@ struct FwStopping {
   int full;          // atoms that end a vanilla solve
 };
 
-// qq: the query's square. With one atom to select, a vanilla solve takes a step too.
+// qq: the query's square. With one atom to find, a vanilla solve takes a step too.
 template <typename S>
 __device__ __forceinline__ FwStopping stopping_of(const FwProblem& p, double qq) {
-  const bool one_step = p.variant == Variant::kVanilla && p.n_select == 1 && p.max_iter > 1;
+  const bool one_step = p.variant == Variant::kVanilla && p.max_support == 1 && p.max_iter > 1;
   return {p.tol * sqrt(qq), (p.tol * p.tol + 32.0 * double(epsilon<S>())) * qq,
           p.gap_tol > 0 ? p.gap_tol : -INFINITY, one_step ? 1 : p.max_iter,
-          p.n_select > 1 ? p.n_select : 2};
+          p.max_support > 1 ? p.max_support : 2};
 }
 
 // What all warps do next. From kDone on, the solve is over.

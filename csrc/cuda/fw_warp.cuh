@@ -91,7 +91,7 @@ class FwWarp {
   }
 
  private:
-  static constexpr bool kCorrective = kVariant != Variant::kVanilla;
+  static constexpr bool kTakesBack = kVariant != Variant::kVanilla;
 
   // ---- all warps
 
@@ -270,8 +270,8 @@ class FwWarp {
 
   // Returns kStep where the sums are due.
   __device__ __forceinline__ Action take_steps() {
-    if constexpr (kCorrective)
-      return take_corrective_steps();
+    if constexpr (kTakesBack)
+      return take_away_or_pairwise_steps();
     else
       return take_vanilla_steps();
   }
@@ -310,7 +310,7 @@ class FwWarp {
     }
   }
 
-  __device__ __forceinline__ Action take_corrective_steps() {
+  __device__ __forceinline__ Action take_away_or_pairwise_steps() {
     S g[kSlots] = {}, h[kSlots] = {};  // columns, 0 in slots past the pool
     while (true) {
       S c[kSlots];
@@ -320,7 +320,7 @@ class FwWarp {
       const double squared = (qq_ - it_.wb) - mean_correlation(it_);
       // The negations see what is not a number.
       if (is_last() | !(squared > floor_) | !(gap_ > stopping_.gap_floor)) return reason(squared);
-      const Step<S> step = corrective_step(c, top, g, h);
+      const Step<S> step = away_or_pairwise_step(c, top, g, h);
       if (!step.moves) return finite(step.toward + step.away) ? Action::kDone : Action::kFail;
       ++iterations_;
     }
@@ -343,22 +343,22 @@ class FwWarp {
 
   // Steps go no further before sums or an answer; a vanilla solve ends with a full support.
   __device__ __forceinline__ bool is_last() const {
-    return (iterations_ == pause_) | (!kCorrective && support_size_ >= stopping_.full);
+    return (iterations_ == pause_) | (!kTakesBack && support_size_ >= stopping_.full);
   }
 
   // Why the steps stop. A direction too short to move along ends a vanilla solve.
   __device__ __forceinline__ Action reason(double squared) const {
     if (iterations_ == stopping_.last || gap_ <= stopping_.gap_floor) return Action::kDone;
-    if (!kCorrective && support_size_ >= stopping_.full) return Action::kDone;
+    if (!kTakesBack && support_size_ >= stopping_.full) return Action::kDone;
     if (squared <= floor_) return Action::kResidual;
     return iterations_ == pause_ ? Action::kStep : Action::kDone;
   }
 
   // Away and pairwise steps; where the support is full, between its atoms alone.
-  __device__ __forceinline__ Step<S> corrective_step(const S (&c)[kSlots], const FwPick& top,
-                                                     S (&g)[kSlots], S (&h)[kSlots]) {
+  __device__ __forceinline__ Step<S> away_or_pairwise_step(const S (&c)[kSlots], const FwPick& top,
+                                                           S (&g)[kSlots], S (&h)[kSlots]) {
     const int a = best_of_support(c, S(-1));
-    const int s = support_size_ < p_.n_select ? top.k : best_of_support(c, S(1));
+    const int s = support_size_ < p_.max_support ? top.k : best_of_support(c, S(1));
     if constexpr (kVariant == Variant::kPairwise)
       return step_between(level_atom(level_, s), level_atom(level_, a), g, h);
     else

@@ -45,8 +45,13 @@ inline FwOutputs rest_of(const FwOutputs& out, int64_t first, int n_select, int6
     return static_cast<char*>(p) + values * real_bytes;
   };
   const int64_t rows = first * n_select;
-  return {out.indices + rows,   out.counts + rows,        out.support_size + first,
-          out.num_iter + first, after(out.weights, rows), after(out.residual, first),
+  const bool dense = !out.indices;
+  return {dense ? nullptr : out.indices + rows,
+          dense ? nullptr : out.counts + rows,
+          out.support_size + first,
+          out.num_iter + first,
+          after(out.weights, rows),
+          after(out.residual, first),
           after(out.gap, first)};
 }
 

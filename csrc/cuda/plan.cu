@@ -3,6 +3,7 @@
 
 #include "block_launch.cuh"
 #include "frank_wolfe.h"
+#include "fw_corrective.cuh"
 #include "fw_state.cuh"
 #include "fw_warp.h"
 #include "gram_grid.h"
@@ -31,6 +32,9 @@ constexpr int64_t kFixedSharedBytes = 1024;
 
 // Columns that are kept after their atom has left the support: it often comes back.
 constexpr int kSpareColumns = 32;
+
+// Columns that a corrective solve is expected to take: 15 on texts, 65 of ill-conditioned rows.
+constexpr int kCorrectiveColumns = 32;
 
 double waves(int64_t blocks, int64_t sms) { return std::ceil(double(blocks) / double(sms)); }
 
@@ -105,7 +109,7 @@ bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms
 
 FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
   return choose_columns(
-      p.pool, p.batch, int64_t(p.n_select) + 1, limits,
+      p.pool, p.batch, int64_t(p.max_support) + 1, limits,
       [&](const LaunchLimits& within, bool gram) { return plan_columns(p, within, gram); });
 }
 
@@ -117,7 +121,7 @@ FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, b
   plan.gram = gram;
   plan.sms = limits.sms;
   plan.warp = gram && warp && width <= kWarpCandidates;
-  plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
+  plan.slots = int(std::min(width, int64_t(p.max_support) + 1 + spare));
   plan.threads = plan.warp ? fw_warp_threads(p.batch, limits.full_device())
                            : threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
@@ -132,6 +136,37 @@ FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, b
   plan.part =
       queries_of_part(p.batch, state_bytes + plan.column_stride, all_bytes, limits.workspace_bytes);
   plan.columns_offset = plan.part * state_bytes;
+  plan.workspace_bytes = plan.columns_offset + plan.part * plan.column_stride + all_bytes;
+  return plan;
+}
+
+CorrectivePlan plan_corrective(const FwProblem& p, const LaunchLimits& limits) {
+  return choose_columns(p.pool, p.batch, std::min(p.max_support, kCorrectiveColumns), limits,
+                        [&](const LaunchLimits& within, bool gram) {
+                          return plan_corrective_columns(p, within, gram);
+                        });
+}
+
+CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& limits, bool gram) {
+  const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
+  CorrectivePlan plan;
+  plan.gram = gram;
+  plan.sms = limits.sms;
+  plan.threads = threads_for(p.pool.width, p.pool.storage);
+  // At most d + 1 rows are affinely independent, and one more joins before another leaves.
+  plan.capacity = int(std::min({width, p.pool.d + 2, int64_t(p.max_support)}));
+  plan.state_bytes = corrective_state_bytes(width, plan.capacity, real_bytes);
+  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
+  plan.shared_state = plan.state_bytes <= plan.shared_limit;
+  const int64_t product_bytes = gram ? aligned_bytes(width * real_bytes) : 0;
+  const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
+  const int64_t column_bytes = (gram ? width : plan.capacity) * width * real_bytes;
+  plan.column_stride = gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
+  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
+  plan.part = queries_of_part(p.batch, product_bytes + state_bytes + plan.column_stride, all_bytes,
+                              limits.workspace_bytes);
+  plan.states_offset = plan.part * product_bytes;
+  plan.columns_offset = plan.states_offset + plan.part * state_bytes;
   plan.workspace_bytes = plan.columns_offset + plan.part * plan.column_stride + all_bytes;
   return plan;
 }

@@ -29,9 +29,10 @@ __device__ __forceinline__ void write_failure(int64_t query, int n_select, const
                                               const BlockThread& me) {
   const int64_t first = query * n_select;
   for (int i = me.thread; i < n_select; i += me.n_threads) {
+    static_cast<S*>(out.weights)[first + i] = S(NAN);
+    if (!out.indices) continue;
     out.indices[first + i] = -1;
     out.counts[first + i] = i == 0 ? n_select : 0;
-    static_cast<S*>(out.weights)[first + i] = S(NAN);
   }
   if (me.thread == 0) write_scalars<S>(query, 0, S(NAN), S(NAN), -1, out);
 }
@@ -64,9 +65,10 @@ __device__ __forceinline__ double write_nothing(const PoolView& pool, const Quer
   }
   const int64_t first = query * n_select;
   for (int i = me.thread; i < n_select; i += me.n_threads) {
+    static_cast<S*>(out.weights)[first + i] = S(0);
+    if (!out.indices) continue;
     out.indices[first + i] = -1;
     out.counts[first + i] = 0;
-    static_cast<S*>(out.weights)[first + i] = S(0);
   }
   if (me.thread == 0) write_scalars<S>(query, 0, residual, S(0), 0, out);
   return squares;

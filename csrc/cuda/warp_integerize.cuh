@@ -278,7 +278,7 @@ __device__ __forceinline__ void copy_gram(const Rows& rows, int m, S* copy, cons
 template <typename S, typename Rows, typename Weight>
 __device__ __forceinline__ void count_units(const Rows& rows, const Weight& weight,
                                             const CountArrays& arrays, int m, int n,
-                                            int swap_passes, S* spare, int n_spare,
+                                            int swap_passes, S* spare, int64_t n_spare,
                                             const BlockThread& me) {
   const bool compact = m <= kAtomsAtOnce && m * m <= n_spare;
   __syncthreads();

@@ -3,41 +3,45 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-
 #include "../host/fw_options.h"
 #include "context.h"
+#include "corrective.h"
 #include "views.h"
 
 namespace hullft {
 namespace {
 
+void solve_in_steps(const char* op, const Tensor& pool, const FwProblem& problem,
+                    const FwOutputs& outputs, const CudaContext& context) {
+  const FwPlan plan = plan_frank_wolfe(problem, context.limits());
+  const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
+  check_cuda(op, launch_frank_wolfe(problem, plan, workspace.mutable_data_ptr(), outputs,
+                                    context.stream()));
+}
+
 SelectionTensors::Tuple fw_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                   int64_t max_iter, double tol, double gap_tol,
                                   const std::string& variant, int64_t swap_passes,
+                                  const std::optional<int64_t>& max_support,
                                   const std::optional<Tensor>& pool_sizes,
                                   const std::optional<Tensor>& candidates) {
   const SelectionArguments arguments =
       check_selection("fw_select", "fw_select_indexed", pool, query, pool_sizes, candidates);
   const char* op = arguments.op;
   const FwOptions options =
-      check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
+      check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes, max_support);
   check_launch(arguments);
-  // Of one query, as a batch is solved in parts: its state, and the column of every atom.
-  constexpr double kStateBytes = 128, kMoreAtoms = 64;
-  const double width = double(arguments.width);
-  const double atoms = std::min(width, double(n_select) + kMoreAtoms);
-  check_workspace(op, kStateBytes * (width + atoms) + 8 * width * atoms);
+  check_workspace(op, workspace_of_query(double(arguments.width), double(options.max_support)));
   const SelectionInputs inputs(arguments);
   const CudaContext context(op, pool);
-  const FwProblem problem{inputs.pool(), inputs.query(),  arguments.batch,
-                          int(n_select), int(max_iter),   int(swap_passes),
-                          options.tol,   options.gap_tol, options.variant};
-  const FwPlan plan = plan_frank_wolfe(problem, context.limits());
-  const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
+  const FwProblem problem{
+      inputs.pool(), inputs.query(),   arguments.batch, int(n_select),   int(options.max_support),
+      int(max_iter), int(swap_passes), options.tol,     options.gap_tol, options.variant};
   const SelectionTensors tensors(pool, arguments.batch, n_select);
-  check_cuda(op, launch_frank_wolfe(problem, plan, workspace.mutable_data_ptr(),
-                                    outputs_of(tensors), context.stream()));
+  if (options.variant == Variant::kCorrective)
+    solve_corrective(op, pool, problem, Constraint::kSimplex, outputs_of(tensors), context);
+  else
+    solve_in_steps(op, pool, problem, outputs_of(tensors), context);
   return tensors.tuple();
 }
 

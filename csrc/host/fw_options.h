@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "../core/frank_wolfe.h"
@@ -14,22 +15,28 @@ struct FwOptions {
   double tol, gap_tol;
   Variant variant;
   int64_t swap_passes;
+  int64_t max_support;  // rows, 1..n_select
 };
 
 inline Variant parse_variant(const char* op, const std::string& name) {
   if (name == "vanilla") return Variant::kVanilla;
   if (name == "away") return Variant::kAway;
   if (name == "pairwise") return Variant::kPairwise;
-  value_error(op, "variant must be one of vanilla, away, pairwise, got '", name, "'");
+  if (name == "corrective") return Variant::kCorrective;
+  value_error(op, "variant must be one of vanilla, away, pairwise, corrective, got '", name, "'");
 }
 
-// Every tolerance is valid: it only decides when the loop ends.
+// Any tolerance is allowed: it only ends the loop sooner or later.
 inline FwOptions check_fw_options(const char* op, int64_t n_select, int64_t max_iter, double tol,
-                                  double gap_tol, const std::string& variant, int64_t swap_passes) {
+                                  double gap_tol, const std::string& variant, int64_t swap_passes,
+                                  const std::optional<int64_t>& max_support) {
   check_range(op, "n_select", n_select, 1);
   check_range(op, "max_iter", max_iter, 0);
   check_range(op, "swap_passes", swap_passes, 0);
-  return {n_select, max_iter, tol, gap_tol, parse_variant(op, variant), swap_passes};
+  const int64_t most = max_support.value_or(n_select);
+  check_range(op, "max_support", most, 1);
+  if (most > n_select) value_error(op, "max_support is ", most, ", n_select is ", n_select);
+  return {n_select, max_iter, tol, gap_tol, parse_variant(op, variant), swap_passes, most};
 }
 
 }  // namespace hullft

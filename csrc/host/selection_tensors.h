@@ -52,6 +52,26 @@ struct PickTensors {
   Tensor picks, variance;
 };
 
+// The tensors that simplex_lstsq and nnls return.
+struct LstsqTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+  LstsqTensors(const Tensor& pool, int64_t batch, int64_t width) {
+    const ScalarType real = real_type(pool);
+    const std::array<int64_t, 2> rows{batch, width};
+    const std::array<int64_t, 1> one{batch};
+    weights = empty_beside(pool, rows, real);
+    residual = empty_beside(pool, one, real);
+    gap = empty_beside(pool, one, real);
+    support_size = empty_beside(pool, one, ScalarType::Long);
+    num_iter = empty_beside(pool, one, ScalarType::Long);
+  }
+
+  Tuple tuple() const { return {weights, residual, gap, support_size, num_iter}; }
+
+  Tensor weights, residual, gap, support_size, num_iter;
+};
+
 // The tensors that fw_lmo returns.
 struct LmoTensors {
   using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor>;

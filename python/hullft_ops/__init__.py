@@ -9,6 +9,7 @@ import torch  # noqa: F401 (loads the libraries that the extension links)
 from hullft_ops._C import build_info as _build_info
 from hullft_ops.gradient_cache import GradientCache
 from hullft_ops.lmo import LmoStep, fw_lmo
+from hullft_ops.lstsq import LstsqSolution, nnls, simplex_lstsq
 from hullft_ops.replay import ReplayAdam, ReplayAdamW
 from hullft_ops.selection import (
     Selection,
@@ -25,6 +26,7 @@ __version__: str = _build_info()["version"]
 __all__ = [
     "GradientCache",
     "LmoStep",
+    "LstsqSolution",
     "ReplayAdam",
     "ReplayAdamW",
     "Selection",
@@ -35,6 +37,8 @@ __all__ = [
     "integerize",
     "knn_select",
     "knn_select_indexed",
+    "nnls",
     "sift_select",
     "sift_select_indexed",
+    "simplex_lstsq",
 ]

@@ -144,7 +144,9 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
         results = []
         for result in schema.returns:
             many = result.name in _FOR_EACH_ROW
-            shape = (batch, arguments["n_select"]) if many else (batch,)
+            # Least squares have a weight for each row of the pool.
+            rows = arguments.get("n_select", pool.shape[-2])
+            shape = (batch, rows) if many else (batch,)
             dtype = torch.int64 if result.name in _INT64 else real
             results.append(pool.new_empty(shape, dtype=dtype))
         return tuple(results) if len(results) > 1 else results[0]

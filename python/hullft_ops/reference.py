@@ -37,11 +37,38 @@ def fw_select(
     gap_tol: float = 0.0,
     variant: str = "vanilla",
     swap_passes: int = 2,
+    max_support: int | None = None,
 ) -> ReferenceSelection:
     """Frank-Wolfe on pool [K, d] and query [d]; every step computes the residual again."""
     x, q = pool.double(), query.double()
     if len(x) == 0:
         return knn_select(x, q, n_select)
+    most = n_select if max_support is None else max_support
+    if variant == "corrective":
+        w, num_iter = _fully_corrective(
+            x, q, True, max_iter, tol=tol, gap_tol=gap_tol, max_support=most
+        )
+        support = set(w.nonzero().flatten().tolist())
+    else:
+        w, support, num_iter = _steps(x, q, most, max_iter, tol, gap_tol, variant)
+    order = sorted(support, key=lambda k: (-w[k].item(), k))[:most]
+    indices = torch.tensor(order, dtype=torch.int64)
+    counts = integerize(x[indices], q, w[indices], n_select, swap_passes=swap_passes)
+    return ReferenceSelection(
+        indices, w[indices], counts, *_reached(x, q, x.T @ w), num_iter
+    )
+
+
+def _steps(
+    x: Tensor,
+    q: Tensor,
+    most: int,
+    max_iter: int,
+    tol: float,
+    gap_tol: float,
+    variant: str,
+) -> tuple[Tensor, set[int], int]:
+    """Weights, support and steps of the variants that move weight one step at a time."""
     s = _argmax(_products(x, q))
     w, support, level = _vertex(x, s), {s}, set[int]()
     num_iter = 0
@@ -64,26 +91,124 @@ def fw_select(
         else:
             held = sorted(support)
             s = max(
-                held if len(held) >= n_select else range(len(x)),
+                held if len(held) >= most else range(len(x)),
                 key=c.tolist().__getitem__,
             )
             a = min(held, key=c.tolist().__getitem__)
             s, a = (min(level) if k in level else k for k in (s, a))
-            stepped = corrective_step(variant, x, q, w, s, a)
+            stepped = away_or_pairwise_step(variant, x, q, w, s, a)
             if stepped is None:
                 break
             w, support = stepped, set(stepped.nonzero().flatten().tolist())
             # A pairwise step that was not cut short leaves both atoms equal, but for rounding.
             level = {s, a} if variant == "pairwise" and a in support else set()
         num_iter += 1
-        if variant == "vanilla" and len(support) >= n_select:
+        if variant == "vanilla" and len(support) >= most:
             break
-    order = sorted(support, key=lambda k: (-w[k].item(), k))[:n_select]
-    indices = torch.tensor(order, dtype=torch.int64)
-    counts = integerize(x[indices], q, w[indices], n_select, swap_passes=swap_passes)
-    return ReferenceSelection(
-        indices, w[indices], counts, *_reached(x, q, x.T @ w), num_iter
-    )
+    return w, support, num_iter
+
+
+class ReferenceLstsq(NamedTuple):
+    """One query's weights [K] of least squares."""
+
+    weights: Tensor
+    residual: float
+    gap: float
+    num_iter: int
+
+
+def simplex_lstsq(pool: Tensor, query: Tensor) -> ReferenceLstsq:
+    """The point of the hull of pool [K, d] that is nearest to query [d]."""
+    x, q = pool.double(), query.double()
+    w, num_iter = _fully_corrective(x, q, True, 3 * len(x))
+    return ReferenceLstsq(w, *_reached(x, q, x.T @ w), num_iter)
+
+
+def nnls(pool: Tensor, query: Tensor) -> ReferenceLstsq:
+    """The combination of the rows of pool [K, d] with weights >= 0 that is nearest to query [d]."""
+    x, q = pool.double(), query.double()
+    w, num_iter = _fully_corrective(x, q, False, 3 * len(x))
+    r = q - x.T @ w
+    c = _products(x, r)
+    violation = torch.cat([c, -c[w > 0]]).max().item()
+    return ReferenceLstsq(w, r.norm().item(), max(violation, 0.0), num_iter)
+
+
+def _fully_corrective(
+    x: Tensor,
+    q: Tensor,
+    sum_to_one: bool,
+    max_iter: int,
+    *,
+    tol: float = 0.0,
+    gap_tol: float = 0.0,
+    max_support: int | None = None,
+) -> tuple[Tensor, int]:
+    """Weights [K] and major cycles; after each the weights are the best for the support."""
+    support = [_argmax(_products(x, q))] if sum_to_one else []
+    w = torch.zeros(len(x), dtype=torch.float64)
+    w[support] = 1.0
+    num_iter = 0
+    while num_iter < max_iter and (max_support is None or len(support) < max_support):
+        r = q - x.T @ w
+        c = _products(x, r)
+        k = _argmax(c)
+        slope = (c[k] - r @ (q - r) if sum_to_one else c[k]).item()
+        if k in support or _is_level(x, q, w, k, slope, sum_to_one):
+            break
+        if r.norm() < tol * q.norm() or (gap_tol > 0 and slope <= gap_tol):
+            break
+        w, support = _corrected(x, q, w, [*support, k], sum_to_one)
+        num_iter += 1
+        if k not in support:
+            break
+    return w, num_iter
+
+
+def _is_level(
+    x: Tensor, q: Tensor, w: Tensor, k: int, slope: float, sum_to_one: bool
+) -> bool:
+    """Whether a slope is no more than the rounding of the rows that the residual is made of."""
+    rows = x - q if sum_to_one else x
+    terms = w @ rows.norm(dim=1) + (0 if sum_to_one else q.norm())
+    return slope <= _LEVEL * (rows[k].norm() * terms).item()
+
+
+def _corrected(
+    x: Tensor, q: Tensor, w: Tensor, support: list[int], sum_to_one: bool
+) -> tuple[Tensor, list[int]]:
+    """The best weights for the support, of which rows leave that would get a negative one.
+
+    It ends early if the last row, which has just entered, leaves.
+    """
+    entering = support[-1]
+    while entering in support:
+        best = _vertex(x, entering) * 0
+        best[support] = _best_weights(x[support], q, sum_to_one)
+        negative = [k for k in support if not best[k] > 0]
+        if not negative:
+            return best, support
+        shares = {
+            k: (w[k] / (w[k] - best[k])).item() if w[k] > 0 else 0.0 for k in negative
+        }
+        leaving = min(negative, key=lambda k: (shares[k], k))
+        w = w + shares[leaving] * (best - w)
+        w[leaving] = 0.0
+        support = [k for k in support if w[k] > 0]
+        w = torch.where(w > 0, w, 0.0)
+    return w, support
+
+
+def _best_weights(rows: Tensor, q: Tensor, sum_to_one: bool) -> Tensor:
+    """Weights [m] of rows [m, d], of either sign, whose combination is nearest to q."""
+    if not sum_to_one:
+        return torch.linalg.lstsq(rows.T, q.unsqueeze(1), driver="gelsd").solution[:, 0]
+    if len(rows) == 1:
+        return torch.ones(1, dtype=torch.float64)
+    first, others = rows[0], rows[1:]
+    system, target = (others - first).T, (q - first).unsqueeze(1)
+    rest = torch.linalg.lstsq(system, target, driver="gelsd").solution[:, 0]
+    return torch.cat([1 - rest.sum().unsqueeze(0), rest])
 
 
 def _reached(x: Tensor, q: Tensor, current: Tensor) -> tuple[float, float]:
@@ -114,7 +239,7 @@ def _is_rounding(start: Tensor, end: Tensor) -> bool:
     return bool((end - start).square().sum() <= _MIN_SQUARED_LENGTH * largest)
 
 
-def corrective_step(
+def away_or_pairwise_step(
     variant: str, x: Tensor, q: Tensor, w: Tensor, s: int, a: int
 ) -> Tensor | None:
     """Weights [K] after an away or pairwise step between the vertices s and a.

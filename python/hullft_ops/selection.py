@@ -39,11 +39,22 @@ class Selection(NamedTuple):
     """[..]: the Frank-Wolfe gap over the whole pool, >= 0: an upper bound on how much half the
     squared residual could still fall."""
     num_iter: Tensor
-    """int64 [..]: steps taken."""
+    """int64 [..]: steps taken; of "corrective", rows that entered."""
 
     def multiset(self) -> Tensor:
         """int64 [.., n_select]: every index repeated ``counts`` times, largest weight first."""
         return repeated(self.indices, self.counts)
+
+    def dense(self, n_rows: int) -> Tensor:
+        """[.., n_rows]: the weight of each row of a pool of ``n_rows``, 0 outside the support."""
+        if not isinstance(
+            n_rows, torch.SymInt
+        ):  # of a pool's shape, while it is traced
+            n_rows = _checks.check_integer("dense", "n_rows", n_rows, 1)
+        # -1 goes to a column that is cut off.
+        weights = self.weights.new_zeros(*self.indices.shape[:-1], n_rows + 1)
+        columns = self.indices.masked_fill(self.indices < 0, n_rows)
+        return weights.scatter(-1, columns, self.weights)[..., :n_rows]
 
     def rows(self, candidates: Tensor) -> Tensor:
         """The entries of ``candidates`` at ``indices``: the selected rows of the datastore.
@@ -92,19 +103,24 @@ def fw_select(
     gap_tol: float = 0.0,
     variant: Variant = "vanilla",
     swap_passes: int = 2,
+    max_support: int | None = None,
     pool_sizes: Tensor | None = None,
 ) -> Selection:
     """Writes each query as a sparse convex combination of its pool and rounds it to counts.
 
-    Minimises ``||query - pool.T @ w||^2`` over the simplex by Frank-Wolfe with exact line search,
-    from the row ``(pool @ query).argmax()``, then turns the weights into integer counts that sum to
-    ``n_select`` (see `integerize`). Ties go to the lowest index. The result does not depend
-    on the number of threads, and is not differentiable. Several threads may call at once, with the
-    same tensors too.
+    Minimises ``||query - pool.T @ w||^2`` over the simplex by Frank-Wolfe, from the row
+    ``(pool @ query).argmax()``, then turns the weights into integer counts that sum to ``n_select``
+    (see `integerize`). Ties go to the lowest index. The result does not depend on the number of
+    threads, and is not differentiable. Several threads may call at once, with the same tensors too.
+
+    "vanilla", "away" and "pairwise" take steps with exact line search. "corrective" makes the
+    weights the best for the support whenever a row has entered, and so reaches the optimum after
+    about as many cycles as the support has rows: it is the solver of `simplex_lstsq`, for at most
+    ``max_support`` rows. Take it for correlated rows, where steps arrive late or never.
 
     A query takes ``K * d`` multiply-adds for each row that enters its support, and K for each step.
-    On the CPU each thread that works on one needs some ``8 * K * (n_select + 40)`` bytes, and
-    ``2 * K * d`` unless the pool is float64.
+    On the CPU each thread that works on one needs some ``8 * K * (max_support + 40)`` bytes, and
+    ``2 * K * d`` unless the pool is float64 and the variant not "corrective".
 
     Vectors may have any norm whose square the results' dtype holds: scaling pool and query by one
     power of two scales ``residual`` and ``gap`` and changes nothing else. A direction counts as
@@ -127,14 +143,18 @@ def fw_select(
             float16; the state is float64 on the CPU. Any strides; only a last dimension that is
             not dense is copied.
         query: [d] or [B, d], of the pool's dtype and device.
-        n_select: the largest support, and the sum of the counts. It may exceed K.
-        max_iter: the largest number of steps.
+        n_select: the sum of the counts, and the largest support unless ``max_support`` is less. It
+            may exceed K.
+        max_iter: the largest number of steps, or of cycles of "corrective".
         tol: stop when the residual norm is below this share of the query's norm.
         gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this absolute value; 0
             never stops.
         variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
             (Lacoste-Julien and Jaggi, 2015) drop atoms, and continue within a full support.
+            ``"corrective"`` (Wolfe, 1976) stops at the optimum or when the support is full.
         swap_passes: passes of single-unit swaps that improve the counts.
+        max_support: the largest number of different rows, at most ``n_select``; None for
+            ``n_select``.
         pool_sizes: integers [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool. If
             it sees none, its support is empty: -1, counts and weights of 0, a gap of 0, and the
             query's norm as the residual.
@@ -160,6 +180,7 @@ def fw_select(
         gap_tol=gap_tol,
         variant=variant,
         swap_passes=swap_passes,
+        max_support=max_support,
         pool_sizes=pool_sizes,
     )
 
@@ -175,6 +196,7 @@ def fw_select_indexed(
     gap_tol: float = 0.0,
     variant: Variant = "vanilla",
     swap_passes: int = 2,
+    max_support: int | None = None,
     pool_sizes: Tensor | None = None,
 ) -> Selection:
     """`fw_select` on pools that are rows of one embedding matrix, which it reads in place.
@@ -205,6 +227,7 @@ def fw_select_indexed(
         gap_tol=gap_tol,
         variant=variant,
         swap_passes=swap_passes,
+        max_support=max_support,
         pool_sizes=pool_sizes,
     )
 
@@ -221,19 +244,28 @@ def _frank_wolfe(
     gap_tol: float,
     variant: Variant,
     swap_passes: int,
+    max_support: int | None,
     pool_sizes: Tensor | None,
 ) -> Selection:
     """Check the options and run the operator."""
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
+    if max_support is not None:
+        max_support = _checks.check_integer(op, "max_support", max_support, 1)
+        if max_support > n_select:
+            raise ValueError(
+                f"{op}: max_support is {max_support}, n_select is {n_select}"
+            )
     results = call_batched(
         op,
         pool,
         query,
-        n_select=_checks.check_integer(op, "n_select", n_select, 1),
+        n_select=n_select,
         max_iter=_checks.check_integer(op, "max_iter", max_iter, 0),
         tol=_checks.check_tolerance(op, "tol", tol),
         gap_tol=_checks.check_tolerance(op, "gap_tol", gap_tol),
         variant=_checks.check_variant(op, variant),
         swap_passes=_checks.check_integer(op, "swap_passes", swap_passes, 0),
+        max_support=max_support,
         pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
         candidates=candidates,
     )

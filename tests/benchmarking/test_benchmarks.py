@@ -12,6 +12,7 @@ import pytest
 import torch
 from benchmarks import (
     bench_selection,
+    bench_simplex,
     compare,
     loops,
     peers,
@@ -22,6 +23,7 @@ from benchmarks.adapting import Adapting, Case
 from benchmarks.passages import TrigramEmbedder
 from benchmarks.pools import DISTINCT, distinct_pools, problem, tiled
 from benchmarks.recorder import Comparison, Recorder
+from benchmarks.simplex_problems import problem as simplex_problem
 from benchmarks.timing import Pace, measure, measure_in_turns
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -181,6 +183,43 @@ def test_a_torch_peer_that_computes_something_else_is_noticed(
     monkeypatch.setattr(peers, "torch_select", selected)
     with pytest.raises(AssertionError):
         bench_selection.time_gram(case, recorder, pool, query)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("kind", ["positive", "text"])
+def test_fista_ends_at_its_goal(kind: str, is_shared: bool) -> None:
+    """With the rows, and with Gram matrices."""
+    pool, query = simplex_problem(kind, 2)
+    if is_shared:
+        pool = pool[0]
+    exact = hullft_ops.simplex_lstsq(pool, query).residual.square()
+    weights = peers.torch_fista(pool, query, 1.001 * exact)
+
+    assert (weights >= 0).all()
+    assert (weights.sum(-1) - 1).abs().max() < 1e-12
+
+    squared = (query - peers.times(weights, pool)).square().sum(1)
+    assert (squared <= 1.001 * exact).all()
+    assert (squared >= (1 - 1e-9) * exact).all()
+
+
+@pytest.mark.parametrize("scale", [0.999, 1.001])
+@pytest.mark.parametrize("solver", ["simplex_lstsq", "nnls"])
+def test_an_exact_peer_that_computes_something_else_is_noticed(
+    solver: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = bench_simplex.Case("positive", 2, solver=solver)
+    recorder = recorder_of(Comparison("simplex", str(case)))
+    right = peers.scipy_lstsq
+
+    def solved(*arguments: Any, **options: Any) -> torch.Tensor:
+        weights = right(*arguments, **options)
+        weights[:, weights.argmax(1)] *= scale
+        return weights
+
+    monkeypatch.setattr(peers, "scipy_lstsq", solved)
+    with pytest.raises(AssertionError):
+        bench_simplex.test_simplex(case, recorder, CPU)
 
 
 PASSAGES = [[1, 2, 3, 4], [9, 8, 7]]

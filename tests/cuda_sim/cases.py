@@ -5,6 +5,7 @@ wrong barrier, mask or memory access.
 """
 
 from cuda_sim import (
+    cases_corrective,
     cases_counts,
     cases_fw,
     cases_gram,
@@ -15,6 +16,7 @@ from cuda_sim import (
 from cuda_sim.checks import CASES
 
 MODULES = (
+    cases_corrective,
     cases_counts,
     cases_fw,
     cases_gram,

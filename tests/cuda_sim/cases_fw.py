@@ -38,6 +38,9 @@ SIZES = (
 """Candidates, dimension, n_select: on both sides of a warp, a tile of rows, a Gram tile, a block,
 a vector load and a chunk of d."""
 
+TWO_VARIANTS = ["vanilla", "corrective"]
+"""The second has a kernel of its own."""
+
 WAYS: dict[str, dict[str, bool]] = {
     "warp": {"gram": True},
     "block": {"gram": True, "warp": False},
@@ -69,7 +72,7 @@ def fw_matches(
     launch: Launch,
     sizes: Iterable[tuple],
 ) -> None:
-    steps = {"vanilla": 40, "away": 12, "pairwise": 1}[variant]
+    steps = {"vanilla": 40, "away": 12, "pairwise": 1, "corrective": 4}[variant]
     for candidates, dim, n_select in sizes:
         pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
         options = {"variant": variant, "max_iter": steps}
@@ -234,16 +237,17 @@ def fw_ties(library: Library, seed: int) -> None:
 @case
 def fw_failures(library: Library, seed: int) -> None:
     """A query that cannot be solved says so, and its neighbours do not notice."""
-    for launch in launches(seed):
+    for launch, variant in product(launches(seed), TWO_VARIANTS):
+        options = {"variant": variant, "launch": launch}
         for pool, query in problems_of_bad_values():
-            answer = library.frank_wolfe(pool, query, 4, max_iter=9, launch=launch)
+            answer = library.frank_wolfe(pool, query, 4, max_iter=9, **options)
             check_consistent(pool[0], query[0], 4, of_query(answer, 0))
             check_failed(of_query(answer, 1), 4)
             check_failed(of_query(answer, 2), 4)
 
         pool, query = hull_problem(1, 2, 20, 8, torch.float32)
         pool[1] *= 1e30
-        answer = library.frank_wolfe(pool, query * 1e10, 4, launch=launch)
+        answer = library.frank_wolfe(pool, query * 1e10, 4, **options)
 
         check_failed(of_query(answer, 1), 4)
 
@@ -388,7 +392,8 @@ def fw_scaled(library: Library, seed: int) -> None:
 @case
 def fw_parts(library: Library, seed: int) -> None:
     """A batch in parts gives the bits of the whole: own pools, shared ones, rows in place."""
-    for way in WAYS.values():
+    for way, variant in product(WAYS.values(), TWO_VARIANTS):
+        options = {"n_select": 6, "variant": variant}
         whole = Launch(seed, threads=64, **way)
         in_parts = replace(whole, max_workspace_bytes=14_000)
         one_by_one = replace(
@@ -398,9 +403,24 @@ def fw_parts(library: Library, seed: int) -> None:
         )
 
         for problem in problems_of_parts():
-            expected = library.frank_wolfe(n_select=6, **problem, launch=whole)
+            expected = library.frank_wolfe(**options, **problem, launch=whole)
             assert expected.support_size[[0, 2, 4]].min() > 1
 
             for launch in (in_parts, one_by_one):
-                answer = library.frank_wolfe(n_select=6, **problem, launch=launch)
+                answer = library.frank_wolfe(**options, **problem, launch=launch)
                 check_same(answer, expected)
+
+
+@case
+def fw_max_support(library: Library, seed: int) -> None:
+    """No more rows than that, by every variant, whatever the number of units."""
+    pool, query = hull_problem(11, 2, 40, 12, torch.float32)
+    for launch, variant in product(launches(seed), VARIANTS):
+        options = {"variant": variant, "max_iter": 20, "launch": launch}
+        for most in (1, 4):
+            expected = library.frank_wolfe(pool, query, most, **options)
+            answer = library.frank_wolfe(pool, query, 9, max_support=most, **options)
+
+            assert (answer.counts.sum(1) == 9).all()
+            assert torch.equal(answer.weights[:, :most], expected.weights)
+            check_same(answer[3:], expected[3:])

@@ -7,6 +7,7 @@
 #include "cuda/accumulate.h"
 #include "cuda/adam_replay.h"
 #include "cuda/frank_wolfe.h"
+#include "cuda/fw_corrective.h"
 #include "cuda/gram.h"
 #include "cuda/integerize.h"
 #include "cuda/knn.h"
@@ -38,9 +39,16 @@ struct Selection {
 struct FwCase {
   Pool pool;
   Selection out;
-  int32_t n_select, max_iter, swap_passes, variant;
+  int32_t n_select, max_support, max_iter, swap_passes, variant;
   double tol, gap_tol;
   int32_t force_gram, force_warp, force_threads, force_slots;  // -1: as planned
+};
+
+struct LstsqCase {
+  Pool pool;
+  void *weights, *residual, *gap;
+  int64_t *support_size, *num_iter;
+  int32_t constraint, force_gram, force_threads;  // -1: as planned
 };
 
 struct KnnCase {
@@ -198,6 +206,17 @@ hullft::FwPlan plan_of(const FwCase& c, const hullft::FwProblem& problem,
   return plan;
 }
 
+cudaError_t solve_corrective(const hullft::FwProblem& problem, hullft::Constraint constraint,
+                             int32_t force_gram, int32_t force_threads,
+                             const driver::Schedule& schedule, const hullft::FwOutputs& out) {
+  const hullft::LaunchLimits limits = schedule.limits();
+  hullft::CorrectivePlan plan = hullft::plan_corrective(problem, limits);
+  if (force_gram >= 0) plan = hullft::plan_corrective_columns(problem, limits, force_gram != 0);
+  if (force_threads > 0) plan.threads = force_threads;
+  const Buffer workspace("workspace", plan.workspace_bytes);
+  return hullft::launch_corrective(problem, constraint, plan, workspace.get(), out, nullptr);
+}
+
 }  // namespace
 
 extern "C" {
@@ -206,15 +225,46 @@ const char* sim_frank_wolfe(const FwCase* c, const driver::Schedule* schedule) {
   return driver::run(*schedule, [&] {
     const Pool& p = c->pool;
     const DeviceInputs in(p);
-    const hullft::FwProblem problem{in.pool_view(p), in.query_view(p), p.batch,
-                                    c->n_select,     c->max_iter,      c->swap_passes,
-                                    c->tol,          c->gap_tol,       hullft::Variant(c->variant)};
-    const hullft::FwPlan plan = plan_of(*c, problem, schedule->limits());
-    const Buffer workspace("workspace", plan.workspace_bytes);
+    const hullft::FwProblem problem{
+        in.pool_view(p), in.query_view(p), p.batch, c->n_select, c->max_support,
+        c->max_iter,     c->swap_passes,   c->tol,  c->gap_tol,  hullft::Variant(c->variant)};
     const DeviceSelection out(p, c->n_select);
-    const cudaError_t status =
-        hullft::launch_frank_wolfe(problem, plan, workspace.get(), out.pointers(), nullptr);
+    cudaError_t status;
+    if (problem.variant == hullft::Variant::kCorrective) {
+      status = solve_corrective(problem, hullft::Constraint::kSimplex, c->force_gram,
+                                c->force_threads, *schedule, out.pointers());
+    } else {
+      const hullft::FwPlan plan = plan_of(*c, problem, schedule->limits());
+      const Buffer workspace("workspace", plan.workspace_bytes);
+      status = hullft::launch_frank_wolfe(problem, plan, workspace.get(), out.pointers(), nullptr);
+    }
     out.copy_to(c->out);
+    return status;
+  });
+}
+
+const char* sim_lstsq(const LstsqCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p);
+    hullft::FwProblem problem{};
+    problem.pool = in.pool_view(p), problem.query = in.query_view(p), problem.batch = p.batch;
+    problem.n_select = problem.max_support = p.width;
+    problem.max_iter = 1000;
+    const Buffer weights("weights", p.batch * p.width * real_bytes(p)),
+        residual("residual", p.batch * real_bytes(p)), gap("gap", p.batch * real_bytes(p)),
+        support_size("support_size", p.batch * 8), num_iter("num_iter", p.batch * 8);
+    const hullft::FwOutputs out{nullptr,
+                                nullptr,
+                                support_size.get<int64_t>(),
+                                num_iter.get<int64_t>(),
+                                weights.get(),
+                                residual.get(),
+                                gap.get()};
+    const cudaError_t status = solve_corrective(problem, hullft::Constraint(c->constraint),
+                                                c->force_gram, c->force_threads, *schedule, out);
+    weights.copy_to(c->weights), residual.copy_to(c->residual), gap.copy_to(c->gap);
+    support_size.copy_to(c->support_size), num_iter.copy_to(c->num_iter);
     return status;
   });
 }
@@ -227,7 +277,7 @@ void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select, 
   problem.pool.row_stride = problem.pool.d = dim;
   problem.pool.n_rows = problem.pool.width = candidates;
   problem.pool.storage = hullft::Storage::kFloat32;
-  problem.batch = batch, problem.n_select = n_select;
+  problem.batch = batch, problem.n_select = problem.max_support = n_select;
   *plan = hullft::plan_frank_wolfe(problem, schedule->limits());
 }
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ctypes import addressof, c_double, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +19,7 @@ from cuda_sim.structures import (
     IntegerizeCase,
     KnnCase,
     LmoCase,
+    LstsqCase,
     Plan,
     Pool,
     Schedule,
@@ -28,10 +30,19 @@ from cuda_sim.structures import (
 from hullft_ops.lmo import LmoStep
 
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-VARIANTS = {"vanilla": 0, "away": 1, "pairwise": 2}
+VARIANTS = {"vanilla": 0, "away": 1, "pairwise": 2, "corrective": 3}
+CONSTRAINTS = {"simplex": 0, "non-negative": 1}
 H100_SHARED_BYTES = 227 * 1024
 H100_SMS = 132
 WORKSPACE_BYTES = 2 << 30
+
+
+class Lstsq(NamedTuple):
+    weights: torch.Tensor  # [B, K]; the others [B]
+    residual: torch.Tensor
+    gap: torch.Tensor
+    support_size: torch.Tensor
+    num_iter: torch.Tensor
 
 
 class SimulatorError(RuntimeError):
@@ -147,6 +158,7 @@ class Library:
         gap_tol: float = 0.0,
         variant: str = "vanilla",
         swap_passes: int = 2,
+        max_support: int | None = None,
         candidates: torch.Tensor | None = None,
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
@@ -156,6 +168,7 @@ class Library:
             pool=_pool(pool, query, candidates, sizes),
             out=_outputs(answer),
             n_select=n_select,
+            max_support=max_support or n_select,
             max_iter=max_iter,
             swap_passes=swap_passes,
             variant=VARIANTS[variant],
@@ -167,6 +180,34 @@ class Library:
             force_slots=launch.slots,
         )
         self._call("sim_frank_wolfe", case, launch)
+        return answer
+
+    def lstsq(
+        self,
+        constraint: str,
+        pool: torch.Tensor,
+        query: torch.Tensor,
+        *,
+        sizes: torch.Tensor | None = None,
+        launch: Launch = Launch(),
+    ) -> Lstsq:
+        view = _pool(pool, query, None, sizes)
+        real = real_dtype(pool.dtype)
+        answer = Lstsq(
+            weights=torch.zeros(view.batch, view.width, dtype=real),
+            residual=torch.zeros(view.batch, dtype=real),
+            gap=torch.zeros(view.batch, dtype=real),
+            support_size=torch.zeros(view.batch, dtype=torch.int64),
+            num_iter=torch.zeros(view.batch, dtype=torch.int64),
+        )
+        case = LstsqCase(
+            pool=view,
+            constraint=CONSTRAINTS[constraint],
+            force_gram=launch.force_gram(),
+            force_threads=launch.threads,
+            **{k: _pointer(tensor) for k, tensor in answer._asdict().items()},
+        )
+        self._call("sim_lstsq", case, launch)
         return answer
 
     def plan(

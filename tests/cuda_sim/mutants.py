@@ -251,6 +251,30 @@ MUTANTS = {
         "w_[i] += loses >> i & 0 ? -step.away : more;",
         ("fw_pairwise",),
     ),
+    # The corrective solver
+    "a rotation that leaves the target": Mutant(
+        "fw_corrective",
+        "cuda/fw_corrective.cuh",
+        "rotate(rotation, x_.y[j], x_.y[j + 1]);",
+        "",
+        ("corrective_kinds",),
+    ),
+    "no warp barrier after a rotation": Mutant(
+        "fw_corrective",
+        "cuda/fw_corrective.cuh",
+        "      }\n      __syncwarp();\n      for (int i = me_.lane; i <= j;",
+        "      }\n      for (int i = me_.lane; i <= j;",
+        ("corrective_kinds",),
+        "race",
+        RACE,
+    ),
+    "a column lost with its row": Mutant(
+        "fw_corrective",
+        "cuda/fw_corrective.cuh",
+        "x_.place[m_] = freed;",
+        "x_.place[m_] = 0 * freed;",
+        ("corrective_kinds",),
+    ),
     # SIFT
     "columns of another query": Mutant(
         "sift",

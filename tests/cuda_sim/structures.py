@@ -53,6 +53,7 @@ class FwCase:
     pool: Pool
     out: Selection
     n_select: c_int32
+    max_support: c_int32
     max_iter: c_int32
     swap_passes: c_int32
     variant: c_int32
@@ -62,6 +63,19 @@ class FwCase:
     force_warp: c_int32
     force_threads: c_int32
     force_slots: c_int32
+
+
+@structure
+class LstsqCase:
+    pool: Pool
+    weights: c_void_p
+    residual: c_void_p
+    gap: c_void_p
+    support_size: c_void_p
+    num_iter: c_void_p
+    constraint: c_int32
+    force_gram: c_int32
+    force_threads: c_int32
 
 
 @structure

@@ -141,9 +141,10 @@ def test_golden_pools_of_pairwise(
     [
         ("pairwise", 1e-6),
         ("away", 2e-5),
+        ("corrective", 1e-6),
     ],
 )
-def test_golden_gap_of_the_corrective_variants(
+def test_golden_gap(
     library: Libraries, golden: dict[str, torch.Tensor], variant: str, bound: float
 ) -> None:
     pool = golden["pool"]

@@ -168,8 +168,21 @@ def integerize(
     )
 
 
+def lstsq(solve: Callable[..., tuple[torch.Tensor, ...]]) -> Operator:
+    """With as many weights for every pool."""
+
+    def run(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        weights, *others = solve(p.pool, p.query, max_iter=p.max_iter, pool_sizes=sizes)
+        wide = torch.nn.functional.pad(weights, (0, 64 - weights.shape[-1]))
+        return wide, *others
+
+    return run
+
+
 OPERATORS: dict[str, Operator] = {
     **{variant: fw(variant) for variant in VARIANTS},
+    "simplex_lstsq": lstsq(hullft_ops.simplex_lstsq),
+    "nnls": lstsq(hullft_ops.nnls),
     "knn": knn,
     "sift": sift,
     "lmo": lmo,

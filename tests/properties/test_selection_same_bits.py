@@ -169,6 +169,7 @@ def test_expanded_views(operator: str, problem: Problem, data: st.DataObject) ->
 # Which power of the scale multiplies each output.
 POWERS = {
     **dict.fromkeys([*VARIANTS, "knn"], (0, 0, 0, 0, 1, 2, 0)),
+    **dict.fromkeys(["simplex_lstsq", "nnls"], (0, 1, 2, 0, 0)),
     "sift": (0, 0, 0, 0, 1, 2, 0, 0, 2),
     "lmo": (0, 2, 0, 2),
     "integerize": (0,),

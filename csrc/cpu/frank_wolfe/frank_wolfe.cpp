@@ -6,7 +6,7 @@
 #include "../memory.h"
 #include "../select_batch.h"
 #include "../thread_solver.h"
-#include "fw_solver.h"
+#include "query_solver.h"
 
 namespace hullft {
 namespace {
@@ -22,12 +22,13 @@ double screening_bytes(const SelectionArguments& arguments, const Sizes& sizes) 
 SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                    int64_t max_iter, double tol, double gap_tol,
                                    const std::string& variant, int64_t swap_passes,
+                                   const std::optional<int64_t>& max_support,
                                    const std::optional<Tensor>& pool_sizes,
                                    const std::optional<Tensor>& candidates) {
   const SelectionArguments arguments =
       check_selection("fw_select", "fw_select_indexed", pool, query, pool_sizes, candidates);
-  const FwOptions options =
-      check_fw_options(arguments.op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
+  const FwOptions options = check_fw_options(arguments.op, n_select, max_iter, tol, gap_tol,
+                                             variant, swap_passes, max_support);
   const int64_t batch = arguments.batch;
   const Sizes sizes(arguments);
   check_memory(
@@ -39,8 +40,12 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   const double work = double(batch) * kStepsWork + work_a_row * sizes.total();
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    select_batch<T>(arguments, sizes, work, output,
-                    [&] { return ThreadSolver<FwQuerySolver<T>, FwOptions>(options); });
+    std::optional<SharedUnitPool<T>> units;
+    if (options.variant == Variant::kCorrective) units.emplace(arguments);
+    const FwBatchOptions<T> batch_options{options, units ? units->get() : nullptr};
+    select_batch<T>(arguments, sizes, work, output, [&] {
+      return ThreadSolver<FwQuerySolver<T>, FwBatchOptions<T>>(batch_options);
+    });
   });
   return output.tensors();
 }

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "../../core/frank_wolfe.h"
@@ -15,8 +14,7 @@
 #include "../integerizer.h"
 #include "../residual.h"
 #include "../selection_answer.h"
-#include "exact_correlations.h"
-#include "screened_correlations.h"
+#include "support_order.h"
 
 namespace hullft {
 
@@ -37,7 +35,7 @@ class FwSolver {
       apply(step);
       ++iterations;
       if (correlations_.is_full()) return false;
-      if (options_.variant == Variant::kVanilla && support_.size() >= options_.n_select) break;
+      if (options_.variant == Variant::kVanilla && support_.size() >= options_.max_support) break;
     }
     if (!std::isfinite(iterate_.wu) || !correlations_.all_finite()) return false;
     answer.num_iter = iterations;
@@ -54,7 +52,7 @@ class FwSolver {
     // As every product of rows is computed, so that a query in its pool is no distance from it.
     dot_kernels<T>().few(&in.query, 1, in.query, in.d, &qq_);
     if (!std::isfinite(qq_)) return false;
-    if (!correlations_.begin(in, options_.n_select, support_)) return false;
+    if (!correlations_.begin(in, options_.max_support, support_)) return false;
     s_ = correlations_.best().index;
     level_ = {};
     support_.keep_only(s_);
@@ -129,7 +127,7 @@ class FwSolver {
   Step<double> choose_step() {
     s_ = correlations_.best().index;
     if (options_.variant == Variant::kVanilla) return toward_step(atom(s_), iterate_);
-    if (support_.size() >= options_.n_select) s_ = extreme_of_support(std::greater<double>());
+    if (support_.size() >= options_.max_support) s_ = extreme_of_support(std::greater<double>());
     a_ = extreme_of_support(std::less<double>());
     if (options_.variant == Variant::kPairwise) {
       s_ = level_atom(level_, s_), a_ = level_atom(level_, a_);
@@ -164,21 +162,8 @@ class FwSolver {
     const bool cancelled = squared_residual(iterate_, qq_) < kCancelled * largest_square_;
     answer.residual = cancelled ? residual_of_rows(in) : residual_;
     answer.gap = gap();
-    const std::vector<double>& weights = support_.weights();
-    const std::vector<int64_t>& atoms = support_.atoms();
-    order_.resize(atoms.size());
-    std::iota(order_.begin(), order_.end(), size_t(0));
-    std::sort(order_.begin(), order_.end(), [&](size_t i, size_t j) {
-      return weights[i] != weights[j] ? weights[i] > weights[j]
-                                      : candidate(atoms[i]) < candidate(atoms[j]);
-    });
-    order_.resize(size_t(std::min(support_.size(), options_.n_select)));
-    answer.support_size = int64_t(order_.size());
-    answer.indices.clear(), answer.weights.clear();
-    for (const size_t i : order_) {
-      answer.indices.push_back(candidate(atoms[i]));
-      answer.weights.push_back(weights[i]);
-    }
+    order_.write(support_, options_.max_support, answer,
+                 [this](int64_t atom) { return candidate(atom); });
     count(answer);
   }
 
@@ -196,10 +181,10 @@ class FwSolver {
     double* gram = gram_.reserve(m * m);
     double* b = support_b_.reserve(m);
     for (int64_t i = 0; i < m; ++i) {
-      const int64_t atom = support_.atoms()[order_[size_t(i)]];
+      const int64_t atom = support_.atoms()[order_.places()[size_t(i)]];
       b[i] = correlations_.b(atom);
       for (int64_t j = 0; j < m; ++j)
-        gram[i * m + j] = correlations_.gram(atom, support_.atoms()[order_[size_t(j)]]);
+        gram[i * m + j] = correlations_.gram(atom, support_.atoms()[order_.places()[size_t(j)]]);
     }
     answer.counts.assign(size_t(m), 0);
     integerizer_.run(gram, b, answer.weights.data(), m, options_.n_select, options_.swap_passes,
@@ -215,25 +200,8 @@ class FwSolver {
   Iterate<double> iterate_{0, 0};
   int64_t s_ = 0, a_ = 0;
   LevelAtoms<int64_t> level_;
-  std::vector<size_t> order_;
+  SupportOrder order_;
   Integerizer integerizer_;
 };
-
-// Screens float32 and narrower pools; what cannot be screened, or not to its end, and float64 are
-// solved exactly.
-template <typename T>
-class FwQuerySolver {
- public:
-  bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
-    return screened_.solve(options, in, answer) || exact_.solve(options, in, answer);
-  }
-
- private:
-  FwSolver<T, ScreenedCorrelations<T>> screened_;
-  FwSolver<T, ExactCorrelations<T>> exact_;
-};
-
-template <>
-class FwQuerySolver<double> : public FwSolver<double, ExactCorrelations<double>> {};
 
 }  // namespace hullft

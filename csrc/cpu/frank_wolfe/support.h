@@ -15,7 +15,7 @@ class Support {
     atoms_.clear(), weights_.clear();
   }
 
-  // One more atom, which may enter the support.
+  // One more atom that may enter.
   void admit() { position_.push_back(kOutside); }
 
   int64_t size() const { return int64_t(atoms_.size()); }
@@ -42,6 +42,17 @@ class Support {
     if (atoms_[hole] != atom) position_[size_t(atoms_[hole])] = int32_t(hole);
     atoms_.pop_back(), weights_.pop_back();
   }
+
+  // The same by its place among the atoms, which keep their order.
+  void leave_in_order(int64_t place) {
+    position_[size_t(atoms_[size_t(place)])] = kOutside;
+    atoms_.erase(atoms_.begin() + place), weights_.erase(weights_.begin() + place);
+    for (size_t j = size_t(place); j < atoms_.size(); ++j)
+      position_[size_t(atoms_[j])] = int32_t(j);
+  }
+
+  // New weights of all atoms.
+  void assign(const std::vector<double>& weights) { weights_ = weights; }
 
   // All of the weight on one atom.
   void keep_only(int64_t atom) {

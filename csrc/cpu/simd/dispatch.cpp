@@ -60,6 +60,7 @@ const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
 const AllDotKernels& all_dot_kernels() { return kernels().dot; }
 const StepKernels& step_kernels() { return kernels().step; }
 const ScreeningKernels& screening_kernels() { return kernels().screening; }
+const CorrectiveKernels& corrective_kernels() { return kernels().corrective; }
 SiftPickKernel sift_pick_kernel() { return kernels().sift_pick; }
 const AllReplayKernels& all_replay_kernels() { return kernels().replay; }
 

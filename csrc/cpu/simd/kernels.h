@@ -1,6 +1,7 @@
 // The table of all kernels for one instruction set. Operators include their own family alone.
 #pragma once
 
+#include "corrective_kernels.h"
 #include "dot_kernels.h"
 #include "replay_kernels.h"
 #include "screening_kernels.h"
@@ -14,6 +15,7 @@ struct Kernels {
   AllDotKernels dot;
   StepKernels step;
   ScreeningKernels screening;
+  CorrectiveKernels corrective;
   SiftPickKernel sift_pick;
   AllReplayKernels replay;
 };

@@ -1,6 +1,8 @@
 // Vectors of the arithmetic type, float32 or float64, loaded from and stored to any storage type.
 #pragma once
 
+#include <type_traits>
+
 #include "vec.h"
 
 namespace hullft {
@@ -22,12 +24,24 @@ using Vector = typename VectorOf<R>::type;
 template <typename R>
 constexpr int kLanes = kVectorBytes / int(sizeof(R));
 
-inline VecF load_floats(const double* p) {
-  const HalfVecF halves[2] = {
-      __builtin_convertvector(load_bytes<VecD>(p), HalfVecF),
-      __builtin_convertvector(load_bytes<VecD>(p + kDoubles), HalfVecF),
-  };
+// Not through memory, where two stores hold up the load of both.
+inline VecF joined(HalfVecF low, HalfVecF high) {
+#if defined(__AVX512F__)
+  return VecF(_mm512_insertf32x8(_mm512_castps256_ps512(__m256(low)), __m256(high), 1));
+#elif defined(__AVX2__)
+  return VecF(_mm256_set_m128(__m128(high), __m128(low)));
+#else
+  const HalfVecF halves[2] = {low, high};
   return load_bytes<VecF>(halves);
+#endif
+}
+
+inline VecF to_floats(VecD low, VecD high) {
+  return joined(__builtin_convertvector(low, HalfVecF), __builtin_convertvector(high, HalfVecF));
+}
+
+inline VecF load_floats(const double* p) {
+  return to_floats(load_bytes<VecD>(p), load_bytes<VecD>(p + kDoubles));
 }
 
 inline void store_doubles(float* p, VecD v) {
@@ -157,11 +171,19 @@ inline Vector<R> load(const T* p) {
     return load_floats(p);
 }
 
-// The n % kLanes<R> last of n elements, zero padded to a vector.
+// The n % kLanes<R> last of n elements, zero padded to a vector. Through memory a load waits for
+// the stores before it, which takes as long as a row of 100 values.
 template <typename R, typename T>
 inline Vector<R> load_tail(const T* p, int64_t n) {
-  T last[kLanes<R>] = {};
   const int64_t whole = n / kLanes<R> * kLanes<R>;
+#if defined(__AVX512F__)
+  const auto mask = __mmask8((1u << (n - whole)) - 1);
+  if constexpr (std::is_same_v<R, double> && std::is_same_v<T, double>)
+    return VecD(_mm512_maskz_loadu_pd(mask, p + whole));
+  if constexpr (std::is_same_v<R, double> && std::is_same_v<T, float>)
+    return to_doubles(HalfVecF(_mm256_maskz_loadu_ps(mask, p + whole)));
+#endif
+  T last[kLanes<R>] = {};
   std::memcpy(last, p + whole, size_t(n - whole) * sizeof(T));
   return load<R>(last);
 }

@@ -3,6 +3,7 @@
 
 #include "accumulate.h"
 #include "adam_sweep.h"
+#include "corrective.h"
 #include "dot.h"
 #include "fw_step.h"
 #include "kernels.h"
@@ -48,6 +49,9 @@ constexpr Kernels make_table(const char* name) {
       {&quantize_kernel<float>, &quantize_kernel<BFloat16>, &quantize_kernel<Float16>,
        &multiply_quantized_kernel, &step_max_kernel<float>, &estimates_from_kernel,
        &highest_without_slot_kernel, &follow_moves_kernel},
+      {&unit_rows_kernel<float>, &unit_rows_kernel<double>, &unit_rows_kernel<BFloat16>,
+       &unit_rows_kernel<Float16>, &estimate_kernel, &combine_kernel, &solve_lower_kernel,
+       &solve_upper_kernel},
       &pick_kernel,
       make_replay_kernels(),
   };

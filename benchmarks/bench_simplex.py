@@ -1,0 +1,90 @@
+"""Least squares over the simplex, and non-negative least squares, of a batch of queries."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+import hullft_ops
+from benchmarks import peers
+from benchmarks.recorder import Recorder
+from benchmarks.simplex_problems import KINDS, problem
+
+# Of squared residuals, relative.
+_ROUNDING = 1e-9
+_FLOAT32_ROUNDING = 1e-5  # of CUDA's state
+_FISTA_EXCESS = 1e-6
+_PAIRWISE_STEPS = 2000
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str
+    batch: int
+    dtype: str = "float64"
+    solver: str = "simplex_lstsq"
+
+    def __str__(self) -> str:
+        return f"{self.solver}-{self.kind}-B{self.batch}-{self.dtype}"
+
+
+def cases(grid: str) -> list[Case]:
+    kinds = ["synthetic-control", "text"] if grid == "quick" else KINDS
+    cases_of_grid = []
+    for batch in [2] if grid == "smoke" else [64, 1]:
+        cases_of_grid += [Case(kind, batch) for kind in kinds]
+        cases_of_grid.append(Case("text", batch, dtype="float32"))
+        cases_of_grid.append(Case("positive", batch, solver="nnls"))
+    return cases_of_grid
+
+
+def test_simplex(case: Case, recorder: Recorder, device: torch.device) -> None:
+    rows, queries = problem(case.kind, case.batch)
+    dtype = getattr(torch, case.dtype)
+    pool, query = rows.to(device, dtype), queries.to(device, dtype)
+    on_simplex = case.solver == "simplex_lstsq"
+
+    def squared_residuals(weights: torch.Tensor) -> torch.Tensor:
+        w = weights.to(rows)
+        if on_simplex:  # scaled to the sum of 1 that float32 misses
+            w = w / w.sum(1, keepdim=True)
+        return (queries - peers.times(w, rows)).square().sum(1)
+
+    solve = partial(getattr(hullft_ops, case.solver), pool, query)
+    solution = solve()
+    ours = squared_residuals(solution.weights)
+    recorder.ours(solve)
+    recorder.fact("cycles", solution.num_iter.double().mean().item())
+    solvers = {}
+    if recorder.has_library("scipy"):
+        pools = rows.expand(case.batch, -1, -1).numpy()
+        solvers["SciPy nnls"] = partial(
+            peers.scipy_lstsq, pools, queries.numpy(), on_simplex=on_simplex
+        )
+    if on_simplex:
+        goal = (1 + _FISTA_EXCESS) * ours.to(pool)
+        solvers["torch FISTA"] = partial(peers.torch_fista, pool, query, goal)
+        solvers["pairwise"] = partial(pairwise_weights, pool, query)
+    float32_state = pool.is_cuda and case.dtype == "float32"
+    rounding = _FLOAT32_ROUNDING if float32_state else _ROUNDING
+    for name, solver in solvers.items():
+        excess = squared_residuals(solver()) / ours - 1
+        assert excess.min() >= -rounding
+        if name == "SciPy nnls":
+            assert excess.max() <= rounding
+        recorder.fact(f"excess of {name}", excess.max().item())
+        recorder.peer(name, solver)
+
+
+def pairwise_weights(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """[B, K], by fw_select, which does not improve its counts."""
+    rows = pool.shape[-2]
+    selection = hullft_ops.fw_select(
+        pool,
+        query,
+        rows,
+        variant="pairwise",
+        max_iter=_PAIRWISE_STEPS,
+        swap_passes=0,
+    )
+    return selection.dense(rows)

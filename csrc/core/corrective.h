@@ -1,0 +1,93 @@
+// The arithmetic of fully corrective Frank-Wolfe, shared by the CPU and CUDA schedules: after every
+// linear minimisation the weights become the best for the support.
+//
+// On the simplex this is Wolfe's minimum-norm-point algorithm ("Finding the Nearest Point in a
+// Polytope", Mathematical Programming 11, 1976) on the rows x_k - q; without the sum it is the
+// non-negative least squares of Lawson and Hanson ("Solving Least Squares Problems", 1974). Both
+// keep a Cholesky factor A = L L^T of the support S and y = L^-1 target, and solve L^T a = y:
+//   simplex:       A_ij = <x_i - q, x_j - q> + t, target t; a / sum(a), sum(a) = <y, y> / t
+//   non-negative:  A_ij = <x_i, x_j>, target b_i
+// Any positive t leaves the minimiser as it is. It makes A positive definite where the rows of S
+// are affinely independent, also if q lies in their affine hull.
+#pragma once
+
+#include "frank_wolfe.h"
+
+namespace hullft {
+
+enum class Constraint : int { kSimplex = 0, kNonNegative = 1 };
+
+// t, of the query's scale: a row that is far longer would drown the others. `square` is that of the
+// first row, for a query that is short beside it.
+template <typename S>
+HULLFT_HD S factor_shift(S qq, S square) {
+  return larger(qq, (sizeof(S) == 8 ? S(0x1p-26) : S(0x1p-12)) * square);
+}
+
+template <typename S>
+struct FactorTerms {
+  S qq;
+  S shift;  // t
+};
+
+template <Constraint kConstraint, typename S>
+HULLFT_HD S factor_entry(S gram, S b_i, S b_j, const FactorTerms<S>& terms) {
+  if (kConstraint == Constraint::kNonNegative) return gram;
+  return (gram - (b_i + b_j)) + (terms.qq + terms.shift);
+}
+
+template <Constraint kConstraint, typename S>
+HULLFT_HD S factor_target(S b_i, const FactorTerms<S>& terms) {
+  return kConstraint == Constraint::kNonNegative ? b_i : terms.shift;
+}
+
+// The least that is left of A_kk when a row joins a support of m: less is the rounding of m
+// products. A row that depends on the support joins with it. The weights then move along that
+// dependence, on which the distance hardly changes, until one of them is 0.
+template <typename S>
+HULLFT_HD S least_pivot(S square, int m) {
+  return S(4) * S(m + 8) * epsilon<S>() * square;
+}
+
+// Of a row that joins, where `left` is left of A_kk: 0 where that is so far below 0 that nothing of
+// the row is left in the rounding of an ill-conditioned support.
+template <typename S>
+HULLFT_HD S pivot_of(S left, S square, int m) {
+  const S least = least_pivot(square, m);
+  return left < -least ? S(0) : larger(left, least);
+}
+
+// The share of the way from w_i > 0 to a_i <= 0 at which the weight is 0.
+template <typename S>
+HULLFT_HD S share_until_zero(S w, S a) {
+  return w > S(0) ? w / (w - a) : S(0);
+}
+
+// A rotation of two columns of L that moves `lower` into `diagonal`.
+template <typename S>
+struct Rotation {
+  S cosine, sine, length;
+};
+
+template <typename S>
+HULLFT_HD Rotation<S> rotation_of(S diagonal, S lower) {
+  const S length = sqrt(diagonal * diagonal + lower * lower);
+  return {diagonal / length, lower / length, length};
+}
+
+template <typename S>
+HULLFT_HD void rotate(const Rotation<S>& rotation, S& first, S& second) {
+  const S x = first, y = second;
+  first = rotation.cosine * x + rotation.sine * y;
+  second = rotation.cosine * y - rotation.sine * x;
+}
+
+// Whether the linear minimisation says that the weights are optimal, but for rounding. `slope` is
+// the gap on the simplex, the largest correlation without it.
+template <Constraint kConstraint, typename S>
+HULLFT_HD bool is_optimal(S slope, const Atom<S>& best, const Iterate<S>& it) {
+  return is_level<S>(slope, size_of(best),
+                     kConstraint == Constraint::kSimplex ? size_of(it) : S(0));
+}
+
+}  // namespace hullft

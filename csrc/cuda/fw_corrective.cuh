@@ -1,0 +1,461 @@
+// One block solves one query to the optimum: the schedule of core/corrective.h on the GPU. All
+// warps compute u = G w anew in each major cycle; between two barriers warp 0 lets a row join the
+// support and solves for its weights.
+#pragma once
+
+#include "../core/corrective.h"
+#include "fw_answer.cuh"
+#include "fw_corrective.h"
+
+namespace hullft {
+
+// Rows of the support stand in the order in which they joined.
+template <typename S>
+struct CorrectiveState {
+  S *b, *u;          // [width]
+  S* factor;         // L: row i starts at i (i + 1) / 2
+  S *y, *solution;   // [capacity]
+  FwTable<S> table;  // [capacity]
+  int* place;        // [capacity]: which of the columns is a row's. Past the support, free ones
+  CountArrays counts;
+};
+
+inline int64_t triangle(int64_t n) { return n * (n + 1) / 2; }
+
+inline int64_t corrective_state_bytes(int64_t width, int64_t capacity, int64_t real_bytes) {
+  const int64_t reals = 2 * width + triangle(capacity) + 3 * capacity;
+  return aligned_bytes(reals * real_bytes + capacity * (kCountBytes + 3 * int64_t(sizeof(int))));
+}
+
+// The widest type first, so that every array is aligned.
+template <typename S>
+__device__ __forceinline__ CorrectiveState<S> carve_corrective(unsigned char* memory, int width,
+                                                               int capacity) {
+  CorrectiveState<S> state;
+  state.counts.gain = reinterpret_cast<double*>(memory);
+  state.b = reinterpret_cast<S*>(state.counts.gain + capacity);
+  state.u = state.b + width;
+  state.factor = state.u + width;
+  state.y = state.factor + int64_t(capacity) * (capacity + 1) / 2;
+  state.solution = state.y + capacity;
+  state.table.weight = state.solution + capacity;
+  state.table.atom = reinterpret_cast<int*>(state.table.weight + capacity);
+  state.table.order = state.table.atom + capacity;
+  state.place = state.table.order + capacity;
+  state.counts.counts = state.place + capacity;
+  state.counts.givers = state.counts.counts + capacity;
+  return state;
+}
+
+// What warp 0 tells the other warps, and they tell it.
+template <typename S>
+struct CorrectiveControl {
+  Action action;
+  int picked, picked_place;  // of kColumn
+  int support_size, iterations;
+  S gap;
+  S best_value[kMaxBlockWarps];
+  int best_index[kMaxBlockWarps];
+};
+
+template <Constraint kConstraint, typename S>
+class FwCorrective {
+ public:
+  // products: of the rows with the query, and columns: the Gram matrix; or where to keep columns.
+  __device__ __forceinline__ FwCorrective(const FwProblem& problem, const CorrectivePlan& plan,
+                                          int64_t query, const CorrectiveState<S>& state,
+                                          const S* products, S* columns,
+                                          CorrectiveControl<S>& control, BlockScratch& scratch)
+      : p_(problem),
+        plan_(plan),
+        query_(query),
+        x_(state),
+        products_(products),
+        columns_(columns),
+        control_(control),
+        scratch_(scratch) {}
+
+  // Every product with the rows stands at one place in this loop, as in FwBlock.
+  __device__ __forceinline__ void solve(const FwOutputs& out) {
+    if (sees_nothing(p_.pool, query_)) {
+      write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, scratch_, me_);
+      return;
+    }
+    n_ = checked_size(p_.pool, query_, me_);
+    if (n_ == 0) return fail(out);
+    clear();
+    while (control_.action < Action::kDone) {
+      const Action action = control_.action;
+      if (action == Action::kCorrelate || action == Action::kColumn) multiply(action);
+      if (action == Action::kResidual)
+        residual_ =
+            exact_residual<1>(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
+      if (action == Action::kCorrelate && !correlations_finite()) return fail(out);
+      if (action == Action::kCorrelate || action == Action::kStep) update();
+      __syncthreads();
+      if (me_.warp == 0) decide(action);
+      __syncthreads();
+    }
+    if (control_.action == Action::kFail) return fail(out);
+    write(out);
+  }
+
+ private:
+  static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
+  static constexpr int kColumnsAtOnce = 8;
+
+  __device__ __forceinline__ void fail(const FwOutputs& out) const {
+    write_failure<S>(query_, p_.n_select, out, me_);
+  }
+
+  // ---- all warps
+
+  __device__ __forceinline__ void clear() {
+    for (int i = me_.thread; i < plan_.capacity; i += me_.n_threads)
+      x_.place[i] = i, x_.table.order[i] = i;
+    if (me_.thread == 0) control_.action = Action::kCorrelate, control_.support_size = 0;
+    __syncthreads();
+  }
+
+  // The rows' products with the query into b, or with the picked row into its column.
+  __device__ __forceinline__ void multiply(Action action) {
+    const bool correlate = action == Action::kCorrelate;
+    S* out = correlate ? x_.b : columns_ + int64_t(control_.picked_place) * p_.pool.width;
+    S qq = 0;
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
+      const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
+      if (!plan_.gram) multiply_rows(rows, 0, rows.n, x, out, me_);
+      if (!correlate) return;
+      for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads)
+        qq += widen_to<S>(x[i]) * widen_to<S>(x[i]);
+    });
+    if (!correlate) return;
+    if (plan_.gram)
+      for (int k = me_.thread; k < n_; k += me_.n_threads) x_.b[k] = products_[k];
+    qq_ = S(block_sum(qq, scratch_, me_));
+  }
+
+  // A row that is not finite makes its correlation so, whatever the query: no pass of its own.
+  __device__ __forceinline__ bool correlations_finite() {
+    bool bad = !finite(qq_);
+    for (int k = me_.thread; k < n_; k += me_.n_threads) bad = bad || !finite(x_.b[k]);
+    return !__syncthreads_or(bad);
+  }
+
+  __device__ __forceinline__ const S* column(int row) const {
+    return columns_ + int64_t(x_.place[row]) * p_.pool.width;
+  }
+
+  // u = G w, and each warp's largest correlation.
+  __device__ __forceinline__ void update() {
+    const int m = control_.support_size;
+    Best<S> best = no_best<S>();
+    for (int k = me_.thread; k < n_; k += me_.n_threads) {
+      S u = 0;
+      for (int first = 0; first < m; first += kColumnsAtOnce) {
+#pragma unroll
+        for (int r = 0; r < kColumnsAtOnce; ++r) {
+          const int i = first + r < m ? first + r : m - 1;
+          const S w = first + r < m ? x_.table.weight[i] : S(0);
+          u += w * column(i)[k];
+        }
+      }
+      x_.u[k] = u;
+      see(best, x_.b[k] - u, k);
+    }
+    best = warp_best(best);
+    if (me_.lane == 0) {
+      control_.best_value[me_.warp] = best.value;
+      control_.best_index[me_.warp] = best.index;
+    }
+  }
+
+  // ---- warp 0: every lane holds the same members
+
+  // kColumn: the row of largest correlation joins, once its column is there.
+  __device__ __forceinline__ void decide(Action action) {
+    Action next = action;
+    if (action == Action::kCorrelate || action == Action::kStep) next = begin_cycle();
+    if (action == Action::kResidual) next = after_residual();
+    const bool has_column = plan_.gram || action == Action::kColumn;
+    if (next == Action::kColumn && has_column) next = enter();
+    if (me_.lane != 0) return;
+    control_.action = next;
+    if (next == Action::kColumn) control_.picked = top_.index, control_.picked_place = x_.place[m_];
+    control_.support_size = m_, control_.iterations = iterations_;
+    control_.gap = gap_;
+  }
+
+  __device__ __forceinline__ Best<S> best_of_warps() const {
+    Best<S> best = no_best<S>();
+    if (me_.lane < me_.n_warps)
+      best = {control_.best_value[me_.lane], control_.best_index[me_.lane]};
+    return warp_best(best);
+  }
+
+  __device__ __forceinline__ FwStopping rules() const { return stopping_of<S>(p_, double(qq_)); }
+
+  __device__ __forceinline__ Action begin_cycle() {
+    top_ = best_of_warps();
+    if (kSimplex && m_ == 0) return Action::kColumn;
+    measure();
+    if (!finite(top_.value) || !finite(gap_) || !finite(it_.wu)) return Action::kFail;
+    stops_ = stops_ || is_last();
+    const bool may_be_within = p_.tol > 0 && double(squared_residual(it_, qq_)) <= rules().within;
+    return stops_ || may_be_within ? Action::kResidual : Action::kColumn;
+  }
+
+  // <w, b>, <w, u>, the gap, and whether the support has the row of largest correlation.
+  __device__ __forceinline__ void measure() {
+    S wb = 0, wu = 0, lowest = 0;
+    bool has = false;
+    for (int i = me_.lane; i < m_; i += kWarp) {
+      const int k = x_.table.atom[i];
+      const S b = x_.b[k], u = x_.u[k], w = x_.table.weight[i];
+      wb += w * b, wu += w * u;
+      lowest = larger(u - b, lowest);
+      has = has || k == top_.index;
+    }
+    it_ = {warp_sum(wb), warp_sum(wu)};
+    holds_top_ = __any_sync(kFullWarp, has);
+    // Without the sum: the largest violation of the conditions of an optimum. No correlation is
+    // above 0, those of the support are 0.
+    gap_ =
+        kSimplex ? top_.value - mean_correlation(it_) : larger(top_.value, warp_top(lowest).value);
+  }
+
+  __device__ __forceinline__ bool is_last() const {
+    if (holds_top_ || m_ >= plan_.capacity || iterations_ >= p_.max_iter) return true;
+    if (double(gap_) <= rules().gap_floor) return true;
+    const Atom<S> top{top_.value, x_.u[top_.index], S(0), S(0)};
+    return is_optimal<kConstraint>(kSimplex ? gap_ : top_.value, top, it_);
+  }
+
+  __device__ __forceinline__ Action after_residual() const {
+    const bool within_tol = double(residual_) < rules().residual;
+    return stops_ || within_tol ? Action::kDone : Action::kColumn;
+  }
+
+  // The top row joins. On the simplex the first one has all of the weight.
+  __device__ __forceinline__ Action enter() {
+    const bool first = kSimplex && m_ == 0;
+    if (first) terms_ = {qq_, factor_shift(qq_, column_of_top()[top_.index])};
+    bool goes_on = join();
+    if (first) {
+      if (me_.lane == 0) x_.table.weight[0] = 1;
+      m_ = 1;
+    } else if (goes_on) {
+      ++iterations_;
+      goes_on = correct();
+    }
+    __syncwarp();
+    stops_ = !goes_on;
+    return fails_ ? Action::kFail : Action::kStep;
+  }
+
+  __device__ __forceinline__ const S* column_of_top() const {
+    const int place = plan_.gram ? top_.index : x_.place[m_];
+    return columns_ + int64_t(place) * p_.pool.width;
+  }
+
+  __device__ __forceinline__ S* factor_row(int i) const {
+    return x_.factor + int64_t(i) * (i + 1) / 2;
+  }
+
+  // The top row as the last one of the support, with no weight. False where it is the point from
+  // which the rows count.
+  __device__ __forceinline__ bool join() {
+    const S* column = column_of_top();
+    const S b = x_.b[top_.index];
+    S* row = factor_row(m_);
+    for (int i = me_.lane; i < m_; i += kWarp) {
+      const int k = x_.table.atom[i];
+      row[i] = factor_entry<kConstraint>(column[k], x_.b[k], b, terms_);
+    }
+    const S square = factor_entry<kConstraint>(column[top_.index], b, b, terms_);
+    __syncwarp();
+    const Products products = solve_lower(row);
+    const S left = square - products.squares;
+    const S pivot = pivot_of(left, square, m_);
+    const S diagonal = sqrt(pivot);
+    const S y = (factor_target<kConstraint>(b, terms_) - products.with_y) / diagonal;
+    if (me_.lane == 0) {
+      row[m_] = diagonal, x_.y[m_] = y;
+      x_.table.atom[m_] = top_.index, x_.table.weight[m_] = 0;
+      if (plan_.gram) x_.place[m_] = top_.index;
+    }
+    __syncwarp();
+    if (!finite(left)) fails_ = true;
+    if (!(pivot > S(0))) return false;
+    y_square_ += y * y;
+    ++m_;
+    return true;
+  }
+
+  struct Products {
+    S squares, with_y;
+  };
+
+  // z = L^-1 z, <z, z> and <z, y>. A lane has one of 32 rows at a time. Their starts i (i + 1) / 2
+  // differ modulo 32, so that a column of them has no bank conflict.
+  __device__ __forceinline__ Products solve_lower(S* z) const {
+    S squares = 0, with_y = 0;
+    for (int first = 0; first < m_; first += kWarp) {
+      const int i = first + me_.lane, n = m_ - first < kWarp ? m_ - first : kWarp;
+      const bool mine = me_.lane < n;
+      const S* row = factor_row(mine ? i : m_ - 1);
+      S value = mine ? z[i] : S(0);
+#pragma unroll 4
+      for (int j = 0; j < first; ++j) value -= row[j] * z[j];
+      const S reciprocal = S(1) / row[mine ? i : m_ - 1];
+#pragma unroll 4
+      for (int j = 0; j < n; ++j) {
+        const S element = me_.lane > j ? row[first + j] : S(0);
+        value -= element * __shfl_sync(kFullWarp, value * reciprocal, j);
+      }
+      value *= reciprocal;
+      if (mine) z[i] = value, squares += value * value, with_y += value * x_.y[i];
+      __syncwarp();
+    }
+    return {warp_sum(squares), warp_sum(with_y)};
+  }
+
+  // solution = L^-T y
+  __device__ __forceinline__ void solve_upper() const {
+    for (int first = (m_ - 1) / kWarp * kWarp; first >= 0; first -= kWarp) {
+      const int i = first + me_.lane, n = m_ - first < kWarp ? m_ - first : kWarp;
+      const bool mine = me_.lane < n;
+      S value = mine ? x_.y[i] : S(0);
+#pragma unroll 4
+      for (int j = first + n; j < m_; ++j) value -= factor_row(j)[i] * x_.solution[j];
+      const S reciprocal = S(1) / (mine ? factor_row(i)[i] : S(1));
+      const S* of_row = factor_row(first + n - 1) + i;
+#pragma unroll 4
+      for (int j = n - 1; j >= 0; --j) {
+        const S element = me_.lane < j ? *of_row : S(0);
+        of_row -= first + j;  // to the row before
+        value -= element * __shfl_sync(kFullWarp, value * reciprocal, j);
+      }
+      if (mine) x_.solution[i] = value * reciprocal;
+      __syncwarp();
+    }
+  }
+
+  // Minor cycles: moves the weights to the best for the support, whose rows leave where that would
+  // take more than their weight. False when the row that joined leaves, which is no progress.
+  __device__ __forceinline__ bool correct() {
+    do {
+      solve_upper();
+      bool known = true, positive = true;
+      const S scale = kSimplex ? terms_.shift / y_square_ : S(1);
+      for (int i = me_.lane; i < m_; i += kWarp) {
+        const S a = x_.solution[i] * scale;
+        x_.solution[i] = a;
+        known = known && finite(a), positive = positive && a > S(0);
+      }
+      fails_ = fails_ || __any_sync(kFullWarp, !known);
+      if (fails_) return false;
+      if (!__any_sync(kFullWarp, !positive)) {
+        for (int i = me_.lane; i < m_; i += kWarp) x_.table.weight[i] = x_.solution[i];
+        return true;
+      }
+      step_toward_solution();
+    } while (m_ > 0 && x_.table.atom[m_ - 1] == top_.index);
+    return false;
+  }
+
+  // As far as the weights stay at least 0.
+  __device__ __forceinline__ void step_toward_solution() {
+    Best<S> nearest = no_best<S>();
+    for (int i = me_.lane; i < m_; i += kWarp) {
+      const S a = x_.solution[i];
+      if (!(a > S(0))) see(nearest, -share_until_zero(x_.table.weight[i], a), x_.table.atom[i]);
+    }
+    nearest = warp_best(nearest);
+    const S share = -nearest.value;
+    for (int i = me_.lane; i < m_; i += kWarp) {
+      const S w = x_.table.weight[i];
+      const bool leaves = x_.table.atom[i] == nearest.index;
+      x_.table.weight[i] = leaves ? S(0) : w + share * (x_.solution[i] - w);
+    }
+    __syncwarp();
+    for (int i = m_ - 1; i >= 0; --i)
+      if (!(x_.table.weight[i] > S(0))) leave(i);
+    y_square_ = 0;
+    for (int i = me_.lane; i < m_; i += kWarp) y_square_ += x_.y[i] * x_.y[i];
+    y_square_ = warp_sum(y_square_);
+  }
+
+  // The rows below move up. Their last two elements are turned into one, column by column.
+  __device__ __forceinline__ void leave(int row) {
+    const int freed = x_.place[row];
+    __syncwarp();
+    --m_;
+    for (int j = row; j < m_; ++j) {
+      S* below = factor_row(j + 1);
+      const Rotation<S> rotation = rotation_of(below[j], below[j + 1]);
+      __syncwarp();
+      for (int i = j + 1 + me_.lane; i <= m_; i += kWarp)
+        rotate(rotation, factor_row(i)[j], factor_row(i)[j + 1]);
+      if (me_.lane == 0) {
+        rotate(rotation, x_.y[j], x_.y[j + 1]);
+        x_.table.atom[j] = x_.table.atom[j + 1], x_.table.weight[j] = x_.table.weight[j + 1];
+        x_.place[j] = x_.place[j + 1];
+      }
+      __syncwarp();
+      for (int i = me_.lane; i <= j; i += kWarp) factor_row(j)[i] = below[i];
+    }
+    if (me_.lane == 0) x_.place[m_] = freed;
+    __syncwarp();
+  }
+
+  // ---- all warps
+
+  __device__ __forceinline__ void write(const FwOutputs& out) {
+    const int m = control_.support_size;
+    if (kSimplex && out.indices)
+      write_selection(m, out);
+    else
+      write_dense(m, out);
+    if (me_.thread == 0)
+      write_scalars<S>(query_, m, residual_, control_.gap, control_.iterations, out);
+  }
+
+  __device__ __forceinline__ void write_selection(int m, const FwOutputs& out) {
+    const auto b = [this](int atom) { return x_.b[atom]; };
+    const auto of_row = [this](int row) { return column(row); };
+    const FwAnswer<S> answer{x_.table, x_.counts, x_.b, x_.y - x_.b, m, m};
+    write_answer(p_, query_, answer, b, of_row, out, me_);
+  }
+
+  __device__ __forceinline__ void write_dense(int m, const FwOutputs& out) const {
+    S* weights = static_cast<S*>(out.weights) + query_ * p_.pool.width;
+    for (int k = me_.thread; k < p_.pool.width; k += me_.n_threads) weights[k] = 0;
+    __syncthreads();
+    for (int i = me_.thread; i < m; i += me_.n_threads)
+      weights[x_.table.atom[i]] = x_.table.weight[i];
+  }
+
+  const FwProblem& p_;
+  const CorrectivePlan& plan_;
+  const int64_t query_;
+  const CorrectiveState<S> x_;
+  const S* const products_;
+  S* const columns_;
+  CorrectiveControl<S>& control_;
+  BlockScratch& scratch_;
+  const BlockThread me_;
+  int n_ = 0;
+  S qq_ = 0, residual_ = 0;
+  // Of warp 0:
+  Best<S> top_{0, 0};  // the largest correlation over the pool
+  bool holds_top_ = false;
+  Iterate<S> it_{0, 0};
+  S gap_ = 0;
+  FactorTerms<S> terms_{0, 0};
+  S y_square_ = 0;
+  int m_ = 0, iterations_ = 0;  // rows of the support; cycles
+  bool stops_ = false, fails_ = false;
+};
+
+}  // namespace hullft

@@ -1,0 +1,131 @@
+"""The corrective solver: simplex_lstsq, nnls, and selections."""
+
+from itertools import product
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from cuda_sim.checks import (
+    case,
+    hull_problem,
+    problems_of_bad_values,
+)
+from cuda_sim.library import CONSTRAINTS, Launch, Library, Lstsq
+from problems import DTYPES, of_query
+
+
+def kinds(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Pools, queries and sizes: plain; equal rows; rows of rank 3; a row, the middle, and half of
+    the middle as the query; a query of 0; one row; fewer rows than dimensions."""
+    pool, query = hull_problem(21, 9, 40, 8, torch.float64)
+    pool[1, 1::2] = pool[1, ::2]
+    whole = (4 * pool[2]).round()
+    pool[2] = whole[:, :3] @ whole[:3] / 16
+    pool[4:7] += 0.5
+    query[3] = pool[3, 5]
+    query[4:6] = pool[4:6].mean(1)
+    query[5] /= 2
+    query[6] = 0
+    sizes = torch.tensor([40, 40, 40, 40, 40, 40, 33, 1, 7])
+    return pool.to(dtype), query.to(dtype), sizes
+
+
+def least_square(x: np.ndarray, q: np.ndarray, constraint: str) -> float:
+    """By SciPy, of float64 [K, d] and [d].
+
+    The best non-negative weights for rows around the query, each with the same number appended, and
+    a target of that number alone: scaled to a sum of 1, they are the best on the simplex.
+    """
+    if constraint == "non-negative":
+        return nnls(x.T, q)[1] ** 2
+
+    rows = x - q
+    scale = 1 + np.abs(rows).max()
+    system = np.column_stack([rows, np.full(len(rows), scale)])
+    target = np.zeros(len(q) + 1)
+    target[-1] = scale
+    weights, _ = nnls(system.T, target)
+    return np.square(weights @ rows / weights.sum()).sum()
+
+
+def check_optimal(
+    pool: torch.Tensor, query: torch.Tensor, constraint: str, answer: Lstsq
+) -> None:
+    """One query against SciPy."""
+    wide = answer.weights.dtype == torch.float64
+    w = answer.weights.double().numpy()[: len(pool)]
+    x = pool.double().numpy()
+    q = query.double().numpy()
+    r = q - w @ x
+    c = x @ r
+    largest = max(np.square(x).sum(1).max(), np.square(q).sum())
+    tolerance = (1e-9 if wide else 1e-5) * largest
+
+    assert (w >= 0).all()
+    assert (w > 0).sum() == answer.support_size
+    assert np.square(r).sum() - least_square(x, q, constraint) <= tolerance
+    assert abs(np.linalg.norm(r) - answer.residual) <= tolerance
+
+    gap = max(0, c.max(), *-c[w > 0])
+    if constraint == "simplex":
+        gap = c.max() - w @ c
+        assert abs(w.sum() - 1) <= (1e-14 if wide else 1e-6)
+    assert abs(gap - answer.gap) <= tolerance
+
+
+@case
+def corrective_kinds(library: Library, seed: int) -> None:
+    for dtype, gram, constraint in product(DTYPES, (True, False), CONSTRAINTS):
+        pool, query, sizes = kinds(dtype)
+        launch = Launch(seed, gram, 64)
+        answer = library.lstsq(constraint, pool, query, sizes=sizes, launch=launch)
+
+        for b, n in enumerate(sizes):
+            one = of_query(answer, b)
+            check_optimal(pool[b, :n], query[b], constraint, one)
+            assert (one.weights[n:] == 0).all()
+
+
+@case
+def corrective_small(library: Library, seed: int) -> None:
+    """One dimension, more rows than a block has threads, and a support of several warps."""
+    for candidates, dim in ((1, 1), (70, 1), (150, 2), (75, 74)):
+        pool, query = hull_problem(dim, 1, candidates, dim, torch.float32)
+        if dim > 2:
+            query = pool.mean(1)
+        for constraint, gram in product(CONSTRAINTS, (True, False)):
+            answer = library.lstsq(
+                constraint, pool, query, launch=Launch(seed, gram, 64)
+            )
+            check_optimal(pool[0], query[0], constraint, of_query(answer, 0))
+
+
+@case
+def corrective_stopping(library: Library, seed: int) -> None:
+    pool, query = hull_problem(5, 1, 20, 8, torch.float32)
+    rules = (({"max_iter": 2}, 2), ({"gap_tol": 9.0}, 0), ({"tol": 9.0}, 0))
+    for rule, cycles in rules:
+        options = {"variant": "corrective", "launch": Launch(seed)}
+        answer = library.frank_wolfe(pool, query, 9, **rule, **options)
+        assert answer.num_iter.item() == cycles
+        assert answer.support_size.item() == cycles + 1
+
+
+@case
+def corrective_failures(library: Library, seed: int) -> None:
+    """A query that cannot be solved says so; one that sees no rows has weights of 0."""
+    problems = list(problems_of_bad_values())
+    pool, query = problems[0]
+    problems.append((pool.nan_to_num(1e25), query.nan_to_num(1e25)))
+    sizes = torch.tensor([0, 20, 20])
+    for gram, (pool, query) in product((True, False), problems):
+        options = {"sizes": sizes, "launch": Launch(seed, gram, 64)}
+        for constraint in CONSTRAINTS:
+            answer = library.lstsq(constraint, pool, query, **options)
+            assert answer.weights[0].abs().sum() == answer.gap[0] == 0
+            assert abs(answer.residual[0] - query[0].norm()) < 1e-6
+            assert answer.weights[1:].isnan().all()
+            assert answer.residual[1:].isnan().all()
+            assert answer.support_size.tolist() == [0, 0, 0]
+            assert answer.num_iter.tolist() == [0, -1, -1]

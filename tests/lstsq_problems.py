@@ -1,0 +1,70 @@
+"""Problems of least squares that are hard on rounding, and a proof that a solution is optimal."""
+
+import torch
+
+KINDS = [
+    "plain",
+    "copies",
+    "near copies",
+    "one long row",
+    "rows of every length",
+    "far from 0",
+    "query in hull",
+    "query in pool",
+    "zero rows",
+    "zero query",
+    "nearly on a line",
+]
+
+
+def make(
+    seed: int, batch: int, rows: int, dim: int, kind: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 pool [batch, rows, dim] and query [batch, dim]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
+
+    pool, query = normal(rows, dim), normal(dim)
+    sources = torch.randint(max(rows // 4, 1), (rows,), generator=generator)
+    if kind == "copies":
+        pool = pool[:, sources]
+    elif kind == "near copies":
+        pool = pool[:, sources] + 1e-8 * pool
+    elif kind == "one long row":
+        pool[:, rows // 2] *= 1e6
+    elif kind == "rows of every length":
+        pool = pool * 10 ** (3 * normal(rows, 1)).clamp(-4, 2)
+    elif kind == "far from 0":
+        pool, query = pool + 100, query + 100
+    elif kind == "query in hull":
+        query = (normal(1, rows).softmax(-1) @ pool)[:, 0]
+    elif kind == "query in pool":
+        query = pool[:, rows // 2].clone()
+    elif kind == "zero rows":
+        pool[:, ::3] = 0
+    elif kind == "zero query":
+        query = torch.zeros_like(query)
+    elif kind == "nearly on a line":
+        pool = normal(rows, 1) * normal(1, dim) + 1e-7 * pool
+    return pool, query
+
+
+def largest_square(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """[batch]: the largest squared norm of the rows and the query."""
+    rows = pool.square().sum(-1).max(-1).values
+    return torch.maximum(rows, query.square().sum(-1))
+
+
+def excess(
+    pool: torch.Tensor, query: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """[batch]: how far the squared residual is above its minimum over the simplex, at most.
+
+    Twice the Frank-Wolfe gap, from the rows: no other solver is needed to know the optimum.
+    """
+    current = (weights.unsqueeze(-2) @ pool).squeeze(-2)
+    residual = query - current
+    correlations = (pool @ residual.unsqueeze(-1)).squeeze(-1)
+    return 2 * (correlations.max(-1).values - (current * residual).sum(-1))
