@@ -44,6 +44,8 @@ PATTERNS = (
     "benchmarks/gpu/test_training.py",
     "benchmarks/gpu/test_estimates.py",
     "tests/test_fw_*.py",
+    "tests/test_simplex_*.py",
+    "tests/test_nnls.py",
     "tests/test_selection_*.py",
     "tests/test_sift_*.py",
     "tests/test_knn_*.py",
