@@ -171,7 +171,7 @@ def _is_level(
     """Whether a slope is no more than the rounding of the rows that the residual is made of."""
     rows = x - q if sum_to_one else x
     terms = w @ rows.norm(dim=1) + (0 if sum_to_one else q.norm())
-    return slope <= _LEVEL * (rows[k].norm() * terms).item()
+    return bool(slope <= _LEVEL * (rows[k].norm() * terms).item())
 
 
 def _corrected(
@@ -202,7 +202,9 @@ def _corrected(
 def _best_weights(rows: Tensor, q: Tensor, sum_to_one: bool) -> Tensor:
     """Weights [m] of rows [m, d], of either sign, whose combination is nearest to q."""
     if not sum_to_one:
-        return torch.linalg.lstsq(rows.T, q.unsqueeze(1), driver="gelsd").solution[:, 0]
+        solution = torch.linalg.lstsq(rows.T, q.unsqueeze(1), driver="gelsd").solution
+        weights: Tensor = solution[:, 0]
+        return weights
     if len(rows) == 1:
         return torch.ones(1, dtype=torch.float64)
     first, others = rows[0], rows[1:]
