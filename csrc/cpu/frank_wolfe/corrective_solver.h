@@ -95,9 +95,10 @@ class CorrectiveSolver {
   // The Frank-Wolfe gap on the simplex. Without the sum, the largest violation of the conditions of
   // an optimum: no correlation is above 0, those of the support are 0.
   double violation() {
+    const double length = correlations_.residual();
     double largest = correlations_.entering().slope;
     for (int64_t i = 0; i < correlations_.size(); ++i) {
-      const double slope = correlations_.slope(i);
+      const double slope = correlations_.slope(i, length);
       largest = std::max(largest, kSimplex ? slope : std::fabs(slope));
     }
     return largest;

@@ -88,9 +88,12 @@ class ResidualCorrelations {
   double residual() const { return std::sqrt(dot(residual_.get(), residual_.get())); }
   double query_square() const { return qq_; }
 
-  // How many rows have joined, and the slope of one of them by its place.
+  // How many rows have joined, and the slope of one of them by its place, given the residual's
+  // length.
   int64_t size() const { return n_support_; }
-  double slope(int64_t place) const { return slope_of(rows_[size_t(place)].get(), residual()); }
+  double slope(int64_t place, double length) const {
+    return slope_of(rows_[size_t(place)].get(), length);
+  }
 
   // t of core/corrective.h, before the first row joins: of its distance from the query, if that is
   // less than the query's norm.
