@@ -65,7 +65,7 @@ def test_every_configuration_has_its_means(measured: Measurements) -> None:
     ]
     assert hullft[SCORE] == f"{measured.after['hullft n=3'].mean():.4f}"
     assert hullft["against none"] == "-17.4%"
-    assert (hullft["finetune"], hullft["passes"]) == ("0.100 s", "3.0")
+    assert (hullft["adapting"], hullft["passes"]) == ("0.500 s", "3.0")
 
 
 def test_it_names_each_methods_best_setting_and_what_hurts(

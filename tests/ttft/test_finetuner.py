@@ -1,6 +1,7 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
 import pytest
+import torch
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.scoring import score, score_text
@@ -145,3 +146,45 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
     llama.model.norm.to("meta")
     with pytest.raises(ValueError, match="model.norm.weight is on the meta device"):
         make(llama.float())
+
+
+@pytest.mark.parametrize("n_select", [0, 3])
+def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
+    finetuner = make(gpt2, n_select=n_select, train_on_prompt=5, refresh=2)
+    with finetuner.adapted(PROMPT) as adaptation:
+        support = adaptation.support
+        after = adaptation.score(PROMPT)
+
+        assert adaptation.steps == support.counts
+        assert adaptation.schedule[-1].passage == len(support.counts)
+        assert sum(taken.repeats for taken in adaptation.schedule) == n_select + 5
+
+    before = score(finetuner.reader, PROMPT)
+
+    assert after.value < 0.9 * before.value
+    # A prompt of one token has no next one to train on.
+    with finetuner.adapted("a") as adaptation:
+        assert adaptation.support.prompt_count == 0
+
+
+def test_dtype_covers_reading_scoring_and_writing(llama, make):
+    plain = make(llama, n_select=0, context=1)
+    finetuner = make(llama, n_select=0, context=1, dtype="bfloat16")
+    dtypes = set()
+
+    def watch(module, inputs, output):
+        dtypes.add(output.dtype)
+
+    with finetuner.adapted("the cat") as adaptation:
+        handle = llama.model.layers[0].mlp.register_forward_hook(watch)
+        adaptation.read()
+        value = adaptation.score("the cat").value
+        adaptation.generate("the cat", max_new_tokens=2)
+        handle.remove()
+
+    assert dtypes == {torch.bfloat16}
+    with plain.adapted("the cat") as adaptation:
+        expected = adaptation.score("the cat").value
+
+    assert value != expected
+    assert value == pytest.approx(expected, rel=0.02)

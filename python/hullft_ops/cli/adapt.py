@@ -119,8 +119,13 @@ def adapt(
             )
         saved = adaptation.save_adapter(save, rank=save_rank) if save else None
     _print_training(adaptation, passages)
-    _print_scores(before, after)
-    _print_overlap(text, adaptation, passages)
+    if config.train_on_prompt:
+        echo(
+            "The model was trained on the prompt, so bits per byte of it are no score."
+        )
+    else:
+        _print_scores(before, after)
+        _print_overlap(text, adaptation, passages)
     _print_saved(saved)
     if generate:
         _print_continuations(unadapted, adapted)
@@ -165,8 +170,10 @@ def _check_save(
     save: Path, config: TTFTConfig, *, inputs: Iterable[str | Path | None]
 ) -> None:
     check_output(save, inputs=inputs)
-    if config.n_select == 0:
-        raise ValueError("--save needs --n-select above 0: nothing is trained")
+    if config.n_select == config.train_on_prompt == 0:
+        raise ValueError(
+            "--save needs --n-select or --train-on-prompt above 0: nothing is trained"
+        )
 
 
 def _print_training(adaptation: Adaptation, store: Datastore) -> None:

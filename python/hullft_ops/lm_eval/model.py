@@ -48,7 +48,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
         embedder: the embedder that the store was made with, or its name.
         seconds: budget for each adaptation, as in `TestTimeFinetuner.adapted`.
         options: fields of `TTFTConfig`, where ``max_length`` also limits what the model reads at
-            once.
+            once, and ``ngrams`` must be 0.
 
     Raises:
         TypeError, ValueError: as `TestTimeFinetuner` and `load_model`; an argument is unknown; or
@@ -69,7 +69,11 @@ class HullftLM(HFLM):  # type: ignore[misc]
         seconds: float | None = None,
         **options: Any,
     ) -> None:
-        config = TTFTConfig(**options)
+        config = TTFTConfig(**{"ngrams": 0} | options)
+        if config.ngrams:
+            raise ValueError(
+                "hullft: ngrams must be 0: the harness reads the model's own logits"
+            )
         if store is None and (config.n_select or config.context or config.adapter):
             raise ValueError(
                 "hullft: store must be given for n_select or context above 0, or an "

@@ -9,6 +9,7 @@ from torch import Tensor
 from hullft_ops.ttft.generation import NEW_TOKENS, chat_prompt, continue_prompt
 from hullft_ops.ttft.models.lora import SavedAdapter, save_adapter
 from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.reader import Context, Reader, nearest_that_fit
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.steps import Deadline, StageClock, schedule
@@ -43,7 +44,7 @@ class Adaptation:
         original: list[Tensor],
     ) -> None:
         self.support = support
-        self.schedule = schedule(support.counts, trainer.config)
+        self.schedule = schedule(support.counts, trainer.config, support.prompt_count)
         self.losses: list[float] = []
         tokenize = support.seconds.get("tokenize", 0.0)
         self.seconds = support.seconds | {"finetune": tokenize}
@@ -52,13 +53,16 @@ class Adaptation:
         self._trainer = trainer
         self._original = original
         self._context = Context()
+        self._ngrams: Ngrams | None = None
+        self.mix(trainer.config.ngrams)
 
     @property
     def steps(self) -> list[int]:
         """The optimizer steps taken on each passage of the support."""
         steps = [0] * len(self.support.counts)
         for taken in self.schedule[: self.passes]:
-            steps[taken.passage] += taken.repeats
+            if taken.passage < len(steps):
+                steps[taken.passage] += taken.repeats
         return steps
 
     @property
@@ -69,7 +73,7 @@ class Adaptation:
     @property
     def skipped_steps(self) -> int:
         """Steps that did not fit into the budget of seconds or passes."""
-        return sum(self.support.counts) - sum(self.steps)
+        return sum(skipped.repeats for skipped in self.schedule[self.passes :])
 
     def train(
         self, passes: int | None = None, deadline: Deadline | None = None
@@ -107,13 +111,28 @@ class Adaptation:
             self._context = self._reader.read(passages)
         self.seconds |= clock.seconds()
 
+    def mix(self, ngrams: float) -> None:
+        """Mix n-grams of the neighbours in from now on, with this factor; see `TTFTConfig`."""
+        self._check_alive("mix")
+        self._ngrams = None
+        if ngrams:
+            weights = [ngrams * weight for weight in self._trainer.config.ngram_weights]
+            self._ngrams = Ngrams(self.support.neighbour_ids, weights)
+
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
-        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages.
+        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages and with
+        n-grams of the neighbours.
 
         ``after`` is a prompt that comes before the text.
         """
         self._check_alive("score")
-        return score(self._reader, text, after=after, context=self._context)
+        return score(
+            self._reader,
+            text,
+            after=after,
+            context=self._context,
+            ngrams=self._ngrams,
+        )
 
     def generate(
         self, prompt: str, *, chat: bool = False, **generate_kwargs: Any
@@ -142,7 +161,13 @@ class Adaptation:
             prompt = self._chat_prompt(prompt, self._reader.window - new_tokens)
             # The passages stand within the prompt.
             context = Context()
-        return continue_prompt(self._reader, prompt, context=context, **generate_kwargs)
+        return continue_prompt(
+            self._reader,
+            prompt,
+            context=context,
+            ngrams=self._ngrams,
+            **generate_kwargs,
+        )
 
     def _chat_prompt(self, message: str, room: int) -> str:
         """The message in the chat template, behind as many of the nearest passages as fit."""
@@ -180,8 +205,8 @@ class Adaptation:
         self._check_alive("save_adapter")
         if not self._original:
             raise RuntimeError(
-                "save_adapter: nothing was trained: n_select is 0, or the selected passages are "
-                "too short"
+                "save_adapter: nothing was trained: n_select and train_on_prompt are 0, or the "
+                "texts are too short"
             )
         return save_adapter(
             self._reader.model,

@@ -81,7 +81,7 @@ class TestTimeFinetuner:
         self._adapters: dict[str | None, list[tuple[nn.Parameter, Any]]] = {None: []}
         config = replace(config or TTFTConfig(), **options)
         window = full_window(model, tokenizer, config.max_length)
-        self.reader = Reader(model, tokenizer, window)
+        self.reader = Reader(model, tokenizer, window, config.dtype)
         self._set(config)
 
     def with_config(self, config: TTFTConfig) -> "TestTimeFinetuner":
@@ -93,8 +93,8 @@ class TestTimeFinetuner:
     def _set(self, config: TTFTConfig) -> None:
         max_length = text_window(self.model, self.tokenizer, config.max_length)
         window = full_window(self.model, self.tokenizer, max_length)
-        if window != self.reader.window:
-            self.reader = Reader(self.model, self.tokenizer, window)
+        if (window, config.dtype) != (self.reader.window, self.reader.dtype):
+            self.reader = Reader(self.model, self.tokenizer, window, config.dtype)
         self.config = config
         self.selector = SupportSelector(
             self.store, self._embedder, self.reader, config, max_length
@@ -140,7 +140,7 @@ class TestTimeFinetuner:
         else:
             support = self.select(prompt)
         adapter = self._adapters[self.config.adapter]
-        trained = self._trained if any(support.counts) or adapter else []
+        trained = self._trained if support.steps or adapter else []
         start = perf_counter()
         with (
             exclusive(self.model, adapts=True),

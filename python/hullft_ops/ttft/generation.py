@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.errors import first_line
+from hullft_ops.ttft.ngrams import NgramProcessor, Ngrams
 from hullft_ops.ttft.reader import Context, Reader
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def continue_prompt(
     prompt: str,
     *,
     context: Context | None = None,
+    ngrams: Ngrams | None = None,
     **generate_kwargs: Any,
 ) -> str:
     """What the model writes after ``prompt``, without special tokens.
@@ -26,6 +28,7 @@ def continue_prompt(
         reader: the model, which generates in eval mode.
         prompt: a text. Of one that is too long, the model reads the last tokens.
         context: retrieved passages before the prompt. The farthest go until the rest fits.
+        ngrams: n-grams to mix in; None for none.
         generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
     Raises:
@@ -54,6 +57,10 @@ def continue_prompt(
     head = context.before(tokens.ids, tokens.opening, room)
     body = tokens.ids[tokens.opening :] if head else tokens.ids
     ids = [*head, *body[-(room - len(head)) :]]
+    if ngrams is not None:
+        processors = generate_kwargs.get("logits_processor") or []
+        mixture = NgramProcessor(ngrams, start=len(head))
+        generate_kwargs["logits_processor"] = [*processors, mixture]
     return reader.generate(ids, context, **generate_kwargs)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._terminal import progress
-from hullft_ops.ttft.loss import next_token_losses
+from hullft_ops.ttft.loss import next_token_logits
 from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
     check_causal,
@@ -23,7 +23,7 @@ from hullft_ops.ttft.models.checks import (
     text_window,
     unwrapped,
 )
-from hullft_ops.ttft.models.forwards import eval_mode
+from hullft_ops.ttft.models.forwards import Precision, autocast, eval_mode
 from hullft_ops.ttft.models.onednn import wide_products
 from hullft_ops.ttft.restore import exclusive
 
@@ -35,12 +35,15 @@ _TOKENS_AT_ONCE = 512
 # With other arguments, beams for example, transformers may refuse a cache that it did not make.
 _TAKE_A_CACHE = {
     "do_sample",
+    "logits_processor",
     "max_new_tokens",
     "num_return_sequences",
     "repetition_penalty",
     "return_dict_in_generate",
+    "stop_strings",
     "stopping_criteria",
     "temperature",
+    "tokenizer",
     "top_k",
     "top_p",
 }
@@ -70,9 +73,10 @@ class Reader:
         model: the model, or a PEFT model around one.
         tokenizer: its tokenizer.
         max_length: tokens that the model reads at once, new ones included; None for its window.
+        dtype: bfloat16 to read under autocast; None for the model's own.
 
     Attributes:
-        window: that number.
+        window: how many tokens it reads at once.
 
     Raises:
         ValueError: the model is not causal, or lacks ids of the tokenizer; or ``max_length`` is out
@@ -85,9 +89,11 @@ class Reader:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int | None = None,
+        dtype: Precision | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.dtype = dtype
         with exclusive(model):
             check_causal(model, tokenizer)
         self.window = text_window(model, tokenizer, max_length)
@@ -140,7 +146,13 @@ class Reader:
         RuntimeError if it is in use elsewhere.
         """
         model = self.model
-        with exclusive(model), eval_mode(model), wide_products(model), torch.no_grad():
+        with (
+            exclusive(model),
+            eval_mode(model),
+            wide_products(model),
+            torch.no_grad(),
+            autocast(model.device, self.dtype),
+        ):
             yield
 
     def read(self, passages: Sequence[Sequence[int]]) -> "Context":
@@ -172,14 +184,14 @@ class Reader:
                 arguments[self._keyword] = cache
         return cache if cache.get_seq_length() == len(ids) else None
 
-    def losses(
+    def logits(
         self,
         head: Sequence[int],
         body: Sequence[int],
         first: int,
         context: "Context",
-    ) -> Tensor:
-        """The negative log-likelihoods in nats of the tokens of ``body`` from ``first`` on.
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What predicts the tokens of ``body`` from ``first`` on, as `next_token_logits`.
 
         Call it in `reading`. ``head`` stands before the body; if it is the context's tokens, they
         are not read again.
@@ -187,8 +199,7 @@ class Reader:
         cache = context.arguments(head)
         before = head[-1:] if cache else head
         ids = torch.tensor([*before, *body], device=self.model.device)
-        losses = next_token_losses(self.model, ids, **cache)
-        return losses[len(before) + first - 1 :]
+        return next_token_logits(self.model, ids, len(before) + first, **cache)
 
     def generate(self, ids: Sequence[int], context: "Context", **options: Any) -> str:
         """What the model writes after these tokens, without special tokens.
@@ -203,6 +214,8 @@ class Reader:
         tokens = torch.tensor([list(ids)], device=self.model.device)
         if self.tokenizer.pad_token_id is None:
             options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
+        if options.get("stop_strings"):
+            options.setdefault("tokenizer", self.tokenizer)
         generate: Any = self.model.generate
         with self.reading():
             output = generate(

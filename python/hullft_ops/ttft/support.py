@@ -39,9 +39,13 @@ class Support:
             passages.
         gap: Frank-Wolfe gap over the pool.
         input_ids: the tokens of each passage, cut to the model's window.
+        prompt_ids: the last tokens of the prompt, as many as fit, to train on.
+        prompt_count: optimizer steps on them.
         context_indices: positions of the retrieved passages before the prompt, nearest last.
         context_texts: the text of each of those, with the passages that follow it, as it is read.
         context_ids: the tokens of each of those texts.
+        neighbour_ids: the tokens of the neighbours to take n-grams from, each with the passage that
+            follows it.
         datastore: identity of the datastore that the positions belong to.
         tokenizer: what made the tokens.
         seconds: wall-clock time by stage: embed, search, select, tokenize.
@@ -53,12 +57,20 @@ class Support:
     residual: float
     gap: float
     input_ids: list[list[int]] = field(default_factory=list)
+    prompt_ids: list[int] = field(default_factory=list)
+    prompt_count: int = 0
     context_indices: list[int] = field(default_factory=list)
     context_texts: list[str] = field(default_factory=list)
     context_ids: list[list[int]] = field(default_factory=list)
+    neighbour_ids: list[list[int]] = field(default_factory=list)
     datastore: str = ""
     tokenizer: Any = field(default=None, compare=False, repr=False)
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps on the passages and on the prompt."""
+        return sum(self.counts) + self.prompt_count
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,10 @@ class SupportSelector:
             count if len(ids) >= MIN_TOKENS else 0
             for count, ids in zip(support.counts, input_ids, strict=True)
         ]
+        prompt_ids = self.reader.tokens(prompt).ids[-self.max_length :]
+        prompt_count = self.config.train_on_prompt
+        if len(prompt_ids) < MIN_TOKENS:
+            prompt_count = 0
         runs = retrieved_runs(
             self.store,
             nearest[: self.config.context],
@@ -166,13 +182,21 @@ class SupportSelector:
         texts = [self._text_of(run) for run in runs]
         context_ids = [self.reader.passage_ids(text) for text in texts]
         dropped = len(runs) - self._count_that_fits(prompt, context_ids)
+        neighbours: list[list[int]] = []
+        if self.config.ngrams:
+            neighbours = whole_runs(self.store, nearest[: self.config.pool_size])
         return replace(
             support,
             counts=counts,
             input_ids=input_ids,
+            prompt_ids=prompt_ids,
+            prompt_count=prompt_count,
             context_indices=[*chain.from_iterable(runs[dropped:])],
             context_texts=texts[dropped:],
             context_ids=context_ids[dropped:],
+            neighbour_ids=[
+                self.reader.passage_ids(self._text_of(run)) for run in neighbours
+            ],
             datastore=self.store.identity,
             tokenizer=self.reader.tokenizer,
         )
@@ -223,4 +247,17 @@ def retrieved_runs(
         run = [*takewhile(lambda passage: passage not in read, run)]
         runs.append(run)
         read.update(run)
+    return runs
+
+
+def whole_runs(store: Store, positions: Sequence[int]) -> list[list[int]]:
+    """The passages, each with the one that follows it, as runs of passages that are consecutive."""
+    members = {member for p in positions for member in with_following(store, p, 1)}
+    following = {position: store.following(position) for position in members}
+    runs = []
+    for begin in members - set(following.values()):
+        run = [begin]
+        while (after := following[run[-1]]) in members:
+            run.append(after)
+        runs.append(run)
     return runs

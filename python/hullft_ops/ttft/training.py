@@ -84,7 +84,7 @@ class SupportTrainer:
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
             losses = torch.empty(len(passes), dtype=torch.float64, device=self._device)
-            texts = _on_device(support.input_ids, self._device)
+            texts = _on_device([*support.input_ids, support.prompt_ids], self._device)
             for current in progress(passes, desc="training", unit="pass"):
                 tokens = texts[current.passage]
                 if deadline is not None and not self._fits(deadline, len(tokens)):
@@ -167,10 +167,11 @@ def _check_depends(loss: Tensor) -> None:
 def _check_loss(loss: float, current: Pass, support: Support) -> None:
     """Refuse a loss that is not finite."""
     if not math.isfinite(loss):
-        index = support.indices[current.passage]
+        names = [f"passage {index} of the datastore" for index in support.indices]
+        name = [*names, "the prompt"][current.passage]
         raise NonFiniteLossError(
-            f"TestTimeFinetuner: the loss of passage {index} of the datastore is {loss} at step "
-            f"{current.start + 1} of {sum(support.counts)}"
+            f"TestTimeFinetuner: the loss of {name} is {loss} at step {current.start + 1} of "
+            f"{support.steps}"
         )
 
 
