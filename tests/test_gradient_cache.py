@@ -118,17 +118,9 @@ def test_buffers_have_the_parameters_strides() -> None:
     assert torch.equal(kept, torch.arange(12.0).view(4, 3))
 
 
-def pointers(cache: GradientCache, examples: list[object]) -> set[int]:
-    buffers = []
-    for example in examples:
-        buffers += cache.gradients(example).values()
-    return {buffer.data_ptr() for buffer in buffers}
-
-
-def test_buffers_are_reused() -> None:
+def test_dropped_examples_free_their_buffers() -> None:
     params = make_params((4, 3), (5,))
     cache = GradientCache(params)
-
     assert cache.nbytes == 0
 
     set_grads(params, 1)
@@ -138,21 +130,13 @@ def test_buffers_are_reused() -> None:
     assert len(cache) == 3
     assert cache.nbytes == 3 * 17 * 4
 
-    before = pointers(cache, [0, 1, 2])
-    assert len(before) == 6
-
     cache.drop(1)
     assert 1 not in cache
     assert 2 in cache
+    assert cache.nbytes == 2 * 17 * 4
 
     cache.clear()
-    assert len(cache) == 0
-    assert cache.nbytes == 3 * 17 * 4
-
-    for example in "abc":
-        cache.accumulate(example)
-
-    assert pointers(cache, ["a", "b", "c"]) == before
+    assert len(cache) == cache.nbytes == 0
 
 
 def test_parameters_without_a_gradient() -> None:
@@ -179,7 +163,6 @@ def test_parameters_without_a_gradient() -> None:
 
     cache.accumulate(0, beta=0)
     assert list(cache.gradients(0)) == [params[1]]
-    assert cache.nbytes == 9 * 4
 
 
 def test_a_graph_that_saved_a_buffer_notices_a_later_accumulation() -> None:
