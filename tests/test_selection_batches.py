@@ -24,20 +24,6 @@ from problems import (
 )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_shared_ragged_pool_equals_copies(method: str) -> None:
-    pool, query = make_problem(4, 6, 50, 9)
-    sizes = torch.tensor([50, 7, 20, 8, 49, 50])
-    shared = select(method, pool[0], query, 7, pool_sizes=sizes)
-    copies = pool[0].repeat(6, 1, 1)
-
-    for b, size in enumerate(sizes.tolist()):
-        copies[b, size:] = float("nan")  # what lies past the size must not be read
-
-    separate = select(method, copies, query, 7, pool_sizes=sizes)
-    assert all(map(torch.equal, shared, separate))
-
-
 @pytest.mark.cpu_only("torch's profiler is asked for the CPU's memory")
 def test_expanded_batch_is_not_copied() -> None:
     pool, query = make_problem(7, 64, 200, 32)
