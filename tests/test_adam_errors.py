@@ -199,6 +199,11 @@ def test_bad_repeats(error: type[Exception], repeats: object, message: str) -> N
     assert not calls
 
 
+def test_a_closure_that_is_none() -> None:
+    with pytest.raises(TypeError, match="closure must be a function, got 4; step"):
+        ReplayAdam([torch.zeros(3)]).step(4)
+
+
 def test_a_closure_and_gradients() -> None:
     with pytest.raises(ValueError, match="closure and grads exclude each other"):
         ReplayAdam([torch.zeros(3)]).step(lambda: 0.0, grads={})
