@@ -180,6 +180,9 @@ def test_the_column_is_needed(gpt2, tmp_path):
     with pytest.raises(ValueError, match='must have a column "multiplicity", got'):
         trainer.train()
 
+    with pytest.raises(TypeError, match='"multiplicity" must hold integers, got torch'):
+        trainer.training_step(gpt2, {"multiplicity": torch.tensor([2.0])})
+
 
 def test_unused_columns_must_stay(gpt2, tmp_path):
     with pytest.raises(ValueError, match="remove_unused_columns must be False, got"):
