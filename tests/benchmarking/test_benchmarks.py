@@ -320,11 +320,11 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
         report.page(run | {"benchmarks": [{"extra_info": {}}]})
 
 
-def run_of(threads: int = 2, **seconds: float) -> dict[str, Any]:
-    """What pytest-benchmark writes of cases that take these seconds; a peer always takes one."""
+def run_of(threads: int = 2, peer: float = 1.0, **seconds: float) -> dict[str, Any]:
+    """What pytest-benchmark writes of cases that take these seconds."""
     cases = [
         asdict(
-            Comparison("selection", case, ours, {"a peer": 1.0}, {"a peer": 1 / ours})
+            Comparison("selection", case, ours, {"a peer": peer}, {"a peer": 1 / ours})
         )
         for case, ours in seconds.items()
     ]
@@ -344,6 +344,9 @@ def test_a_comparison_has_every_case_before_and_after() -> None:
         ["selection", "gone:", "only", "before"],
         ["selection", "new:", "only", "after"],
     ]
+    _, *rows, _ = compare.lines(before, run_of(same=2.0, peer=0.96))
+    assert rows[0].endswith("0.960x !")
+
     with pytest.raises(ValueError, match="threads is 2 before, 1 after"):
         compare.lines(before, run_of(threads=1, same=2.0))
 
