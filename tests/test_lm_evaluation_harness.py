@@ -19,8 +19,18 @@ from lm_eval.tasks import TaskManager
 from hullft_ops.ttft import Datastore, load_embedder, load_model, tiny_lm_path
 
 ROOT = Path(__file__).parents[1]
-TASKS = ROOT / "benchmarks" / "harness"
 EXAMPLE = ROOT / "examples" / "lm_evaluation_harness.py"
+TASK = """
+task: areas
+dataset_path: json
+dataset_kwargs: {{data_files: {file}}}
+output_type: multiple_choice
+test_split: train
+doc_to_text: "def area_{{{{side}}}}(side): return"
+doc_to_choice: [" 1", " 3"]
+doc_to_target: 1
+metric_list: [{{metric: acc_norm, aggregation: mean, higher_is_better: true}}]
+"""
 TEXTS = [f"def area_{n}(side):\n    return {n} * side" for n in range(12)]
 QUESTION = "def area_3(side): return"
 
@@ -143,9 +153,13 @@ def test_retrieved_passages_that_fit_stand_before_the_context_nearest_last(
 def test_the_command_line(
     example: dict[str, Any],
     store: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    documents = tmp_path / "documents.json"
+    documents.write_text('{"side": 3}')
+    (tmp_path / "areas.yaml").write_text(TASK.format(file=documents))
     arguments = f"pretrained={tiny_lm_path()},store={store},n_select=2,max_length=400"
     command = [
         "lm_eval",
@@ -154,8 +168,8 @@ def test_the_command_line(
         f"--model_args={arguments}",
         "--device=cpu",
         "--limit=1",
-        f"--include_path={TASKS}",
-        "--tasks=docstrings_choice,docstrings_text",
+        f"--include_path={tmp_path}",
+        "--tasks=areas",
     ]
     monkeypatch.setattr("sys.argv", command)
     # Most of the time would go into reading all of its tasks, and into describing the machine.
@@ -167,7 +181,6 @@ def test_the_command_line(
     printed = capsys.readouterr().out
     assert "hullft (" in printed
     assert "acc_norm" in printed
-    assert "bits_per_byte" in printed
 
     for wrong, message in (("nselect=2", "option 'nselect'"), ("n_select=2", "store")):
         arguments = [f"--model_args={wrong}", *command[4:]]

@@ -2,7 +2,6 @@
 
 python tools/sanitized_tests.py address   # AddressSanitizer and UndefinedBehaviorSanitizer
 python tools/sanitized_tests.py thread    # ThreadSanitizer
-python tools/sanitized_tests.py address --only tests/test_fw_lmo.py
 
 Wants g++ with its sanitizer runtimes, and a Python with torch, pybind11, cmake, ninja and what the
 tests need. Builds a copy of the sources in build/sanitized/, where bugs are planted. Each is chosen
@@ -270,11 +269,11 @@ def python(build: Build, kind: Sanitizer, *arguments: str) -> list[str]:
             *arguments]  # fmt: skip
 
 
-def run_tests(build: Build, kind: Sanitizer, tests: list[str]) -> None:
+def run_tests(build: Build, kind: Sanitizer) -> None:
     build.reports.mkdir(exist_ok=True)
     command = python(
         build, kind, str(build.reports), " ".join(bug.name for bug in kind.bugs),
-        "-q", "-x", "-p", "no:cacheprovider", "--deselect", UNSANITIZED, *tests,
+        "-q", "-x", "-p", "no:cacheprovider", "--deselect", UNSANITIZED, *kind.tests,
     )  # fmt: skip
     finished = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"}
@@ -300,16 +299,13 @@ def check_planted(build: Build, kind: Sanitizer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument(
-        "--only", nargs="+", help="tests to run instead of the usual ones"
-    )
-    arguments = parser.parse_args()
-    kind = KINDS[arguments.kind]
-    build = Build(arguments.kind, kind)
+    name = parser.parse_args().kind
+    kind = KINDS[name]
+    build = Build(name, kind)
     build.copy_sources()
     build.configure()
     build.compile()
-    run_tests(build, kind, arguments.only or kind.tests)
+    run_tests(build, kind)
     check_planted(build, kind)
 
 
