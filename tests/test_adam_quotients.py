@@ -47,7 +47,9 @@ def assert_as_one_by_one(tensors: AdamTensors, **options: object) -> None:
         one_by_one = adam_replay(one_by_one, 1, **options)
     for ours, wanted in zip(at_once[:4], one_by_one[:4], strict=True):
         assert torch.equal(ours[0].isnan(), wanted[0].isnan())
+
         number = ~wanted[0].isnan()
+
         assert torch.equal(ours[0][number], wanted[0][number])
         assert torch.equal(ours[0][number].signbit(), wanted[0][number].signbit())
 
@@ -97,4 +99,5 @@ def test_hard_divisors(simd_level: str, ulps: int, scale: float) -> None:
     grad[::2] = grad[::2].sign() * grad[::2].abs().log2().round().exp2()
     tensors = from_zero(grad, torch.zeros(N), torch.zeros(N))
     after = adam_replay(tensors, 2, lr=1.0, eps=eps, beta1=0.0)
+
     assert torch.equal(after.params[0], -2 * (grad / eps))

@@ -29,9 +29,11 @@ def test_golden_float64(golden: dict[str, torch.Tensor], n_select: int) -> None:
     assert torch.equal(sel.counts, golden[f"counts_n{n_select}"])
 
     weights_error = sel.weights - golden[f"weights_n{n_select}"]
+
     assert weights_error.abs().max() < 1e-10
 
     residual_error = sel.residual - golden[f"residual_n{n_select}"]
+
     assert residual_error.abs().max() < 1e-10
 
 
@@ -41,10 +43,12 @@ def test_golden_float32(
     golden: dict[str, torch.Tensor], n_select: int, float32_tolerance: float
 ) -> None:
     sel = hullft_ops.fw_select(golden["pool"], golden["query"], n_select)
+
     assert torch.equal(sel.indices, golden[f"indices_n{n_select}"])
     assert torch.equal(sel.counts, golden[f"counts_n{n_select}"])
 
     weights_error = sel.weights - golden[f"weights_n{n_select}"]
+
     assert weights_error.abs().max() < float32_tolerance
 
 
@@ -183,6 +187,7 @@ def test_a_whole_step_toward_a_vertex_leaves_nothing_else() -> None:
         assert_equals_reference(sel, expected)
 
     away = hullft_ops.fw_select(x, q, 2, variant="away")
+
     assert away.indices.tolist() == [1, -1]
     assert away.weights.tolist() == [1.0, 0.0]
 
@@ -205,6 +210,7 @@ def test_stopping_rules(variant: str) -> None:
     assert still.support_size.tolist() == [1] * 4
 
     loose = hullft_ops.fw_select(pool, query, 40, variant=variant, tol=10.0)
+
     assert loose.num_iter.tolist() == [0] * 4
 
     by_gap = hullft_ops.fw_select(pool, query, 40, variant=variant, gap_tol=1e-2)

@@ -46,6 +46,7 @@ def test_replay_is_a_step_with_that_gradient(dtype: torch.dtype) -> None:
         twin.grad = grad.to(dtype).float()
 
     ReplayAdam(twins).step(repeats=3)
+
     assert all(map(torch.equal, params, twins))
 
     for param, grad in zip(params, present, strict=True):
@@ -121,6 +122,7 @@ def test_buffers_have_the_parameters_strides() -> None:
 def test_dropped_examples_free_their_buffers() -> None:
     params = make_params((4, 3), (5,))
     cache = GradientCache(params)
+
     assert cache.nbytes == 0
 
     set_grads(params, 1)
@@ -131,11 +133,13 @@ def test_dropped_examples_free_their_buffers() -> None:
     assert cache.nbytes == 3 * 17 * 4
 
     cache.drop(1)
+
     assert 1 not in cache
     assert 2 in cache
     assert cache.nbytes == 2 * 17 * 4
 
     cache.clear()
+
     assert len(cache) == cache.nbytes == 0
 
 
@@ -162,6 +166,7 @@ def test_parameters_without_a_gradient() -> None:
     assert torch.equal(kept[params[1]], second)
 
     cache.accumulate(0, beta=0)
+
     assert list(cache.gradients(0)) == [params[1]]
 
 

@@ -126,7 +126,9 @@ def test_retrieval_reads_the_question_and_no_answer(
 
     assert read[:3] == ["Area?", "Which colour is it?", "It fell, so "]
     assert read[3].endswith("example 299 the question")
+
     ids = load_embedder().tokenizer(read[3], add_special_tokens=False)["input_ids"]
+
     assert len(ids) == 254
 
 
@@ -146,7 +148,9 @@ def test_retrieved_passages_that_fit_stand_before_the_context_nearest_last(
 
     assert len(support.context_texts) == 6
     assert torch.allclose(torch.tensor(answers), torch.tensor(expected), rtol=1e-5)
+
     [chat] = model.behind(["a\n\n"], [scored(0, f"{plain.tokenizer.bos_token}hi", "")])
+
     assert chat.args[0] == f"{plain.tokenizer.bos_token}a\n\nhi"
 
 
@@ -179,11 +183,13 @@ def test_the_command_line(
     with warnings.catch_warnings(action="ignore"):
         example["main"]()
     printed = capsys.readouterr().out
+
     assert "hullft (" in printed
     assert "acc_norm" in printed
 
     for wrong, message in (("nselect=2", "option 'nselect'"), ("n_select=2", "store")):
         arguments = [f"--model_args={wrong}", *command[4:]]
         monkeypatch.setattr("sys.argv", [*command[:3], *arguments])
+
         with pytest.raises(SystemExit, match=f"harness.py: .*{message}"):
             example["main"]()

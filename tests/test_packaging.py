@@ -56,6 +56,7 @@ def test_import_brings_torch_alone() -> None:
 
 def test_import_leaves_the_slow_parts_for_later() -> None:
     imported = imported_in_a_new_process()
+
     assert "hullft_ops._C" in imported
     assert not set(SLOW) & set(imported)
 
@@ -76,6 +77,7 @@ def test_the_benchmarks_of_operators_need_nothing_of_the_layer() -> None:
         for package, names in importlib.metadata.packages_distributions().items()
         if of_layer & set(map(canonicalize_name, names))
     ]
+
     assert "transformers" in hidden
 
     command = [sys.executable, "-c", OF_OPERATORS, *hidden]
@@ -119,6 +121,7 @@ def test_version_is_that_of_the_distribution() -> None:
 
 def test_simd_levels() -> None:
     levels = _C.simd_levels()
+
     assert levels[-1] == "portable"
     assert _C.simd_level() == levels[0]
 

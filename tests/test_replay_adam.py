@@ -46,6 +46,7 @@ def test_trains_as_adamw() -> None:
 
 def test_defaults_are_those_of_torch() -> None:
     params = [torch.zeros(3, requires_grad=True)]
+
     assert ReplayAdam(params).defaults == torch.optim.Adam(params).defaults
     assert ReplayAdamW(params).defaults == torch.optim.AdamW(params).defaults
 
@@ -152,6 +153,7 @@ def test_a_compiled_step_follows_a_schedule_in_two_graphs() -> None:
             scheduler.step()
 
     assert_same_bits(*models)
+
     assert backend.frame_count == 2
 
 

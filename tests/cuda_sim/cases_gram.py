@@ -32,6 +32,7 @@ def check_gram(
     """Of whole numbers: one pool [n, d], its query [d] and what came of them."""
     n = len(pool)
     wide = pool.double()
+
     assert torch.equal(gram[:n, :n].double(), wide @ wide.T)
     assert torch.equal(products[:n].double(), wide @ query.double())
 
@@ -139,6 +140,7 @@ def gram_bits(library: Library, seed: int) -> None:
         assert products[0, 32] == products[0, 5]
 
         error = (gram[0] - exact[:40, :40]).abs()
+
         assert error.max() <= 2e-6 * exact.diagonal().max()
 
 

@@ -91,9 +91,11 @@ def test_golden_pools(
         assert torch.equal(answer.counts, golden[f"counts_n{n_select}"])
 
         weights_error = answer.weights - golden[f"weights_n{n_select}"]
+
         assert weights_error.abs().max() < tolerance
 
         residual_error = answer.residual - golden[f"residual_n{n_select}"]
+
         assert residual_error.abs().max() < tolerance
 
 
@@ -220,6 +222,7 @@ def test_plan(
     shared_state: bool,
 ) -> None:
     plan = library("plain").plan(batch, candidates, dim, 50)
+
     assert (plan.gram, plan.warp, plan.shared_state) == (gram, warp, shared_state)
 
     if warp:
