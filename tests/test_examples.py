@@ -26,18 +26,21 @@ def run(name: str, **arguments: object) -> dict[str, Any]:
 
 def test_a_plain_loop_reuses_gradients() -> None:
     found = run("plain_loop.py")
+
     assert found["passes"] < 20
     assert found["after"] < found["before"]
 
 
 def test_lora_on_a_llama_adapts_and_is_undone() -> None:
     found = run("lora_llama.py")
+
     assert found["adapted"] < 0.9 * found["before"]
     assert found["restored"] == found["before"]
 
 
 def test_a_plot_shows_what_was_selected(tmp_path: Path) -> None:
     found = run("plot_adaptation.py", output=tmp_path / "adaptation.png")
+
     assert matplotlib.image.imread(tmp_path / "adaptation.png").shape == (1500, 1200, 4)
     assert 1 < found["selected"] <= found["passes"] < 50
 
@@ -45,6 +48,7 @@ def test_a_plot_shows_what_was_selected(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trainer_takes_every_step_of_the_multiplicities() -> None:
     found = run("trainer.py")
+
     assert found["steps"] == 20
     assert found["rows"] < 20
     assert found["after"] < found["before"]
@@ -71,6 +75,9 @@ def test_two_processes_train_a_sharded_model(tmp_path: Path) -> None:
         sharded, (tmp_path,), nprocs=2, start_method="fork"
     )
     printed = (tmp_path / "0.txt").read_text()
+
     assert "2 processes, 20 steps with 11 gradients" in printed
+
     before, after = re.findall(r"[\d.]+(?= before| after)", printed)
+
     assert float(after) < float(before)

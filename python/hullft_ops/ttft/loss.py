@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft.head_loss import linear_mean_loss
-from hullft_ops.ttft.models.cache import no_padding_check, unmasked
 from hullft_ops.ttft.models.checks import unwrapped
 from hullft_ops.ttft.models.forwards import is_observed
 
@@ -120,9 +119,7 @@ class _SplitModel:
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """The last hidden states ``[T, d]`` of tokens ``[T]``."""
-        arguments = {"use_cache": False} | unmasked(self.base)
-        with no_padding_check(self.base):
-            output = self.base(input_ids=tokens[None], **arguments)
+        output = self.base(input_ids=tokens[None], use_cache=False)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
