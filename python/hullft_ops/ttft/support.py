@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.methods import select_passages
 from hullft_ops.ttft.reader import Reader, nearest_that_fit, room_before
 from hullft_ops.ttft.steps import StageClock
@@ -112,7 +112,7 @@ class SupportSelector:
         with clock.of("embed"):
             vectors = checked_vectors(
                 f"select: the vectors of embedder {self.embedder.name}",
-                self.embedder.encode([prompt]),
+                encode_queries(self.embedder, [prompt]),
                 count=1,
                 dim=self.embedder.dim,
             )
