@@ -2,7 +2,7 @@
 
 import pytest
 
-from hullft_ops.ttft import TestTimeFinetuner
+from hullft_ops.ttft import TestTimeFinetuner, TTFTConfig
 from hullft_ops.ttft.scoring import score, score_text
 
 PROMPT = "the cat sat on the red mat"
@@ -145,3 +145,21 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
     llama.model.norm.to("meta")
     with pytest.raises(ValueError, match="model.norm.weight is on the meta device"):
         make(llama.float())
+
+
+def test_nothing_is_embedded_where_nothing_is_retrieved(gpt2, tokenizer, make):
+    options = {"n_select": 0, "context": 0}
+    alone = TestTimeFinetuner(gpt2, tokenizer, **options)
+    expected = make(gpt2, embedder=None, store=None, **options).generate(PROMPT)
+
+    assert alone.generate(PROMPT) == alone.generate([PROMPT])[0] == expected
+    assert make(gpt2, **options).select(PROMPT).seconds == {}
+    with pytest.raises(ValueError, match="prompt must have text"):
+        alone.select(" ")
+    for needed in ({"n_select": 1}, {"context": 1}):
+        with pytest.raises(ValueError, match="store and embedder must be given"):
+            alone.with_config(TTFTConfig(**(options | needed)))
+    with pytest.raises(
+        ValueError, match="belongs to datastore .*, the finetuner has n"
+    ):
+        alone.generate(make(gpt2).select(PROMPT))

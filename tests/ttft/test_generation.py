@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hullft_ops.ttft import adaptation as adaptation_module
+from hullft_ops.ttft import TestTimeFinetuner, load_model
+from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.reader import Reader
 
@@ -44,30 +45,110 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
         assert chat_prompt(tokenizers[kind], "the cat sat") == message
 
 
+def read_rows(reader, rows, context, **options):
+    """In place of what a model writes, what it reads."""
+    return [reader.tokenizer.decode(row) for row in rows]
+
+
 def test_the_nearest_passages_that_fit_stand_before_the_message(
     gpt2, tokenizer, make, store_of, monkeypatch
 ):
-    """The window has 32 tokens, the message 21 of them, and the passages 4 and 3."""
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
-    calls = []
-    monkeypatch.setattr(
-        adaptation_module,
-        "continue_prompt",
-        lambda reader, prompt, **options: calls.append(prompt),
-    )
+    monkeypatch.setattr(Reader, "generate", read_rows)
     finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
     with finetuner.adapted("the cat") as adaptation:
         passages = adaptation.support.context_texts
-        alone = chat_prompt(tokenizer, "the cat")
-        length = len(finetuner.reader.tokens(alone).ids)
-        sizes = [len(ids) for ids in adaptation.support.context_ids]
-        for room, first in ((sum(sizes), 0), (sum(sizes) - 1, 1), (sizes[1] - 1, 2)):
-            adaptation.generate(
-                "the cat", chat=True, max_new_tokens=CONTEXT - length - room
-            )
-            content = "".join([*passages[first:], "the cat"])
+        contents = ["".join([*passages[first:], "the cat"]) for first in range(3)]
+        chats = [f"<s>user: {content} assistant:" for content in contents]
+        lengths = [len(finetuner.reader.tokens(chat).ids) for chat in chats]
 
-            assert calls.pop() == f"<s>user: {content} assistant:"
+        def chat_behind(room):
+            new_tokens = CONTEXT - room
+            return adaptation.generate("the cat", chat=True, max_new_tokens=new_tokens)
+
+        assert [chat_behind(length) for length in lengths] == chats
+        assert [chat_behind(length - 1) for length in lengths[:2]] == chats[1:]
+
+
+CONVERSATION = [
+    {"role": "system", "content": "be short"},
+    {"role": "user", "content": "a red tree"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "the cat"},
+    {"role": "assistant", "content": "a"},
+]
+WHOLE_TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+
+
+def test_passages_stand_before_the_last_message_of_the_user(
+    llama, tokenizer, store_of, embedder, monkeypatch
+):
+    monkeypatch.setattr(tokenizer, "chat_template", WHOLE_TEMPLATE)
+    monkeypatch.setattr(Reader, "generate", read_rows)
+    llama.config.max_position_embeddings = 256
+    store = store_of(["a red tree", "the cat"])
+    options = {"n_select": 0, "context": 1}
+    finetuner = TestTimeFinetuner(llama, tokenizer, store, embedder, **options)
+    expected = "s:be short;u:a red tree;a:yes;u:the cat\n\nthe cat;a:a;"
+
+    assert finetuner.generate(CONVERSATION) == expected
+    assert finetuner.generate([CONVERSATION, CONVERSATION[:2]]) == [
+        expected,
+        "s:be short;u:a red tree\n\na red tree;",
+    ]
+    # A list of texts is no conversation.
+    assert finetuner.generate(["the cat"], chat=True) == ["u:the cat\n\nthe cat;"]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load_model(None)
+
+
+def test_a_batch_gives_the_texts_of_one_at_a_time(toy, store_of, embedder, monkeypatch):
+    """In float32, with a penalty for what was written before, which padding must not change."""
+    monkeypatch.setattr(finetuner_module, "GROUP", 8)
+    model, tokenizer = toy
+    texts = [
+        f"def area_{n}(side):\n    return {n} * side\n" * (n % 4) for n in range(14)
+    ]
+    prompts = [f"{text}def area_{n}" for n, text in enumerate(texts)]
+    options = {"max_new_tokens": 8, "do_sample": False, "repetition_penalty": 1.3}
+    for context in (0, 2):
+        finetuner = TestTimeFinetuner(
+            model, tokenizer, store_of(prompts), embedder, n_select=0, context=context
+        )
+        single = [finetuner.generate(prompt, **options) for prompt in prompts]
+
+        assert finetuner.generate(prompts, batch_size=4, **options) == single
+        assert len(set(single)) > 5
+
+
+def test_prompts_of_like_length_are_continued_together(tokenizer, gpt2, monkeypatch):
+    sizes = []
+
+    def listen(module, args, kwargs):
+        sizes.append(tuple(kwargs["input_ids"].shape))
+
+    monkeypatch.setattr(finetuner_module, "GROUP", 4)
+    finetuner = TestTimeFinetuner(gpt2, tokenizer, n_select=0, context=0)
+    lengths = [9, 3, 8, 2, 5]
+    prompts = ["1" * length for length in lengths]
+    answers = finetuner.generate_each(prompts, batch_size=2, max_new_tokens=1)
+    with gpt2.register_forward_pre_hook(listen, with_kwargs=True):
+        positions = [position for position, _ in answers]
+
+    assert sizes[-3:] == [(2, 3), (2, 9), (1, 5)]
+    assert positions == [3, 1, 2, 0, 4]
+
+
+def test_each_prompt_is_adapted_to_if_there_are_steps(gpt2, make):
+    prompts = ["the cat sat", "a dog ran to the park", "the cat sat"]
+    finetuner = make(gpt2)
+    single = [finetuner.generate(prompt, **OPTIONS) for prompt in prompts]
+
+    assert finetuner.generate(prompts, **OPTIONS) == single
+    assert finetuner.generate([]) == []
 
 
 @pytest.mark.parametrize(
@@ -131,6 +212,14 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer):
         ("a", {"max_new_tokens": "3"}, "max_new_tokens must be an int, got str"),
         ("a", {"max_length": 9}, "max_new_tokens must be passed, not max_length"),
         ("a", {"num_return_sequences": 2}, "num_return_sequences must be 1"),
+        ([{"role": "user"}], {}, "a message must have a role and a content, got {'ro"),
+        (["a"], {}, "a message must have a role and a content, got 'a'"),
+        ([{"role": "user", "content": 3}], {}, "a message's content must be a str"),
+        (
+            [{"role": "system", "content": "a"}],
+            {},
+            "a conversation must have a message",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):

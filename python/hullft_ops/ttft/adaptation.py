@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hullft_ops.ttft.generation import NEW_TOKENS, chat_prompt, continue_prompt
+from hullft_ops.ttft.generation import Prompt, continue_prompt
 from hullft_ops.ttft.models.lora import SavedAdapter, save_adapter
 from hullft_ops.ttft.models.memory import out_of_memory_explained
-from hullft_ops.ttft.reader import Context, Reader, nearest_that_fit
+from hullft_ops.ttft.reader import Context, Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.steps import Deadline, StageClock, schedule
 from hullft_ops.ttft.support import Support
@@ -100,11 +100,11 @@ class Adaptation:
         """Put only the ``context`` nearest of the retrieved passages before texts; None for all."""
         self._check_alive("read")
         passages = self.support.context_ids
-        if context is not None:
-            passages = passages[max(0, len(passages) - context) :]
+        first = 0 if context is None else max(0, len(passages) - context)
+        texts = self.support.context_texts[first:]
         clock = StageClock(self._reader.model.device)
         with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
-            self._context = self._reader.read(passages)
+            self._context = self._reader.read(passages[first:], texts)
         self.seconds |= clock.seconds()
 
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
@@ -116,43 +116,30 @@ class Adaptation:
         return score(self._reader, text, after=after, context=self._context)
 
     def generate(
-        self, prompt: str, *, chat: bool = False, **generate_kwargs: Any
+        self, prompt: Prompt, *, chat: bool = False, **generate_kwargs: Any
     ) -> str:
         """What the adapted model writes after ``prompt``, behind the retrieved passages.
 
         Args:
-            prompt: a text. Of one that is too long, the model reads the last tokens, as many as
+            prompt: a text, or a conversation: a list of messages, each with a "role" and a
+                "content". Of one that is too long, the model reads the last tokens, as many as
                 leave room for the new ones.
-            chat: continue it as a message in the tokenizer's chat template, in which the retrieved
-                passages stand before it.
+            chat: continue a text as a user's message. A conversation stands in the tokenizer's chat
+                template, and the retrieved passages stand before its last message of the user.
             generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
         Returns:
             Only the continuation, without special tokens.
 
         Raises:
-            TypeError, ValueError: the prompt is not a str or has no token, ``max_new_tokens``
-                leaves no room for it, an argument asks for more than one continuation, or there is
-                no chat template.
+            TypeError, ValueError: the prompt is neither, or has no token, ``max_new_tokens`` leaves
+                no room for it, an argument asks for more than one continuation, or there is no chat
+                template.
         """
         self._check_alive("generate")
-        context = self._context
-        if chat:
-            new_tokens = generate_kwargs.get("max_new_tokens", NEW_TOKENS)
-            prompt = self._chat_prompt(prompt, self._reader.window - new_tokens)
-            # The passages stand within the prompt.
-            context = Context()
-        return continue_prompt(self._reader, prompt, context=context, **generate_kwargs)
-
-    def _chat_prompt(self, message: str, room: int) -> str:
-        """The message in the chat template, behind as many of the nearest passages as fit."""
-        alone = chat_prompt(self._reader.tokenizer, message)
-        room -= len(self._reader.tokens(alone).ids)
-        count = len(nearest_that_fit(self._context.passages, room))
-        if count == 0:
-            return alone
-        texts = self.support.context_texts[-count:]
-        return chat_prompt(self._reader.tokenizer, "".join([*texts, message]))
+        return continue_prompt(
+            self._reader, prompt, context=self._context, chat=chat, **generate_kwargs
+        )
 
     def save_adapter(
         self,

@@ -40,6 +40,7 @@ _TAKE_A_CACHE = {
     "repetition_penalty",
     "return_dict_in_generate",
     "stopping_criteria",
+    "streamer",
     "temperature",
     "top_k",
     "top_p",
@@ -143,14 +144,21 @@ class Reader:
         with exclusive(model), eval_mode(model), wide_products(model), torch.no_grad():
             yield
 
-    def read(self, passages: Sequence[Sequence[int]]) -> "Context":
+    @cached_property
+    def takes_padding(self) -> bool:
+        """Whether the model keeps keys and values alone, in which padding can be masked."""
+        return self._cache_of(self._tokenized("a").ids) is not None
+
+    def read(
+        self, passages: Sequence[Sequence[int]], texts: Sequence[str] = ()
+    ) -> "Context":
         """Read the tokens of retrieved passages, nearest last, for the texts behind them."""
         ids = [*self._opening, *chain.from_iterable(passages)]
         cache = None
         # The cache leaves the last token out: its logits predict the first of the text.
         if passages and len(ids) > 1:
             cache = self._cache_of(ids[:-1])
-        return Context(passages, ids, self._keyword, cache)
+        return Context(passages, texts, ids, self._keyword, cache)
 
     def _cache_of(self, ids: Sequence[int]) -> Any:
         """The model's cache of the tokens; None if it keeps more than keys and values."""
@@ -190,28 +198,44 @@ class Reader:
         losses = next_token_losses(self.model, ids, **cache)
         return losses[len(before) + first - 1 :]
 
-    def generate(self, ids: Sequence[int], context: "Context", **options: Any) -> str:
-        """What the model writes after these tokens, without special tokens.
+    def generate(
+        self, rows: Sequence[Sequence[int]], context: "Context", **options: Any
+    ) -> list[str]:
+        """What the model writes after each row of tokens, without special tokens.
 
-        ``options`` are those of ``model.generate``.
+        ``options`` are those of ``model.generate``. Only a single row uses the context's cache.
         """
         config: Any = self.model.generation_config
         has_beams = (config.num_beams or 1) > 1
         takes_cache = options.keys() <= _TAKE_A_CACHE and not has_beams
-        if takes_cache and config.cache_implementation is None:
-            options |= context.arguments(ids)
-        tokens = torch.tensor([list(ids)], device=self.model.device)
+        if len(rows) == 1 and takes_cache and config.cache_implementation is None:
+            options |= context.arguments(rows[0])
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
+        padded = [
+            [row[0]] * left + list(row) for row, left in zip(rows, padding, strict=True)
+        ]
+        mask = [[0] * left + [1] * (longest - left) for left in padding]
+        device = self.model.device
         if self.tokenizer.pad_token_id is None:
             options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
         generate: Any = self.model.generate
         with self.reading():
             output = generate(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens), **options
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                **options,
             )
-        # Decoders of SentencePiece take the space from the beginning of what they decode.
-        before = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        whole = str(self.tokenizer.decode(output[0], skip_special_tokens=True))
-        return whole[len(before) :]
+        texts = []
+        for row, left, written in zip(rows, padding, output, strict=True):
+            # Decoders of SentencePiece take the space from the beginning of what they decode.
+            before = self._decoded(list(row))
+            texts.append(self._decoded(written[left:])[len(before) :])
+        return texts
+
+    def _decoded(self, ids: list[int] | Tensor) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @dataclass(frozen=True)
@@ -220,12 +244,14 @@ class Context:
 
     Attributes:
         passages: the tokens of each, nearest last.
+        texts: the text of each.
         ids: those of the cache: the special tokens that open a text, and the passages.
         keyword: what the model's forward calls a cache.
         cache: of all ``ids`` but the last; None to read them again before each text.
     """
 
     passages: Sequence[Sequence[int]] = ()
+    texts: Sequence[str] = ()
     ids: Sequence[int] = ()
     keyword: str = ""
     cache: Any = None

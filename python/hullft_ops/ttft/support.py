@@ -61,6 +61,17 @@ class Support:
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
+# The support of any prompt without steps and retrieved passages.
+NOTHING = Support([], [], [], residual=1.0, gap=0.0)
+
+
+def check_prompt(prompt: str) -> None:
+    """TypeError or ValueError unless the prompt is a text that is not blank."""
+    check_text("select", "prompt", prompt)
+    if not prompt.strip():
+        raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """The passages nearest to a prompt.
@@ -104,9 +115,7 @@ class SupportSelector:
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
-        check_text("select", "prompt", prompt)
-        if not prompt.strip():
-            raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
+        check_prompt(prompt)
         count = count or neighbours_needed(self.config)
         clock = StageClock(_CPU)
         with clock.of("embed"):
