@@ -21,8 +21,9 @@ class Embedder(Protocol):
     """Anything that turns texts into unit vectors; equal names must mean equal vectors.
 
     If it also has ``encode_query``, with the signature of ``encode``, that embeds prompts, and
-    ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts
-    by them. `SentenceTransformerEmbedder` has all three.
+    ``encode`` only passages; ``instruction``, a str, is then what it puts before a passage. If it
+    has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts by them.
+    `SentenceTransformerEmbedder` has all of these.
     """
 
     @property
@@ -53,11 +54,13 @@ class SentenceTransformerEmbedder:
 
     Args:
         name_or_path: a local directory or a name on the Hugging Face hub.
-        name: the name that datastores record; None for ``name_or_path``. If passages stand behind
-            an instruction, the name says so.
+        name: the name that datastores record; None for ``name_or_path``.
         device: a torch device; None lets sentence-transformers choose.
         dtype: "bfloat16" to compute under autocast; None for the model's own.
         prompts: instructions by name; where one is missing, the folder's.
+
+    Attributes:
+        instruction: what stands before each passage, often nothing. A datastore records it.
 
     Raises:
         ImportError: sentence-transformers is not installed.
@@ -101,10 +104,8 @@ class SentenceTransformerEmbedder:
         # "document" (6.2), behind which it finds no "passage".
         names = "document", "passage", "corpus"
         before = [self._model.prompts.get(name, "") for name in names]
-        self._before_passage = next(filter(None, before), "")
+        self.instruction = next(filter(None, before), "")
         self.name = name or name_or_path
-        if self._before_passage:
-            self.name += f" with {self._before_passage!r} before each passage"
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -125,12 +126,12 @@ class SentenceTransformerEmbedder:
         if length is None or not length < math.inf:
             return None
         tokenizer = self.tokenizer
-        before = tokenizer([self._before_query, self._before_passage])["input_ids"]
+        before = tokenizer([self._before_query, self.instruction])["input_ids"]
         return max(1, length - max(map(len, before)))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of passages, as `Embedder.encode`."""
-        return self._encoded(self._model.encode_document, texts, self._before_passage)
+        return self._encoded(self._model.encode_document, texts, self.instruction)
 
     def encode_query(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of prompts, as `Embedder.encode`."""

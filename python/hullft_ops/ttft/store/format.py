@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.store.base import checked_vectors, identity_of
+from hullft_ops.ttft.store.base import checked_vectors, identity_of, instruction_of
 from hullft_ops.ttft.validation import Kind, parse
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Info(BaseModel):
     Attributes:
         format: of the datastore's files.
         embedder: the name of the embedder that made the embeddings.
+        instruction: what stood before each text when it was embedded.
         dim: length of an embedding.
         count: how many texts there are.
         identity: SHA-256 over the texts and the embeddings.
@@ -94,6 +95,7 @@ class Info(BaseModel):
 
     format: Literal[4] = 4
     embedder: str
+    instruction: str = ""
     dim: PositiveInt
     count: PositiveInt
     identity: str
@@ -270,6 +272,7 @@ def finish(folder: Path, embedder: Embedder) -> None:
     matrix = open_matrix(folder, len(texts), embedder.dim)
     info = Info(
         embedder=embedder.name,
+        instruction=instruction_of(embedder),
         dim=embedder.dim,
         count=len(texts),
         identity=identity_of(texts, matrix),
