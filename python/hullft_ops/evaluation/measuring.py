@@ -81,7 +81,7 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     )
 
 
-def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
+def missing(evaluation: Evaluation, rows: Mapping[tuple[str, ...], Row]) -> list[Task]:
     """Each prompt with the configurations that have no row yet, in the order to run them."""
     labels = list(evaluation.configs)
     tasks: list[Task] = []
