@@ -18,13 +18,12 @@ import pytest
 from command import succeeded
 from forked import forked, status_of
 from hullft_ops.cli.answer import Answer
-from hullft_ops.evaluation.results import Row
-from hullft_ops.ttft.records import Record, ResultsFile, read_records
+from hullft_ops.evaluation.results import ResultsFile, Row, read_rows
 
 
 @pytest.fixture
 def arguments(
-    kind: type[Record],
+    kind: type,
     models_of: list[object],
     store: Path,
     texts: list[str],
@@ -49,7 +48,7 @@ def killed_after(seconds: float, arguments: list[object]) -> tuple[bool, list[st
     def run_reporting() -> None:
         append = ResultsFile.append
 
-        def append_and_report(self: ResultsFile[Any], row: Record) -> None:
+        def append_and_report(self: ResultsFile, row: Any) -> None:
             append(self, row)
             os.write(writer, (json.dumps(row.key) + "\n").encode())
 
@@ -83,7 +82,7 @@ def untimed(file: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [Row, Answer])
 def test_no_finished_row_is_lost(
-    kind: type[Record],
+    kind: type,
     pytestconfig: pytest.Config,
     arguments: list[object],
     tmp_path: Path,
@@ -111,7 +110,7 @@ def test_no_finished_row_is_lost(
             duration = moment
 
         lines = whole_lines(file)
-        rows = read_records(file, kind) if file.exists() else []
+        rows = read_rows(file, kind) if file.exists() else []
 
         assert set(reported) <= {json.dumps(row.key) for row in rows}
 

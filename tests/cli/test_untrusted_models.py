@@ -45,7 +45,7 @@ def inputs(store, corpus_file, tmp_path, monkeypatch):
     prompts = [corpus_file, "--prompt-column", "text"]
     return {
         "adapt": ["--store", store, "--prompt", "the cat sat on the red mat"],
-        "answer": [*prompts, "--corpus", corpus_file, "--output", tmp_path / "out"],
+        "answer": [*prompts, "--store", store, "--output", tmp_path / "out"],
         "demo": ["--corpus", corpus_file, "--limit", 2],
         "evaluate": ["--corpus", corpus_file, "--limit", 2],
         "index": [corpus_file, "--output", tmp_path / "out"],

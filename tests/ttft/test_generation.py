@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hullft_ops.ttft import TestTimeFinetuner, load_model
-from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.reader import Reader
 
@@ -70,84 +69,68 @@ def test_the_nearest_passages_that_fit_stand_before_the_message(
         assert [chat_behind(length - 1) for length in lengths[:2]] == chats[1:]
 
 
-CONVERSATION = [
-    {"role": "system", "content": "be short"},
-    {"role": "user", "content": "a red tree"},
-    {"role": "assistant", "content": "yes"},
-    {"role": "user", "content": "the cat"},
-    {"role": "assistant", "content": "a"},
-]
-WHOLE_TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
-
-
 def test_passages_stand_before_the_last_message_of_the_user(
-    llama, tokenizer, store_of, embedder, monkeypatch
+    dynamic_llama, tokenizer, store_of, embedder, monkeypatch
 ):
-    monkeypatch.setattr(tokenizer, "chat_template", WHOLE_TEMPLATE)
+    template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     monkeypatch.setattr(Reader, "generate", read_rows)
-    llama.config.max_position_embeddings = 256
-    store = store_of(["a red tree", "the cat"])
+    dynamic_llama.config.max_position_embeddings = 256
     options = {"n_select": 0, "context": 1}
-    finetuner = TestTimeFinetuner(llama, tokenizer, store, embedder, **options)
-    expected = "s:be short;u:a red tree;a:yes;u:the cat\n\nthe cat;a:a;"
+    finetuner = TestTimeFinetuner(
+        dynamic_llama, tokenizer, store_of(["a tree", "the cat"]), embedder, **options
+    )
+    user, answer = {"role": "user"}, {"role": "assistant", "content": "no"}
+    chat = [user | {"content": "a tree"}, answer, user | {"content": "the cat"}, answer]
+    expected = "u:a tree;a:no;u:the cat\n\nthe cat;a:no;"
 
-    assert finetuner.generate(CONVERSATION) == expected
-    assert finetuner.generate([CONVERSATION, CONVERSATION[:2]]) == [
+    assert finetuner.generate(chat) == expected
+    assert finetuner.generate(["the cat", chat], chat=True) == [
+        "u:the cat\n\nthe cat;",
         expected,
-        "s:be short;u:a red tree\n\na red tree;",
     ]
-    # A list of texts is no conversation.
-    assert finetuner.generate(["the cat"], chat=True) == ["u:the cat\n\nthe cat;"]
 
 
-@pytest.fixture(scope="module")
-def toy():
-    return load_model(None)
-
-
-def test_a_batch_gives_the_texts_of_one_at_a_time(toy, store_of, embedder, monkeypatch):
+def test_a_batch_gives_the_texts_of_one_at_a_time(store_of, embedder):
     """In float32, with a penalty for what was written before, which padding must not change."""
-    monkeypatch.setattr(finetuner_module, "GROUP", 8)
-    model, tokenizer = toy
-    texts = [
-        f"def area_{n}(side):\n    return {n} * side\n" * (n % 4) for n in range(14)
-    ]
-    prompts = [f"{text}def area_{n}" for n, text in enumerate(texts)]
+    texts = [f"def area_{n}(side):\n    return {n} * side\n" for n in range(12)]
+    prompts = [f"{text * (n % 4)}def area_{n}" for n, text in enumerate(texts)]
     options = {"max_new_tokens": 8, "do_sample": False, "repetition_penalty": 1.3}
-    for context in (0, 2):
-        finetuner = TestTimeFinetuner(
-            model, tokenizer, store_of(prompts), embedder, n_select=0, context=context
-        )
-        single = [finetuner.generate(prompt, **options) for prompt in prompts]
+    finetuner = TestTimeFinetuner(
+        *load_model(None), store_of(texts), embedder, n_select=0, context=2
+    )
+    single = []
+    for prompt in prompts:
+        with finetuner.adapted(prompt) as adaptation:
+            single.append(adaptation.generate(prompt, **options))
 
-        assert finetuner.generate(prompts, batch_size=4, **options) == single
-        assert len(set(single)) > 5
+    assert finetuner.generate(prompts, batch_size=5, **options) == single
+    assert len(set(single)) == 5
 
 
-def test_prompts_of_like_length_are_continued_together(tokenizer, gpt2, monkeypatch):
-    sizes = []
-
-    def listen(module, args, kwargs):
-        sizes.append(tuple(kwargs["input_ids"].shape))
-
-    monkeypatch.setattr(finetuner_module, "GROUP", 4)
-    finetuner = TestTimeFinetuner(gpt2, tokenizer, n_select=0, context=0)
-    lengths = [9, 3, 8, 2, 5]
-    prompts = ["1" * length for length in lengths]
+def test_prompts_of_like_length_are_continued_together(gpt2, tokenizer, make):
+    shapes = []
+    gpt2.register_forward_pre_hook(
+        lambda module, args, named: shapes.append(named["input_ids"].shape),
+        with_kwargs=True,
+    )
+    finetuner = make(gpt2, n_select=0)
+    prompts = ["1" * length for length in (9, 3, 8, 2, 5)]
     answers = finetuner.generate_each(prompts, batch_size=2, max_new_tokens=1)
-    with gpt2.register_forward_pre_hook(listen, with_kwargs=True):
-        positions = [position for position, _ in answers]
 
-    assert sizes[-3:] == [(2, 3), (2, 9), (1, 5)]
-    assert positions == [3, 1, 2, 0, 4]
+    assert [position for position, _ in answers] == [3, 1, 4, 2, 0]
+    assert shapes[-3:] == [(2, 3), (2, 8), (1, 9)]
 
 
-def test_each_prompt_is_adapted_to_if_there_are_steps(gpt2, make):
-    prompts = ["the cat sat", "a dog ran to the park", "the cat sat"]
+def test_the_model_adapts_to_each_prompt_of_a_list(gpt2, make):
+    prompts = ["the cat sat", "a dog ran to the park"]
     finetuner = make(gpt2)
-    single = [finetuner.generate(prompt, **OPTIONS) for prompt in prompts]
+    texts = []
+    for prompt in prompts:
+        with finetuner.adapted(prompt) as adaptation:
+            texts.append(adaptation.generate(prompt, **OPTIONS))
 
-    assert finetuner.generate(prompts, **OPTIONS) == single
+    assert finetuner.generate(prompts, **OPTIONS) == texts
     assert finetuner.generate([]) == []
 
 
@@ -212,14 +195,9 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer):
         ("a", {"max_new_tokens": "3"}, "max_new_tokens must be an int, got str"),
         ("a", {"max_length": 9}, "max_new_tokens must be passed, not max_length"),
         ("a", {"num_return_sequences": 2}, "num_return_sequences must be 1"),
-        ([{"role": "user"}], {}, "a message must have a role and a content, got {'ro"),
-        (["a"], {}, "a message must have a role and a content, got 'a'"),
-        ([{"role": "user", "content": 3}], {}, "a message's content must be a str"),
-        (
-            [{"role": "system", "content": "a"}],
-            {},
-            "a conversation must have a message",
-        ),
+        ([{"content": "a"}], {}, "a conversation must have messages with a role"),
+        ([{"role": "system", "content": "a"}], {}, "a conversation must have messages"),
+        (["a"], {}, "a conversation must have messages with a role"),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):

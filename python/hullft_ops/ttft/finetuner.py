@@ -1,12 +1,12 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,15 @@ from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adapter import read_adapter
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.generation import (
-    Prompt,
-    checked_options,
-    prompt_ids,
-    question_of,
-)
+from hullft_ops.ttft.generation import Prompt, continue_prompts, conversation
 from hullft_ops.ttft.models.checks import full_window, text_window
 from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Context, Reader, tokenizer_identity
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.steps import Deadline
 from hullft_ops.ttft.store.base import Store, check_embedder
-from hullft_ops.ttft.store.format import GROUP, batches_of_like_length
-from hullft_ops.ttft.support import NOTHING, Support, SupportSelector, check_prompt
+from hullft_ops.ttft.store.format import batches_of_like_length
+from hullft_ops.ttft.support import NOTHING, Support, SupportSelector
 from hullft_ops.ttft.training import SupportTrainer
 
 
@@ -82,8 +77,8 @@ class TestTimeFinetuner:
             check_embedder("TestTimeFinetuner", embedder, store)
         self.model = model
         self.tokenizer = tokenizer
-        self.store = store
-        self._embedder = embedder
+        self.store: Any = store
+        self._embedder: Any = embedder
         self._trained = _trained_parameters(model)
         # The memory of the parameters' copies, which serves every prompt.
         self._copies: list[Tensor] = []
@@ -106,16 +101,15 @@ class TestTimeFinetuner:
         if window != self.reader.window:
             self.reader = Reader(self.model, self.tokenizer, window)
         self.config = config
-        self._max_length = max_length
-        if self.store is not None and self._embedder is not None:
-            self.selector = SupportSelector(
-                self.store, self._embedder, self.reader, config, max_length
-            )
-        elif config.n_select or config.context:
+        needs_store = config.n_select or config.context
+        if needs_store and (self.store is None or self._embedder is None):
             raise ValueError(
                 "TestTimeFinetuner: store and embedder must be given for n_select or context above "
                 "0"
             )
+        self.selector = SupportSelector(
+            self.store, self._embedder, self.reader, config, max_length
+        )
         self._trainer = SupportTrainer(self.model, self._trained, config)
         folder = config.adapter
         if folder is not None and folder not in self._adapters:
@@ -127,9 +121,6 @@ class TestTimeFinetuner:
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
-        if not (self.config.n_select or self.config.context):
-            check_prompt(prompt)
-            return NOTHING
         return self.selector.select(prompt)
 
     @contextmanager
@@ -177,98 +168,77 @@ class TestTimeFinetuner:
             finally:
                 adaptation.has_ended = True
 
-    @overload
-    def generate(
-        self, prompt: Prompt, *, seconds: float | None = None, **options: Any
-    ) -> str: ...
-
-    @overload
-    def generate(
-        self,
-        prompt: Sequence[Prompt],
-        *,
-        seconds: float | None = None,
-        batch_size: int = 8,
-        **options: Any,
-    ) -> list[str]: ...
-
-    def generate(
-        self, prompt: Any, *, seconds: float | None = None, **options: Any
-    ) -> str | list[str]:
+    def generate(self, prompt: Any, **options: Any) -> Any:
         """Adapt to ``prompt``, continue it, restore the model.
 
         Args:
-            prompt: a text or a conversation, see `Adaptation.generate`; or a list of them, whose
-                continuations are a list. The model adapts to a conversation's last message of the
-                user.
-            seconds: as in `adapted`.
-            options: as in `Adaptation.generate`; for a list, those of `generate_each`.
+            prompt: a text; or a conversation, a list of messages with a "role" and a "content"; or
+                a list of texts and conversations.
+            options: those of `generate_each`.
+
+        Returns:
+            The continuation, or for a list their list.
 
         Raises as `adapted` and `Adaptation.generate`.
         """
-        is_list = isinstance(prompt, list | tuple)
-        if is_list and not (prompt and isinstance(prompt[0], Mapping)):
-            texts = dict(self.generate_each(prompt, seconds=seconds, **options))
+        if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], dict)):
+            texts = dict(self.generate_each(prompt, **options))
             return [texts[position] for position in range(len(prompt))]
-        question = question_of(prompt) if is_list else prompt
-        with self.adapted(question, seconds=seconds) as adaptation:
-            return adaptation.generate(prompt, **options)
+        [(_, text)] = self.generate_each([prompt], **options)
+        return text
 
     def generate_each(
         self,
         prompts: Sequence[Prompt],
         *,
         seconds: float | None = None,
-        chat: bool = False,
         batch_size: int = 8,
-        **generate_kwargs: Any,
+        **options: Any,
     ) -> Iterator[tuple[int, str]]:
         """Continue many prompts; yield the position of each and its continuation when it is ready.
 
-        Without steps (``n_select=0``) the adapter stays on the weights until the iterator ends or
-        is closed, and prompts of similar length are continued together, behind the passages of
-        each. In float32 each gets the text that it gets alone, if nothing is sampled.
+        The model adapts to one after the other. Without steps (``n_select=0``) it continues prompts
+        of similar length together, and an adapter stays on its weights until the iterator ends or
+        is closed. In float32 that gives the texts of one at a time, if nothing is sampled.
 
         Args:
-            prompts: texts or conversations.
+            prompts: texts and conversations, for whose last message of the user it retrieves.
             seconds: as in `adapted`, for each prompt.
-            chat: as in `Adaptation.generate`.
-            batch_size: prompts to continue at once; 1 where a model keeps more of what it has read
-                than keys and values, as Mamba does.
-            generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
+            batch_size: how many to continue together at most; 1 for a model that keeps more of what
+                it has read than keys and values, as Mamba does.
+            options: as in `Adaptation.generate`.
 
         Raises as `adapted` and `Adaptation.generate`.
         """
         check_integer("generate", "batch_size", batch_size, 1)
-        options = checked_options(self.reader, generate_kwargs)
+        questions = [conversation(prompt)[1]["content"] for prompt in prompts]
         if self.config.n_select:
-            for position, prompt in enumerate(prompts):
-                text = self.generate(prompt, seconds=seconds, chat=chat, **options)
+            for position, question in enumerate(questions):
+                with self.adapted(question, seconds=seconds) as adaptation:
+                    text = adaptation.generate(prompts[position], **options)
                 yield position, text
             return
-        room = self.reader.window - options["max_new_tokens"]
+        contexts = []
+        texts = []
+        for question in progress(questions, desc="retrieving", unit="prompt"):
+            near = self.select(question)
+            contexts.append(Context(near.context_ids, near.context_texts))
+            texts.append("".join([*near.context_texts, question]))
         size = batch_size if self.reader.takes_padding else 1
         with self.adapted(NOTHING, seconds=seconds):
-            for start in range(0, len(prompts), GROUP):
-                group = prompts[start : start + GROUP]
-                rows = []
-                for prompt in progress(group, desc="retrieving", unit="prompt"):
-                    support = self.select(question_of(prompt))
-                    context = Context(support.context_ids, support.context_texts)
-                    rows.append(
-                        prompt_ids(self.reader, prompt, context, room, chat=chat)
-                    )
-                for batch in batches_of_like_length(rows, 0, size):
-                    texts = self.reader.generate(
-                        [rows[i] for i in batch], Context(), **options
-                    )
-                    for i, text in zip(batch, texts, strict=True):
-                        yield start + i, text
+            for batch in batches_of_like_length(texts, 0, size):
+                continuations = continue_prompts(
+                    self.reader,
+                    [prompts[i] for i in batch],
+                    [contexts[i] for i in batch],
+                    **options,
+                )
+                yield from zip(batch, continuations, strict=True)
 
     def _check_support(self, support: Support) -> None:
         if not support.datastore:
             return
-        identity = self.store.identity if self.store else "none"
+        identity = "none" if self.store is None else self.store.identity
         if support.datastore != identity:
             raise ValueError(
                 f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
@@ -279,10 +249,11 @@ class TestTimeFinetuner:
             theirs = tokenizer_identity(support.tokenizer)
             is_same = theirs == tokenizer_identity(self.tokenizer)
         longest = max(map(len, support.input_ids), default=0)
-        if not is_same or longest > self._max_length:
+        max_length = self.selector.max_length
+        if not is_same or longest > max_length:
             raise ValueError(
                 "adapted: the support was selected with another tokenizer, or has a passage of "
-                f"more than {self._max_length} tokens"
+                f"more than {max_length} tokens"
             )
 
 

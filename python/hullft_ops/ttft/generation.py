@@ -1,7 +1,6 @@
 """Continuing prompts, behind retrieved passages."""
 
-from collections.abc import Mapping, Sequence
-from reprlib import repr as shortened
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hullft_ops._checks import check_integer, check_text
@@ -13,9 +12,8 @@ if TYPE_CHECKING:
 
 # transformers' default. It is named here because the prompt must leave room for it.
 NEW_TOKENS = 20
-
-# Messages with a "role" and a "content", as a chat template takes them.
-Conversation = Sequence[Mapping[str, str]]
+# Messages with a "role" and a "content", as chat templates take them.
+Conversation = list[dict[str, Any]]
 Prompt = str | Conversation
 
 
@@ -24,62 +22,67 @@ def continue_prompt(
     prompt: Prompt,
     *,
     context: Context | None = None,
+    **options: Any,
+) -> str:
+    """What the model writes after a prompt; see `continue_prompts`."""
+    contexts = [context or Context()]
+    [text] = continue_prompts(reader, [prompt], contexts, **options)
+    return text
+
+
+def continue_prompts(
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    contexts: Sequence[Context],
+    *,
     chat: bool = False,
     **generate_kwargs: Any,
-) -> str:
-    """What the model writes after ``prompt``, without special tokens.
+) -> list[str]:
+    """What the model writes after each prompt, in one batch, without special tokens.
 
     Args:
         reader: the model, which generates in eval mode.
-        prompt: a text or a conversation. Of one that is too long, the model reads the last tokens.
-        context: retrieved passages before the prompt. The farthest go until the rest fits.
+        prompts: texts or conversations. Of one that is too long, the model reads the last tokens.
+        contexts: retrieved passages before each prompt. The farthest go until the rest fits.
         chat: whether a text is a user's message.
         generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
     Raises:
-        TypeError, ValueError: the prompt has no text or no token, ``max_new_tokens`` leaves no room
-            for it, an argument asks for more than one continuation, or there is no chat template.
+        TypeError, ValueError: a prompt is neither, or has no token, ``max_new_tokens`` leaves no
+            room for it, an argument asks for more than one continuation, or there is no chat
+            template.
         RuntimeError: the model is in use elsewhere.
     """
-    context = context or Context()
-    options = checked_options(reader, generate_kwargs)
-    room = reader.window - options["max_new_tokens"]
-    ids = prompt_ids(reader, prompt, context, room, chat=chat)
-    [continuation] = reader.generate([ids], context, **options)
-    return continuation
-
-
-def checked_options(reader: Reader, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for ``model.generate``, with ``max_new_tokens``. Raises as `continue_prompt`."""
-    options = {"max_new_tokens": NEW_TOKENS} | generate_kwargs
     for name, value in {
         "num_return_sequences": 1,
         "return_dict_in_generate": False,
     }.items():
-        if options.setdefault(name, value) != value:
+        if generate_kwargs.setdefault(name, value) != value:
             raise ValueError(
                 f"generate: {name} must be {value}: only one continuation is returned"
             )
-    if options.get("max_length") is not None:
+    if generate_kwargs.get("max_length") is not None:
         raise ValueError("generate: max_new_tokens must be passed, not max_length")
-    new_tokens = options["max_new_tokens"]
+    new_tokens = generate_kwargs.setdefault("max_new_tokens", NEW_TOKENS)
     check_integer("generate", "max_new_tokens", new_tokens, 1, reader.window - 1)
-    return options
+    room = reader.window - new_tokens
+    rows = [
+        _row(reader, prompt, context, room, chat=chat)
+        for prompt, context in zip(prompts, contexts, strict=True)
+    ]
+    return reader.generate(rows, contexts, **generate_kwargs)
 
 
-def prompt_ids(
-    reader: Reader, prompt: Prompt, context: Context, room: int, *, chat: bool = False
+def _row(
+    reader: Reader, prompt: Prompt, context: Context, room: int, *, chat: bool
 ) -> list[int]:
-    """The tokens that the model continues: at most ``room`` of a prompt, behind passages.
-
-    In a chat the passages stand within the last message of the user. Raises as `continue_prompt`.
-    """
-    if isinstance(prompt, str) and not chat:
-        text = prompt
-        check_text("generate", "prompt", text)
-    else:
+    """The tokens that the model continues: at most ``room``, those of passages first."""
+    if chat or isinstance(prompt, list):
         text = _chat_behind(reader, prompt, context, room)
         context = Context()
+    else:
+        text = prompt
+        check_text("generate", "prompt", text)
     tokens = reader.tokens(text)
     if not tokens.ids:
         raise ValueError(f"generate: prompt must have a token, got {text[:20]!r}")
@@ -89,9 +92,9 @@ def prompt_ids(
 
 
 def _chat_behind(reader: Reader, prompt: Prompt, context: Context, room: int) -> str:
-    """The conversation in the chat template, behind as many of the nearest passages as fit."""
-    messages = _messages(prompt)
-    question = messages[_place_of_question(messages)]
+    """The conversation in the chat template. As many of the nearest passages as fit stand before
+    the last message of the user."""
+    messages, question = conversation(prompt)
     content = question["content"]
     for first in range(len(context.texts) + 1):
         question["content"] = "".join([*context.texts[first:], content])
@@ -101,36 +104,19 @@ def _chat_behind(reader: Reader, prompt: Prompt, context: Context, room: int) ->
     return text
 
 
-def question_of(prompt: Prompt) -> str:
-    """What passages are retrieved for: a text, or the last message of the user.
-
-    TypeError or ValueError if the prompt is neither a text nor a conversation.
-    """
-    messages = _messages(prompt)
-    content: str = messages[_place_of_question(messages)]["content"]
-    return content
-
-
-def _messages(prompt: Prompt) -> list[dict[str, Any]]:
-    if not isinstance(prompt, list | tuple):
+def conversation(prompt: Prompt) -> tuple[Conversation, dict[str, Any]]:
+    """A copy of the messages, and the last one of the user. A text is one message."""
+    if not isinstance(prompt, list):
         check_text("generate", "prompt", prompt)
-        return [{"role": "user", "content": prompt}]
-    for message in prompt:
-        is_message = isinstance(message, Mapping)
-        if not (is_message and {"role", "content"} <= message.keys()):
-            raise TypeError(
-                "generate: a message must have a role and a content, got "
-                f"{shortened(message)}"
-            )
-        check_text("generate", "a message's content", message["content"])
-    return [dict(message) for message in prompt]
-
-
-def _place_of_question(messages: Conversation) -> int:
-    places = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if not places:
-        raise ValueError("generate: a conversation must have a message of the user")
-    return places[-1]
+        prompt = [{"role": "user", "content": prompt}]
+    try:
+        messages = [dict(message) for message in prompt]
+        [*_, question] = [message for message in messages if message["role"] == "user"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TypeError(
+            "generate: a conversation must have messages with a role, and one of the user"
+        ) from error
+    return messages, question
 
 
 def chat_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
@@ -139,7 +125,7 @@ def chat_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
 
     ValueError if the tokenizer has no template, or its template fails.
     """
-    messages = _messages(prompt)
+    messages, _ = conversation(prompt)
     if not tokenizer.chat_template:
         raise ValueError("chat: the model's tokenizer has no chat template")
     try:

@@ -199,28 +199,28 @@ class Reader:
         return losses[len(before) + first - 1 :]
 
     def generate(
-        self, rows: Sequence[Sequence[int]], context: "Context", **options: Any
+        self,
+        rows: Sequence[Sequence[int]],
+        contexts: Sequence["Context"],
+        **options: Any,
     ) -> list[str]:
         """What the model writes after each row of tokens, without special tokens.
 
-        ``options`` are those of ``model.generate``. Only a single row uses the context's cache.
+        ``options`` are those of ``model.generate``. A row alone uses what its context has read.
         """
         config: Any = self.model.generation_config
         has_beams = (config.num_beams or 1) > 1
         takes_cache = options.keys() <= _TAKE_A_CACHE and not has_beams
         if len(rows) == 1 and takes_cache and config.cache_implementation is None:
-            options |= context.arguments(rows[0])
-        longest = max(map(len, rows))
-        padding = [longest - len(row) for row in rows]
+            options |= contexts[0].arguments(rows[0])
+        length = max(map(len, rows))
         # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
-        padded = [
-            [row[0]] * left + list(row) for row, left in zip(rows, padding, strict=True)
-        ]
-        mask = [[0] * left + [1] * (longest - left) for left in padding]
-        device = self.model.device
+        padded = [[row[0]] * (length - len(row)) + list(row) for row in rows]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
         if self.tokenizer.pad_token_id is None:
             options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
         generate: Any = self.model.generate
+        device = self.model.device
         with self.reading():
             output = generate(
                 input_ids=torch.tensor(padded, device=device),
@@ -228,14 +228,14 @@ class Reader:
                 **options,
             )
         texts = []
-        for row, left, written in zip(rows, padding, output, strict=True):
+        for row, written in zip(rows, output.tolist(), strict=True):
             # Decoders of SentencePiece take the space from the beginning of what they decode.
-            before = self._decoded(list(row))
-            texts.append(self._decoded(written[left:])[len(before) :])
+            whole = [*row, *written[length:]]
+            before, text = self.tokenizer.batch_decode(
+                [list(row), whole], skip_special_tokens=True
+            )
+            texts.append(text[len(before) :])
         return texts
-
-    def _decoded(self, ids: list[int] | Tensor) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @dataclass(frozen=True)

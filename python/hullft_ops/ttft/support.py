@@ -132,7 +132,13 @@ class SupportSelector:
 
     def select(self, prompt: str | Neighbours) -> Support:
         """The support of a prompt, or of one whose neighbours are known. Raises as `neighbours`."""
-        near = prompt if isinstance(prompt, Neighbours) else self.neighbours(prompt)
+        if isinstance(prompt, Neighbours):
+            near = prompt
+        elif self.config.n_select or self.config.context:
+            near = self.neighbours(prompt)
+        else:
+            check_prompt(prompt)
+            return NOTHING
         clock = StageClock(_CPU)
         with clock.of("select"):
             pool = near.positions[:, : self.config.pool_size]

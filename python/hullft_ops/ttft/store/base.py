@@ -159,25 +159,12 @@ def identity_of(texts: Iterable[str], embeddings: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def instruction_of(embedder: Embedder) -> str:
-    """What the embedder puts before each passage."""
-    return str(getattr(embedder, "instruction", ""))
-
-
 def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
-    """ValueError if the store's vectors come from another embedder, or stood behind another
-    instruction. Only a store with ``instruction`` tells the latter."""
-    instruction = instruction_of(embedder)
-    ours = _described(embedder.name, embedder.dim, instruction)
-    recorded = getattr(store, "instruction", instruction)
-    theirs = _described(store.embedder, store.dim, recorded)
+    """ValueError if the store's vectors come from another embedder."""
+    ours = f"{embedder.name} of dim {embedder.dim}"
+    theirs = f"{store.embedder} of dim {store.dim}"
     if ours != theirs:
         raise ValueError(f"{function}: embedder is {ours}, the store's is {theirs}")
-
-
-def _described(name: str, dim: int, instruction: str) -> str:
-    behind = f" with passages behind {instruction!r}" if instruction else ""
-    return f"{name} of dim {dim}{behind}"
 
 
 def checked_vectors(

@@ -53,7 +53,6 @@ class Datastore:
         self.info = info
         self.source = source
         self.embedder = info.embedder
-        self.instruction = info.instruction
         self.dim = info.dim
         self.identity = info.identity
         self.rows: Sequence[dict[str, str | None]] = Rows(folder)

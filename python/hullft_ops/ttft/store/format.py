@@ -10,7 +10,7 @@ All large files are mapped. The operators and FAISS read the embeddings as one m
 copy; an Arrow column would be split at every record batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.store.base import checked_vectors, identity_of, instruction_of
+from hullft_ops.ttft.store.base import checked_vectors, identity_of
 from hullft_ops.ttft.validation import Kind, parse
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ class Info(BaseModel):
     Attributes:
         format: of the datastore's files.
         embedder: the name of the embedder that made the embeddings.
-        instruction: what stood before each text when it was embedded.
         dim: length of an embedding.
         count: how many texts there are.
         identity: SHA-256 over the texts and the embeddings.
@@ -95,7 +94,6 @@ class Info(BaseModel):
 
     format: Literal[4] = 4
     embedder: str
-    instruction: str = ""
     dim: PositiveInt
     count: PositiveInt
     identity: str
@@ -234,7 +232,7 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
         # A kill may leave a part of a group.
         file.truncate(done * row_bytes)
         bar.update(done)
-        positions, to_embed = tee(batches_of_like_length(texts, done))
+        positions, to_embed = tee(batches_of_like_length(texts, done, BATCH))
         batches = ([texts[i] for i in batch] for batch in to_embed)
         encoded = embed(batches) if embed else map(embedder.encode, batches)
         group = np.empty((GROUP, embedder.dim), np.float32)
@@ -256,7 +254,7 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
 
 
 def batches_of_like_length(
-    texts: Sequence[Sized], first: int, size: int = BATCH
+    texts: Sequence[str], first: int, size: int
 ) -> Iterator[list[int]]:
     """The positions of the texts from ``first`` on, group by group, the short ones first."""
     for start in range(first, len(texts), GROUP):
@@ -272,7 +270,6 @@ def finish(folder: Path, embedder: Embedder) -> None:
     matrix = open_matrix(folder, len(texts), embedder.dim)
     info = Info(
         embedder=embedder.name,
-        instruction=instruction_of(embedder),
         dim=embedder.dim,
         count=len(texts),
         identity=identity_of(texts, matrix),

@@ -13,7 +13,7 @@ from hullft_ops._terminal import NAMED
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import LOCK, check_output, new_folder, remove_files
-from hullft_ops.ttft.store.base import Store, check_embedder, instruction_of
+from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
 from hullft_ops.ttft.store.cutting import token_chunks
 from hullft_ops.ttft.store.datastore import Datastore
@@ -105,7 +105,6 @@ def _settings(
         "corpus": corpus.name,
         "contents": corpus.state,
         "embedder": f"{embedder.name} of dim {embedder.dim}",
-        "instruction": instruction_of(embedder),
         **json.loads(json.dumps(asdict(config))),
     }
 
@@ -188,8 +187,7 @@ def folder_datastore(
     contents = Corpus(corpus, config)
     settings = _settings(contents, embedder, config)
     place = Path(corpus).resolve()
-    made_with = [str(place), embedder.name, instruction_of(embedder), options]
-    name = f"{place.name}-{_short_digest(made_with)}"
+    name = f"{place.name}-{_short_digest([str(place), embedder.name, options])}"
     path = root / f"{name}-{_short_digest(settings)}"
     if path.exists():
         return Datastore.open(path)
