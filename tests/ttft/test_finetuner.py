@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hullft_ops.ttft import TestTimeFinetuner
+from hullft_ops.ttft import TestTimeFinetuner, TTFTConfig
 from hullft_ops.ttft.scoring import score, score_text
 
 PROMPT = "the cat sat on the red mat"
@@ -119,8 +119,11 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
     assert losses[0] == losses[1]
 
     other = make(gpt2, store=store_of(["the cat", "a dog"]))
-    with pytest.raises(ValueError, match="support belongs to datastore"):
-        other.generate(support)
+    with (
+        pytest.raises(ValueError, match="support belongs to datastore"),
+        other.adapted(support),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("options", [{"context": 0}, {"context": 1, "n_select": 0}])
@@ -131,8 +134,11 @@ def test_a_support_of_another_tokenizer_is_refused(
     other = TestTimeFinetuner(
         gpt2, tokenizers["byte_fallback"], store, embedder, **options
     )
-    with pytest.raises(ValueError, match="selected with another tokenizer"):
-        other.generate(support)
+    with (
+        pytest.raises(ValueError, match="selected with another tokenizer"),
+        other.adapted(support),
+    ):
+        pass
 
 
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
@@ -188,3 +194,19 @@ def test_dtype_covers_reading_scoring_and_writing(llama, make):
 
     assert value != expected
     assert value == pytest.approx(expected, rel=0.02)
+
+
+def test_nothing_is_embedded_where_nothing_is_retrieved(gpt2, tokenizer, make):
+    options = {"n_select": 0, "context": 0, "ngrams": 0}
+    alone = TestTimeFinetuner(gpt2, tokenizer, **options)
+
+    assert alone.generate(PROMPT) == make(gpt2, **options).generate(PROMPT)
+    assert make(gpt2, **options).select(PROMPT).seconds == {}
+    for needed in ({"n_select": 1}, {"context": 1}, {"ngrams": 1}):
+        with pytest.raises(ValueError, match="store and embedder must be given"):
+            alone.with_config(TTFTConfig(**(options | needed)))
+    with (
+        pytest.raises(ValueError, match="belongs to datastore .*, the finetuner has n"),
+        alone.adapted(make(gpt2).select(PROMPT)),
+    ):
+        pass

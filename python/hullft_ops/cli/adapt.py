@@ -156,14 +156,19 @@ def _text_of(prompt: str | None, file: str | None) -> str:
     if (prompt is None) == (file is None):
         raise ValueError("give one of --prompt and --prompt-file")
     if file is not None:
-        content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
-        try:
-            prompt = content.decode("utf-8-sig")
-        except UnicodeError as error:
-            raise ValueError(f"prompt {file}: {error}") from error
+        prompt = text_in(file)
     if not prompt or not prompt.strip():
         raise ValueError("prompt must not be blank")
     return prompt
+
+
+def text_in(file: str) -> str:
+    """The text in the file, or in stdin. ValueError if it is not UTF-8."""
+    content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise ValueError(f"prompt {file}: {error}") from error
 
 
 def _check_save(

@@ -229,13 +229,13 @@ class Rows:
         )
 
 
-def run_identity(reader: Reader, store: Store, seed: int) -> str:
-    """Differs if any weight, the tokenizer, a text, an embedding or the seed does."""
+def run_identity(reader: Reader, store: Store | None, options: Any) -> str:
+    """Differs if any weight, the tokenizer, a text, an embedding or an option does."""
     about = [
         reader.model_identity,
         tokenizer_identity(reader.tokenizer),
-        store.identity,
-        store.embedder,
-        seed,
+        store.identity if store is not None else None,
+        store.embedder if store is not None else None,
+        options,
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

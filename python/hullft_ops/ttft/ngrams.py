@@ -86,17 +86,29 @@ class NgramProcessor:
     """A logits processor for ``model.generate``, which mixes n-grams in.
 
     Args:
-        ngrams: what to mix in.
-        start: where the prompt begins in what the model reads.
+        ngrams: what to mix in for each prompt of the batch; None for nothing.
+        lengths: how many tokens at the end of what the model reads are the prompt's.
     """
 
-    def __init__(self, ngrams: Ngrams, start: int) -> None:
+    def __init__(self, ngrams: Sequence[Ngrams | None], lengths: Sequence[int]) -> None:
         self._ngrams = ngrams
-        self._start = start
+        self._lengths = lengths
+        self._read: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores of the next token, a row for each text."""
-        return self._ngrams.mixed(scores, input_ids[:, self._start :].tolist())
+        """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
+        if self._read is None:
+            self._read = input_ids.shape[1]
+        beams = len(scores) // len(self._ngrams)
+        mixtures = []
+        for number, ids in enumerate(input_ids.tolist()):
+            row = scores[number : number + 1]
+            ngrams = self._ngrams[number // beams]
+            if ngrams is not None:
+                start = self._read - self._lengths[number // beams]
+                row = ngrams.mixed(row, [ids[start:]])
+            mixtures.append(row)
+        return torch.cat(mixtures)
 
 
 def _mix_in(

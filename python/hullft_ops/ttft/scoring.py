@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 from hullft_ops._checks import check_text
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
-from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.reader import Context, Reader, Tokens
 
 if TYPE_CHECKING:
@@ -83,12 +82,7 @@ def score_text(
 
 
 def score(
-    reader: Reader,
-    text: str,
-    *,
-    after: str = "",
-    context: Context | None = None,
-    ngrams: Ngrams | None = None,
+    reader: Reader, text: str, *, after: str = "", context: Context | None = None
 ) -> BitsPerByte:
     """As `score_text`, behind retrieved passages, and with n-grams mixed in.
 
@@ -121,9 +115,7 @@ def score(
         )
     nll = 0.0
     likeliest: list[bool] = []
-    predictions = _predictions(
-        reader, ids, first, opening, context or Context(), ngrams
-    )
+    predictions = _predictions(reader, ids, first, opening, context or Context())
     with reader.reading():
         for logits, targets in predictions:
             losses = cross_entropy(logits, targets, reduction="none")
@@ -162,7 +154,6 @@ def _predictions(
     first: int,
     opening: int,
     context: Context,
-    ngrams: Ngrams | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits, and the tokens of ``ids`` from ``first`` on that they predict, behind the passages.
 
@@ -178,7 +169,9 @@ def _predictions(
         for logits, targets in reader.logits(head, window, place - begin, context):
             texts = [body[: place + row] for row in range(len(targets))]
             place += len(targets)
-            yield logits if ngrams is None else ngrams.mixed(logits, texts), targets
+            if context.ngrams is not None:
+                logits = context.ngrams.mixed(logits, texts)
+            yield logits, targets
 
 
 def _windows(first: int, length: int, window: int) -> list[tuple[int, int, int]]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.methods import select_passages
+from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.reader import Reader, nearest_that_fit, room_before
 from hullft_ops.ttft.steps import StageClock
 from hullft_ops.ttft.store.base import Store, checked_vectors
@@ -72,6 +73,24 @@ class Support:
         """Optimizer steps on the passages and on the prompt."""
         return sum(self.counts) + self.prompt_count
 
+    def ngrams(self, config: TTFTConfig) -> Ngrams | None:
+        """The neighbours' n-grams with the configuration's weights; None if it has none."""
+        if not config.ngrams:
+            return None
+        weights = [config.ngrams * weight for weight in config.ngram_weights]
+        return Ngrams(self.neighbour_ids, weights)
+
+
+# The support of any prompt without steps and retrieved passages.
+NOTHING = Support([], [], [], residual=1.0, gap=0.0)
+
+
+def check_prompt(prompt: str) -> None:
+    """TypeError or ValueError unless the prompt is a text that is not blank."""
+    check_text("select", "prompt", prompt)
+    if not prompt.strip():
+        raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -88,6 +107,11 @@ class Neighbours:
     query: Tensor
     positions: Tensor
     seconds: dict[str, float]
+
+
+def retrieves(config: TTFTConfig) -> bool:
+    """Whether the options need the neighbours of a prompt."""
+    return any((config.n_select, config.context, config.ngrams))
 
 
 def neighbours_needed(config: TTFTConfig) -> int:
@@ -116,15 +140,13 @@ class SupportSelector:
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
-        check_text("select", "prompt", prompt)
-        if not prompt.strip():
-            raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
+        check_prompt(prompt)
         count = count or neighbours_needed(self.config)
         clock = StageClock(_CPU)
         with clock.of("embed"):
             vectors = checked_vectors(
                 f"select: the vectors of embedder {self.embedder.name}",
-                self.embedder.encode([prompt]),
+                encode_queries(self.embedder, [prompt]),
                 count=1,
                 dim=self.embedder.dim,
             )
@@ -135,7 +157,13 @@ class SupportSelector:
 
     def select(self, prompt: str | Neighbours) -> Support:
         """The support of a prompt, or of one whose neighbours are known. Raises as `neighbours`."""
-        near = prompt if isinstance(prompt, Neighbours) else self.neighbours(prompt)
+        if isinstance(prompt, Neighbours):
+            near = prompt
+        elif retrieves(self.config):
+            near = self.neighbours(prompt)
+        else:
+            check_prompt(prompt)
+            return self._with_prompt(NOTHING, prompt)
         clock = StageClock(_CPU)
         with clock.of("select"):
             pool = near.positions[:, : self.config.pool_size]
@@ -143,6 +171,7 @@ class SupportSelector:
         with clock.of("tokenize"):
             nearest = near.positions[0].tolist()
             support = self._tokenized(support, near.prompt, nearest)
+            support = self._with_prompt(support, near.prompt)
         return replace(support, seconds=near.seconds | clock.seconds())
 
     def _selected(self, candidates: Tensor, query: Tensor) -> Support:
@@ -168,10 +197,6 @@ class SupportSelector:
             count if len(ids) >= MIN_TOKENS else 0
             for count, ids in zip(support.counts, input_ids, strict=True)
         ]
-        prompt_ids = self.reader.tokens(prompt).ids[-self.max_length :]
-        prompt_count = self.config.train_on_prompt
-        if len(prompt_ids) < MIN_TOKENS:
-            prompt_count = 0
         runs = retrieved_runs(
             self.store,
             nearest[: self.config.context],
@@ -189,8 +214,6 @@ class SupportSelector:
             support,
             counts=counts,
             input_ids=input_ids,
-            prompt_ids=prompt_ids,
-            prompt_count=prompt_count,
             context_indices=[*chain.from_iterable(runs[dropped:])],
             context_texts=texts[dropped:],
             context_ids=context_ids[dropped:],
@@ -200,6 +223,12 @@ class SupportSelector:
             datastore=self.store.identity,
             tokenizer=self.reader.tokenizer,
         )
+
+    def _with_prompt(self, support: Support, prompt: str) -> Support:
+        """The support with the prompt's tokens, to train on."""
+        ids = self.reader.tokens(prompt).ids[-self.max_length :]
+        count = self.config.train_on_prompt if len(ids) >= MIN_TOKENS else 0
+        return replace(support, prompt_ids=ids, prompt_count=count)
 
     def _text_of(self, run: Sequence[int]) -> str:
         text = "".join(self.store.texts[index] for index in run)
