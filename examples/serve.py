@@ -139,7 +139,8 @@ def main(
 ) -> None:
     passages = ttft.Datastore.open(store) if store else None
     embedder = ttft.load_embedder() if store else None
-    config = ttft.TTFTConfig(n_select=n_select, context=context, adapter=adapter)
+    steps = {"n_select": n_select, "adapter": adapter}
+    config = ttft.TTFTConfig(**steps, context=context, ngrams=1 if store else 0)
     finetuner = ttft.TestTimeFinetuner(
         *ttft.load_model(model), passages, embedder, config
     )

@@ -96,7 +96,7 @@ def served() -> Iterator[tuple[OpenAI, Any]]:
     """A client of a server with one waiting place, and the finetuner of its toy model."""
     model, tokenizer = load_model(None)
     tokenizer.chat_template = "{{ messages[-1].content }}"
-    finetuner = TestTimeFinetuner(model, tokenizer, n_select=0, context=0)
+    finetuner = TestTimeFinetuner(model, tokenizer, n_select=0, context=0, ngrams=0)
     application = runpy.run_path(str(EXAMPLES / "serve.py"))["application"]
     config = uvicorn.Config(application(finetuner, waiting=1), log_level="error")
     server = uvicorn.Server(config)

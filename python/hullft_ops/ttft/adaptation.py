@@ -107,8 +107,8 @@ class Adaptation:
         texts = self.support.context_texts[first:]
         clock = StageClock(self._reader.model.device)
         with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
-            context = self._reader.read(passages[first:], texts)
-        self._context = replace(context, ngrams=self._context.ngrams)
+            read = self._reader.read(passages[first:], texts)
+        self._context = replace(read, ngrams=self._context.ngrams)
         self.seconds |= clock.seconds()
 
     def mix(self, ngrams: float) -> None:
