@@ -139,11 +139,10 @@ def main(
 ) -> None:
     passages = ttft.Datastore.open(store) if store else None
     embedder = ttft.load_embedder() if store else None
-    steps = {"n_select": n_select, "adapter": adapter}
-    config = ttft.TTFTConfig(**steps, context=context, ngrams=1 if store else 0)
-    finetuner = ttft.TestTimeFinetuner(
-        *ttft.load_model(model), passages, embedder, config
-    )
+    options = {"n_select": n_select, "context": context, "adapter": adapter}
+    options["ngrams"] = 1 if store else 0
+    loaded = ttft.load_model(model)
+    finetuner = ttft.TestTimeFinetuner(*loaded, passages, embedder, **options)
     uvicorn.run(application(finetuner, waiting), port=port)
 
 

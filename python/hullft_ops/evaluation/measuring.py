@@ -193,10 +193,8 @@ class Rows:
         return rows
 
     def _scored(self, config: TTFTConfig, adaptation: Adaptation) -> Row:
-        after = scores_of(self.prompt, adaptation.score)
-        if config.train_on_prompt:
-            # The model has seen what it would predict.
-            after.pop("prompt", None)
+        is_seen = config.train_on_prompt > 0
+        after = scores_of(self.prompt, adaptation.score, is_seen=is_seen)
         scores = {
             name: Score(before=self.before[name], after=value)
             for name, value in after.items()
