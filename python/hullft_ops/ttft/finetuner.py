@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adapter import read_adapter
 from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.models.checks import full_window, text_window
 from hullft_ops.ttft.models.lora import add_lora
@@ -112,7 +112,7 @@ class TestTimeFinetuner:
         """
         return self.selector.select(prompt)
 
-    @contextmanager
+    @signal_safe
     def adapted(
         self, prompt: str | Support, *, seconds: float | None = None
     ) -> Iterator[Adaptation]:

@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._terminal import progress
+from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.loss import next_token_losses
 from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
@@ -133,7 +133,7 @@ class Reader:
         encoding = self.tokenizer(text, add_special_tokens=with_special, verbose=False)
         return list(encoding["input_ids"])
 
-    @contextmanager
+    @signal_safe
     def reading(self) -> Iterator[None]:
         """Keep others from the model in the body. It is in eval mode, without gradients.
 

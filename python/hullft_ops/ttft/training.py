@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.models.forwards import autocast, eval_mode, fused_activations
@@ -142,7 +142,7 @@ class SupportTrainer:
             self._optimizer.step(repeats=repeats, grads=gradients)
 
 
-@contextmanager
+@signal_safe
 def _training_mode(model: nn.Module) -> Iterator[None]:
     """Record gradients in eval mode, whatever mode the caller is in, with faster forwards."""
     with (
