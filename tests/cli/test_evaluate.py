@@ -1,6 +1,7 @@
 """``hullft-ops evaluate`` and ``report``: what they measure, write, and refuse."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,25 @@ def test_trainings_share_a_prompts_neighbours_the_adapter_and_the_identities(
     # Two prompts, after one training that pays for allocations.
     assert len(searches) == 3
     assert len(adapters) == len(identities) == 1
+
+
+def test_rows_of_what_an_adapter_was_before_are_refused(
+    evaluate: Evaluate, models_of: list[object], store: Path
+) -> None:
+    train = ["train", store, *models_of[:2], "--rank", 2, "--output", "adapter"]
+    succeeded(*train)
+    assert evaluate("--adapter", "adapter").code == 0
+    assert evaluate("--adapter", "adapter", "--n-select", 0).code == 0
+
+    shutil.rmtree("adapter")
+    succeeded(*train, "--lr", 0.1)
+    rows = OUTPUT.read_bytes()
+    refused = evaluate("--adapter", "adapter")
+    assert refused.code == 2
+    assert "rows.jsonl: holds rows of what adapter adapter was before" in refused.last
+    assert OUTPUT.read_bytes() == rows
+    # Rows of other configurations do not matter.
+    assert evaluate("--context", 0).code == 0
 
 
 def test_one_training_gives_the_rows_of_all_passes_and_contexts(

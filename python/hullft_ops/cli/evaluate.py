@@ -82,12 +82,18 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
     prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
-    with open_results(output, evaluation.run) as results:
+    with open_results(output, evaluation.run, evaluation.adapters) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)
         if workers.engine == "ray":
-            rows = ray_rows(tasks, workers, run=evaluation.run, experiment=experiment)
+            rows = ray_rows(
+                tasks,
+                workers,
+                run=evaluation.run,
+                adapters=evaluation.adapters,
+                experiment=experiment,
+            )
         for row in tqdm(rows, total=total, unit="row"):
             results.append(row)
     return [results.rows[prompt.id, config] for prompt in prompts for config in labels]

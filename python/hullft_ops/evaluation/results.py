@@ -4,7 +4,7 @@ import fcntl
 import lzma
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -63,6 +63,8 @@ class Row(BaseModel):
     """The configuration's label."""
     settings: dict[str, Any]
     """What the label states."""
+    adapter: str | None = None
+    """The identity of the adapter that the settings name."""
     domain: str
     seed: int
     scores: dict[str, Score]
@@ -121,11 +123,19 @@ class ResultsFile:
 
 
 @contextmanager
-def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
+def open_results(
+    path: Path, run: str, adapters: Mapping[str, str]
+) -> Iterator[ResultsFile]:
     """Open a results file to append to, or create it. Drops a last line that a kill cut off.
 
+    Args:
+        path: the file.
+        run: the identity of the rows to come.
+        adapters: those of their adapters, by folder.
+
     Raises:
-        InputError: another process writes to it, it holds rows of another run, or as `read_rows`.
+        InputError: another process writes to it, it holds rows of another run or adapter, or as
+            `read_rows`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -141,6 +151,12 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
                 raise InputError(
                     f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
                     f"or seed (run {row.run}, this is {run}); name another file"
+                )
+            folder = row.settings.get("adapter")
+            if folder in adapters and row.adapter != adapters[folder]:
+                raise InputError(
+                    f"results {path}: holds rows of what adapter {folder} was before it changed; "
+                    "name another file"
                 )
         *_, last = content.split(b"\n")
         if last and _is_torn(last):

@@ -1,5 +1,6 @@
 """One LoRA for a whole datastore: training it, and reading it again."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -229,6 +230,16 @@ def _last_checkpoint(folder: Path) -> str | None:
             shutil.rmtree(checkpoint)
     last: str | None = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
     return last
+
+
+def adapter_identity(path: str | Path) -> str:
+    """SHA-256 over the files of an adapter that PEFT saved, in hexadecimal digits."""
+    from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+    digest = hashlib.sha256()
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        digest.update(Path(path, name).read_bytes())
+    return digest.hexdigest()
 
 
 def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, Any]]:
