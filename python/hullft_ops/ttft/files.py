@@ -75,7 +75,7 @@ def new_folder(
     """
     path = Path(path).absolute()
     check_output(path)
-    partial = path.with_name(f".{path.name}.hullft_ops.partial")
+    partial = unfinished(path)
     partial.mkdir(parents=True, exist_ok=True)
     _check_hidden(partial, [*files, LOCK])
     with _locked(partial / LOCK, path), named_in_errors(partial):
@@ -88,6 +88,11 @@ def new_folder(
         except BaseException:
             remove_files(partial, [LOCK] if resume else [*files, LOCK])
             raise
+
+
+def unfinished(path: Path) -> Path:
+    """Where an output is until it is whole."""
+    return path.with_name(f".{path.name}.hullft_ops.partial")
 
 
 @contextmanager
@@ -122,6 +127,12 @@ def _locked(file: Path, path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"output {path}: another process writes it") from None
         yield
+
+
+def remove_output(folder: Path, files: Sequence[str]) -> None:
+    """Remove the files of an output, finished or not, unless a process writes it."""
+    with suppress(ValueError), _locked(folder / LOCK, folder):
+        remove_files(folder, [*files, LOCK])
 
 
 def remove_files(folder: Path, files: Sequence[str]) -> None:
