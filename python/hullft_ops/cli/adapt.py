@@ -26,7 +26,7 @@ from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score
-from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
+from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 
@@ -42,7 +42,7 @@ def adapt(
         dict[str, Any],
         fields_of(TTFTConfig, lr="2e-4 for the shipped model, 5e-5"),
     ],
-    files: Annotated[dict[str, Any], fields_of(FilePatterns)],
+    files: Annotated[dict[str, Any], fields_of(CorpusConfig)],
     *,
     embedder: str = DEFAULT_EMBEDDER,
     store: Path | None = None,
@@ -62,7 +62,7 @@ def adapt(
     Args:
         inputs: the language model.
         settings: how to adapt.
-        files: what is read of the folder at --corpus.
+        files: what is read of --corpus.
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads. Its datastore stays in

@@ -242,10 +242,14 @@ def _held_out_texts(
     if corpus is None:
         documents = installed_documents()
     else:
-        files = IndexConfig(include=experiment.include, exclude=experiment.exclude)
+        config = IndexConfig(
+            text_column=experiment.text_column,
+            include=experiment.include,
+            exclude=experiment.exclude,
+        )
         documents = [
             Document("", record["source"], record["text"])
-            for record in Corpus(corpus, files).records(skipped)
+            for record in Corpus(corpus, config).records(skipped)
         ]
     split = hold_out(documents)
     if not (split.prompts and split.passages):

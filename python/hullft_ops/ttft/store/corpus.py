@@ -1,5 +1,6 @@
 """Reading a corpus record by record: whatever `datasets` reads, and folders of text and HTML."""
 
+import codecs
 import glob
 import hashlib
 import json
@@ -26,12 +27,17 @@ _FORMATS = {
     ".jsonl": "json",
     ".ndjson": "json",
     ".parquet": "parquet",
+    ".tsv": "tsv",
 }
 _COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
 _HTML = (".htm", ".html")
-_HIDDEN = ("script", "style", "template")
+# Nobody would adapt to a menu.
+_HIDDEN = ("nav", "script", "style", "template")
 # The elements that begin and end a line.
 _BLOCK = re.compile("br|dd|div|dt|h[1-6]|li|p|td|th|title")
+# Nobody gives a dataset on the hub a name with such an end.
+_FILE_SUFFIXES = (*_FORMATS, *_COMPRESSIONS, *_HTML, ".md", ".txt")
+_UTF_8, _UTF_16 = "utf-8-sig", "utf-16"
 _NOT_TEXT = "not UTF-8 text"
 _HEAD_CHARS = 1 << 13
 
@@ -40,8 +46,11 @@ Record = dict[str, Any]
 
 
 @options_class
-class FilePatterns:
-    """Which files of a folder are read."""
+class CorpusConfig:
+    """What is read of a corpus."""
+
+    text_column: str = "text"
+    """The column that holds the text."""
 
     include: tuple[str, ...] = ()
     """In a folder, read only files whose name, or path below the folder, matches one of these
@@ -51,11 +60,9 @@ class FilePatterns:
 
 
 @options_class
-class IndexConfig(FilePatterns):
+class IndexConfig(CorpusConfig):
     """How a corpus is read and cut into passages."""
 
-    text_column: str = "text"
-    """The column that holds the text."""
     metadata: tuple[str, ...] = ()
     """Columns to keep beside each text, as strings."""
     chunk_tokens: NonNegativeInt | None = None
@@ -90,8 +97,12 @@ class Corpus:
         if self.name == STDIN:
             self._stdin = sys.stdin.buffer.read()
             self.state = hashlib.sha256(self._stdin).hexdigest()
+        elif (self._path / INFO).exists():
+            raise InputError(f"{self.name}: is a datastore, not the texts of one")
         elif self._path.exists():
             self._is_of_files = _format_of(self._path) is None
+        elif self._path.suffix in _FILE_SUFFIXES:
+            raise InputError(f"{self.name}: no such file")
         else:
             self._builder = self._on_the_hub()
             self.state = str(self._builder.hash)
@@ -140,7 +151,7 @@ class Corpus:
         if missing and row:
             raise InputError(
                 f"{self.name}: column {min(missing)} is missing or empty, the columns are "
-                f"{listed(sorted(row))}: hullft-ops index has --text-column and --metadata"
+                f"{listed(sorted(row))}: --text-column names another"
             )
 
     def _read_files(self, skipped: list[str]) -> Iterator[Record]:
@@ -169,7 +180,7 @@ class Corpus:
         rows: Iterable[dict[str, Any]]
         try:
             if self.name == STDIN:
-                rows = _rows_of(self._stdin)
+                rows = _rows_of(self._stdin.decode(_UTF_8))
             elif kind == "saved":
                 rows = datasets.load_from_disk(self.name)
                 if isinstance(rows, datasets.DatasetDict):
@@ -177,12 +188,7 @@ class Corpus:
                         raise ValueError(f"has no split train, has {', '.join(rows)}")
                     rows = rows["train"]
             elif kind:
-                rows = datasets.load_dataset(
-                    kind,
-                    data_files=glob.escape(self.name),
-                    split="train",
-                    streaming=True,
-                )
+                rows = _rows_of_file(self._path, kind)
             else:
                 rows = self._builder.as_streaming_dataset(split="train")
             yield from rows
@@ -190,12 +196,42 @@ class Corpus:
         except Exception as error:
             # An empty file.
             if not isinstance(error, StopIteration):
-                raise InputError(f"{self.name}: {first_line(error)}") from error
+                is_binary = isinstance(error, UnicodeError)
+                reason = _NOT_TEXT if is_binary else first_line(error)
+                raise InputError(f"{self.name}: {reason}") from error
 
 
-def _rows_of(content: bytes) -> Iterator[dict[str, Any]]:
-    """Lines of JSON if the content begins with "{", else one text."""
-    text = content.decode("utf-8-sig")
+def _rows_of_file(path: Path, kind: str) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    encoding = _encoding_of(path)
+    if kind == "json" and encoding == _UTF_16:
+        # The library decodes a part of the file at a time, which has no mark.
+        return _rows_of(path.read_bytes().decode(encoding))
+    options = {}
+    if kind in ("csv", "tsv"):
+        options = {"encoding": encoding, "sep": "\t" if kind == "tsv" else ","}
+        kind = "csv"
+    rows: Iterable[dict[str, Any]] = datasets.load_dataset(
+        kind,
+        data_files=glob.escape(str(path)),
+        split="train",
+        streaming=True,
+        **options,
+    )
+    return rows
+
+
+def _encoding_of(file: Path) -> str:
+    """UTF-16 for a file that begins with its mark, else UTF-8."""
+    with file.open("rb") as content:
+        start = content.read(len(codecs.BOM_UTF16))
+    is_utf_16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return _UTF_16 if is_utf_16 else _UTF_8
+
+
+def _rows_of(text: str) -> Iterator[dict[str, Any]]:
+    """Lines of JSON if the text begins with "{", else the text alone."""
     if not text.lstrip().startswith("{"):
         yield {"text": text}
         return
@@ -231,11 +267,11 @@ def _format_of(path: Path) -> str | None:
 
 
 def text_of(file: Path) -> str:
-    """The text in a file; of HTML, what a browser shows.
+    """The text in a file; of HTML, what a browser shows, without menus.
 
-    ValueError if it is not text in UTF-8.
+    ValueError if it is not text in UTF-8, or in UTF-16 behind its mark.
     """
-    with file.open(encoding="utf-8-sig") as content:
+    with file.open(encoding=_encoding_of(file)) as content:
         # Text has no zero byte, and a binary file is likely to have one this early.
         head = content.read(_HEAD_CHARS)
         if "\0" in head:
@@ -283,7 +319,7 @@ class _ShownText:
             self._pieces.append("\n")
 
 
-def local_files(path: Path, config: FilePatterns) -> list[Path]:
+def local_files(path: Path, config: CorpusConfig) -> list[Path]:
     """The file, or the files in a folder at any depth that ``config`` includes, in order.
 
     Left out are hidden files and folders, symbolic links, and datastores.
