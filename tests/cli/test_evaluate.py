@@ -307,12 +307,27 @@ def test_a_folder_becomes_evidence(
     succeeded(*arguments, "--output", "again.jsonl", "--limit", 1)
     assert {path: path.stat().st_mtime_ns for path in datastore.iterdir()} == written
 
+    # The number of steps leaves the row without them.
+    few = ["--n-select", 2, "--output", "few.jsonl", "--limit", 1]
+    succeeded(*arguments, *few)
+    assert {row.settings["n_select"] for row in read_rows(Path("few.jsonl"))} == {0, 2}
+
     [name, _] = held_out
     fewer = ["--exclude", name, "--output", "fewer.jsonl", "--limit", 1]
     assert name not in succeeded(*arguments, *fewer).stderr
 
     refused = hullft_ops(*arguments, "--output", folder / "rows.jsonl")
     assert "rows.jsonl is in the corpus" in refused.last
+
+
+def test_a_column_of_a_file_becomes_evidence(
+    models_of: list[object], texts: list[str]
+) -> None:
+    lines = [json.dumps({"body": f"{n} {text}"}) for n, text in enumerate(texts)]
+    Path("c.jsonl").write_text("\n".join(lines))
+    few = ["--limit", 1, "--n-select", 1, "--text-column", "body"]
+    succeeded("evaluate", *models_of, "--corpus", "c.jsonl", *few)
+    assert len(read_rows(Path("results.jsonl"))) == 2
 
 
 def test_a_corpus_of_one_document_has_no_prompts(models_of: list[object]) -> None:
@@ -345,6 +360,7 @@ def test_the_grid_file_is_not_the_output(evaluate: Evaluate, tmp_path: Path) -> 
     ("options", "message"),
     [
         (["--prompts", "nowhere"], "No such file or directory"),
+        (["--embedder", "other"], "embedder is other, the store's is "),
         (["--config", "nowhere"], "config nowhere: No such file or directory; cpu_"),
     ],
 )
@@ -373,6 +389,8 @@ def test_a_report_of_the_rows(evaluate: Evaluate) -> None:
 
 
 def test_results_without_rows_have_no_report() -> None:
+    assert "results .: is a folder, must be a file" in hullft_ops("report", ".").last
+
     OUTPUT.touch()
     result = hullft_ops("report", OUTPUT)
 
