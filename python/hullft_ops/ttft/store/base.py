@@ -122,6 +122,9 @@ def exact_search(
     if k > len(store):
         raise ValueError(f"{function}: k is {k}, the store has {len(store)} texts")
     scores, positions = _nearest(store.embeddings.numpy(), vectors, k)
+    # FAISS has no position for a row of NaN.
+    if not np.isfinite(scores).all() or (positions < 0).any():
+        raise ValueError(f"{function}: the store has vectors that are not finite")
     return torch.from_numpy(scores), torch.from_numpy(positions)
 
 
@@ -157,6 +160,26 @@ def identity_of(texts: Iterable[str], embeddings: np.ndarray) -> str:
         digest.update(content)
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
+
+
+def check_store(function: str, store: Store) -> None:
+    """TypeError if a member of `Store` is missing."""
+    members = [name for name in vars(Store) if not name.startswith("_")]
+    missing = [name for name in members if not hasattr(store, name)]
+    if missing:
+        raise TypeError(
+            f"{function}: store must be a Store, got {type(store).__name__} without "
+            f"{', '.join(missing)}"
+        )
+
+
+def check_embedder_name(name: str, store: Store) -> None:
+    """ValueError if the store's vectors come from another embedder, before one is loaded."""
+    if name != store.embedder:
+        raise ValueError(
+            f"embedder is {name}, the store's is {store.embedder}: pass --embedder "
+            f"{store.embedder}"
+        )
 
 
 def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
