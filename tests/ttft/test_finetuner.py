@@ -1,6 +1,10 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.scoring import score, score_text
@@ -122,6 +126,12 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
         other.generate(support)
 
 
+def test_a_store_without_a_member_is_refused(gpt2, make, store):
+    partial = SimpleNamespace(texts=store.texts, embedder=store.embedder, dim=store.dim)
+    with pytest.raises(TypeError, match="got SimpleNamespace without embeddings, id"):
+        make(gpt2, store=partial)
+
+
 @pytest.mark.parametrize("options", [{"context": 0}, {"context": 1, "n_select": 0}])
 def test_a_support_of_another_tokenizer_is_refused(
     gpt2, tokenizers, store, embedder, make, options
@@ -141,6 +151,13 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
         make(gpt2.requires_grad_(False))
     with pytest.warns(UserWarning, match="embed_tokens.weight is float16"):
         make(llama.half())
+
+    with torch.inference_mode():
+        made_there = copy.deepcopy(gpt2).requires_grad_(True)
+    with pytest.raises(
+        ValueError, match="must be made outside of torch.inference_mode"
+    ):
+        make(made_there)
 
     llama.model.norm.to("meta")
     with pytest.raises(ValueError, match="model.norm.weight is on the meta device"):

@@ -26,6 +26,8 @@ from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score
+from hullft_ops.ttft.steps import check_seconds
+from hullft_ops.ttft.store.base import check_embedder_name
 from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
@@ -85,7 +87,12 @@ def adapt(
     if save is not None:
         sources = store, corpus, prompt_file, language_model.model, config.adapter
         _check_save(save, config, inputs=[*sources, embedder])
-    passages = Datastore.open(store) if store is not None else None
+    if seconds is not None:
+        check_seconds(seconds)
+    passages = None
+    if store is not None:
+        passages = Datastore.open(store)
+        check_embedder_name(embedder, passages)
     echo("loading the model", err=True)
     model, tokenizer = language_model.load()
     # What the model cannot do is refused before the work.
@@ -204,7 +211,10 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
 
 def _source(store: Datastore, index: int) -> str:
     """The end of a passage's source; its position if the datastore has no sources."""
-    return str(store.rows[index]["source"] or index)[-_SOURCE_CHARS:]
+    source = str(store.rows[index]["source"] or index)
+    if len(source) > _SOURCE_CHARS:
+        source = f"…{source[1 - _SOURCE_CHARS :]}"
+    return source
 
 
 def _score(scored: Callable[[str], BitsPerByte], prompt: str) -> float:

@@ -175,6 +175,8 @@ def read_rows(path: Path) -> list[Row]:
         OSError: the file cannot be read.
         InputError: a line is not a row, or two rows are of one configuration and prompt.
     """
+    if path.is_dir():
+        raise InputError(f"results {path}: is a folder, must be a file")
     content = path.read_bytes()
     if content.startswith(_XZ):
         try:

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._terminal import progress_line
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, remove_files
 from hullft_ops.ttft.models.forwards import Precision
@@ -206,7 +207,10 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         train_dataset=passages,
         data_collator=_padded,
     )
-    result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    last = _last_checkpoint(folder)
+    if last is not None:
+        progress_line(f"going on from {last}")
+    result = trainer.train(resume_from_checkpoint=last)
     if not math.isfinite(result.training_loss):
         remove_files(folder.parent, _TRAINING)
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")

@@ -23,7 +23,7 @@ from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Reader, tokenizer_identity
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.steps import Deadline
-from hullft_ops.ttft.store.base import Store, check_embedder
+from hullft_ops.ttft.store.base import Store, check_embedder, check_store
 from hullft_ops.ttft.support import Support, SupportSelector
 from hullft_ops.ttft.training import SupportTrainer
 
@@ -69,6 +69,7 @@ class TestTimeFinetuner:
         config: TTFTConfig | None = None,
         **options: Any,
     ) -> None:
+        check_store("TestTimeFinetuner", store)
         check_embedder("TestTimeFinetuner", embedder, store)
         self.model = model
         self.tokenizer = tokenizer
@@ -200,6 +201,11 @@ def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
         if parameter.is_meta:
             raise ValueError(
                 f"TestTimeFinetuner: model must have its weights, {name} is on the meta device"
+            )
+        if parameter.is_inference():
+            raise ValueError(
+                "TestTimeFinetuner: model must be made outside of torch.inference_mode, which lets "
+                f"nobody train {name}"
             )
         if parameter.dtype == torch.float16:
             warnings.warn(
