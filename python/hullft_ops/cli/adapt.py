@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable, progress
+from hullft_ops._terminal import counted, echo, listed, printable, progress, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
@@ -93,8 +93,8 @@ def adapt(
     if store is not None:
         passages = Datastore.open(store)
         check_embedder_name(embedder, passages)
-    echo("loading the model", err=True)
-    model, tokenizer = language_model.load()
+    with waiting("loading the model"):
+        model, tokenizer = language_model.load()
     # What the model cannot do is refused before the work.
     if generate:
         window = full_window(model, tokenizer, config.max_length)
@@ -103,8 +103,8 @@ def adapt(
     if save is not None:
         adapter_to_save(model, list(model.parameters()), save_rank)
     # The slowest to import, so after what is refused.
-    echo("loading the embedder", err=True)
-    encoder = load_embedder(embedder)
+    with waiting("loading the embedder"):
+        encoder = load_embedder(embedder)
     if passages is None:
         passages = folder_datastore(str(corpus), encoder, **files)
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from hullft_ops._terminal import echo
+from hullft_ops._terminal import echo, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.embedding import ray_embedding
 from hullft_ops.distributed.workers import Workers
@@ -61,11 +61,12 @@ def index(
         if reuse is not None:
             raise ValueError("--reuse embeds in this process, got --engine ray")
         embed = ray_embedding(embedder, engine, dtype)
-    echo("loading the embedder", err=True)
+    with waiting("loading the embedder"):
+        encoder = load_embedder(embedder, device=device, dtype=dtype)
     store = index_corpus(
         corpus,
         output,
-        load_embedder(embedder, device=device, dtype=dtype),
+        encoder,
         settings,
         reuse=Datastore.open(reuse) if reuse else None,
         embed=embed,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hullft_ops._terminal import progress_line
+from hullft_ops._terminal import waiting
 from hullft_ops.evaluation.experiment import Experiment, label, settings_of
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import STAGES, Row, Score
@@ -68,10 +68,10 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     # First what is soon refused: embedding a corpus takes long.
     if experiment.store is not None:
         check_embedder_name(experiment.embedder, Datastore.open(experiment.store))
-    progress_line("loading the model")
-    model, tokenizer = experiment.load()
-    progress_line("loading the embedder")
-    embedder = load_embedder(experiment.embedder)
+    with waiting("loading the model"):
+        model, tokenizer = experiment.load()
+    with waiting("loading the embedder"):
+        embedder = load_embedder(experiment.embedder)
     store, prompts, notes = open_texts(experiment, embedder)
     finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, configs[0])
     for config in configs[1:]:
