@@ -9,6 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from hullft_ops.ttft.errors import first_line
+
+# What the errors of safetensors and of torch's writer say.
+_WRITING = ("Error while serializing: I/O error", "inline_container.cc")
 # In the hidden folder of an unfinished output.
 LOCK = "hullft_ops.lock"
 
@@ -97,12 +101,19 @@ def unfinished(path: Path) -> Path:
 
 @contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Let the errors of a full disk, for which the system names no file, name ``path``."""
+    """Let the errors of a full disk, for which the system names no file, name ``path``.
+
+    Those of safetensors and of `torch.save`, which are not OSErrors, become some.
+    """
     try:
         yield
     except OSError as error:
         if error.errno and error.filename is None:
             error.filename = str(path)
+        raise
+    except Exception as error:
+        if any(words in str(error) for words in _WRITING):
+            raise OSError(f"cannot write to {path}: {first_line(error)}") from error
         raise
 
 
