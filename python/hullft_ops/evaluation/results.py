@@ -152,7 +152,7 @@ def open_results(
                     f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
                     f"or seed (run {row.run}, this is {run}); name another file"
                 )
-            folder = row.settings.get("adapter")
+            folder = str(row.settings.get("adapter"))
             if folder in adapters and row.adapter != adapters[folder]:
                 raise InputError(
                     f"results {path}: holds rows of what adapter {folder} was before it changed; "
