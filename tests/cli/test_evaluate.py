@@ -22,6 +22,7 @@ from hullft_ops.ttft import (
     reader,
     score_text,
 )
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.support import SupportSelector
 
 Evaluate = Callable[..., Result]
@@ -360,7 +361,7 @@ def test_the_grid_file_is_not_the_output(evaluate: Evaluate, tmp_path: Path) -> 
     ("options", "message"),
     [
         (["--prompts", "nowhere"], "No such file or directory"),
-        (["--embedder", "other"], "embedder is other, the store's is "),
+        (["--embedder", DEFAULT_EMBEDDER], "on the command line with --embedder"),
         (["--config", "nowhere"], "config nowhere: No such file or directory; cpu_"),
     ],
 )

@@ -80,10 +80,10 @@ def test_the_guide_has_the_results_of_one_process_though_workers_are_killed(tmp_
         store=folder / "ray_store", prompts=folder / "prompts.jsonl"
     )
     with pytest.raises(InputError, match="a worker has another model"):
-        load_measurement("other", {}, experiment)
+        load_measurement("other", experiment)
 
 
 def test_without_tasks_no_worker_starts():
     workers = Workers(engine="ray", workers=100)
-    rows = ray_rows([], workers, run="any", adapters={}, experiment=Experiment())
+    rows = ray_rows([], workers, run="any", experiment=Experiment())
     assert list(rows) == []

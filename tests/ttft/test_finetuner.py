@@ -128,7 +128,7 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
 
 def test_a_store_without_a_member_is_refused(gpt2, make, store):
     partial = SimpleNamespace(texts=store.texts, embedder=store.embedder, dim=store.dim)
-    with pytest.raises(TypeError, match="got SimpleNamespace without embeddings, id"):
+    with pytest.raises(TypeError, match="store must have embeddings, identity"):
         make(gpt2, store=partial)
 
 

@@ -85,42 +85,6 @@ def test_a_lora_has_the_share_that_it_says_and_can_be_added(
     assert any("norm" in name or "ln_" in name for name in saved.left_out)
 
 
-def test_layers_with_the_names_of_experts_are_left_out(make, save_base, tmp_path):
-    torch.manual_seed(0)
-    model = DeepseekV3ForCausalLM(
-        DeepseekV3Config(
-            vocab_size=320,
-            hidden_size=16,
-            intermediate_size=16,
-            moe_intermediate_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            n_routed_experts=4,
-            num_experts_per_tok=2,
-            n_group=2,
-            topk_group=1,
-            kv_lora_rank=8,
-            q_lora_rank=8,
-            qk_rope_head_dim=8,
-            qk_nope_head_dim=8,
-            v_head_dim=8,
-            first_k_dense_replace=1,
-            max_position_embeddings=32,
-        )
-    )
-    load_base = save_base(model)
-    with make(model).adapted(PROMPT) as adaptation:
-        saved = adaptation.save_adapter(tmp_path / "adapter", rank=2)
-
-    assert 0 < saved.share < 1
-    assert "model.layers.0.mlp.gate_proj.weight" in saved.left_out
-    assert "model.layers.0.self_attn.o_proj.weight" not in saved.left_out
-
-    loaded = PeftModel.from_pretrained(load_base(), tmp_path / "adapter")
-    assert not torch.allclose(logits_of(loaded), logits_of(model), atol=1e-4)
-
-
 @pytest.fixture
 def refuses(make, tmp_path):
     """That an adaptation of the model cannot be saved, and why."""
@@ -152,5 +116,25 @@ def test_what_cannot_be_saved_is_refused(gpt2, llama, with_lora, refuses):
     refuses(gpt2, "nothing was trained: n_select is 0, or", rank=2, n_select=0)
     refuses(with_lora(llama), "rank must be None: the model's adapters are", rank=2)
     refuses(mamba, "PEFT cannot adapt this model: .*'out_proj'", rank=2, max_length=32)
+    # Its first layer is no mixture of experts.
+    deepseek = DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=320,
+            hidden_size=16,
+            intermediate_size=16,
+            moe_intermediate_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            q_lora_rank=8,
+            kv_lora_rank=8,
+            n_routed_experts=4,
+            n_group=2,
+            topk_group=1,
+            num_experts_per_tok=2,
+            first_k_dense_replace=1,
+        )
+    )
+    refuses(deepseek, "PEFT takes layers of this model for its experts", rank=2)
     gpt2.requires_grad_(False).transformer.ln_f.requires_grad_(True)
     refuses(gpt2, "no trained parameter fits into a LoRA", rank=2)

@@ -26,8 +26,7 @@ from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score
-from hullft_ops.ttft.steps import check_seconds
-from hullft_ops.ttft.store.base import check_embedder_name
+from hullft_ops.ttft.steps import Deadline
 from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
@@ -88,11 +87,9 @@ def adapt(
         sources = store, corpus, prompt_file, language_model.model, config.adapter
         _check_save(save, config, inputs=[*sources, embedder])
     if seconds is not None:
-        check_seconds(seconds)
-    passages = None
-    if store is not None:
-        passages = Datastore.open(store)
-        check_embedder_name(embedder, passages)
+        # It refuses what is no budget; the one that counts begins with the adaptation.
+        Deadline(seconds)
+    passages = Datastore.open(store) if store is not None else None
     with waiting("loading the model"):
         model, tokenizer = language_model.load()
     # What the model cannot do is refused before the work.

@@ -85,13 +85,7 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)
         if workers.engine == "ray":
-            rows = ray_rows(
-                tasks,
-                workers,
-                run=evaluation.run,
-                adapters=evaluation.adapters,
-                experiment=experiment,
-            )
+            rows = ray_rows(tasks, workers, run=evaluation.run, experiment=experiment)
         for row in tqdm(rows, total=total, unit="row"):
             results.append(row)
     return [results.rows[prompt.id, config] for prompt in prompts for config in labels]

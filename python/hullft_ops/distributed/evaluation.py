@@ -10,15 +10,13 @@ from hullft_ops.evaluation.results import Row
 from hullft_ops.ttft.errors import InputError
 
 
-def load_measurement(
-    run: str, adapters: dict[str, str], experiment: Experiment
-) -> Callable[[Task], list[Row]]:
-    """What a worker does: the rows of a prompt, by the driver's model, datastore and adapters."""
+def load_measurement(run: str, experiment: Experiment) -> Callable[[Task], list[Row]]:
+    """What a worker does: the rows of a prompt, by the driver's model and datastore."""
     evaluation = load_evaluation(experiment)
-    if evaluation.run != run or evaluation.adapters != adapters:
+    if evaluation.run != run:
         raise InputError(
-            "workers: a worker has another model, tokenizer, datastore, embedder or adapter of "
-            f"the same name (run {evaluation.run}, the driver's is {run})"
+            "workers: a worker has another model, tokenizer, datastore or embedder of the "
+            f"same name (run {evaluation.run}, the driver's is {run})"
         )
 
     def measured(task: Task) -> list[Row]:
@@ -34,7 +32,6 @@ def ray_rows(
     workers: Workers,
     *,
     run: str,
-    adapters: dict[str, str],
     experiment: Experiment,
 ) -> Iterator[Row]:
     """The rows of all tasks, measured in workers; those of a prompt arrive together.
@@ -45,7 +42,6 @@ def ray_rows(
         tasks: what is `missing`.
         workers: how many; a worker with GPUs has its model on "cuda".
         run: identity of the driver's model and datastore.
-        adapters: those of its adapters, by folder.
         experiment: as in `load_evaluation`.
 
     Raises:
@@ -57,7 +53,6 @@ def ray_rows(
         workers,
         load_measurement,
         run=run,
-        adapters=adapters,
         experiment=replace(experiment, device="cuda" if workers.gpus else "cpu"),
     ) as pool:
         for rows in pool.map_unordered(do_item, tasks):

@@ -27,8 +27,7 @@ from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.models.memory import return_freed_memory
 from hullft_ops.ttft.reader import Reader, tokenizer_identity
 from hullft_ops.ttft.scoring import score
-from hullft_ops.ttft.store.base import Store, check_embedder_name
-from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import Support, neighbours_needed
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
@@ -66,8 +65,6 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     """
     configs = experiment.configs()
     # First what is soon refused: embedding a corpus takes long.
-    if experiment.store is not None:
-        check_embedder_name(experiment.embedder, Datastore.open(experiment.store))
     with waiting("loading the model"):
         model, tokenizer = experiment.load()
     with waiting("loading the embedder"):

@@ -1,10 +1,10 @@
 """Context managers whose end runs even where Ctrl-C strikes at its first instruction."""
 
 import io
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,8 +26,7 @@ def signal_safe(
 
     @wraps(function)
     def block(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[T]:
-        generator = cast(Generator[T, None, None], function(*args, **kwargs))
-        return cast(AbstractContextManager[T], _Block(generator))
+        return _Block(function(*args, **kwargs))
 
     return block
 
@@ -48,7 +47,7 @@ def at_exit(undo: Callable[[], None]) -> Iterator[None]:
 
 class _Block(io.IOBase):
     # IOBase's ``__exit__`` is written in C, and calls ``close``.
-    def __init__(self, generator: Generator[Any, None, None]) -> None:
+    def __init__(self, generator: Any) -> None:
         self._generator = generator
         # A generator's is written in C too.
         self.close = generator.close  # type: ignore[method-assign]

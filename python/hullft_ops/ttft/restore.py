@@ -102,7 +102,7 @@ class _State:
                 if buffer is not None
             ]
         self._parameters = [
-            (parameter, parameter.grad, parameter.requires_grad, _hooks_of(parameter))
+            (parameter, parameter.grad, parameter.requires_grad)
             for parameter in model.parameters()
         ]
         self._modes = [(module, module.training) for module in model.modules()]
@@ -116,12 +116,9 @@ class _State:
             for parameter, values in zip(self._trained, self._values, strict=True):
                 # The body may have given it another shape.
                 parameter.data = values
-            for parameter, gradient, requires_grad, hooks in self._parameters:
+            for parameter, gradient, requires_grad in self._parameters:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
-                # Ctrl-C may have cut off the removal of ours.
-                for key in _hooks_of(parameter) - hooks:
-                    del parameter._post_accumulate_grad_hooks[key]
             for module, name, buffer, content in self._buffers:
                 # A module may have put another tensor in its place, as dynamic RoPE does.
                 module._buffers[name] = buffer
@@ -130,10 +127,6 @@ class _State:
         torch.set_grad_enabled(self._records_gradients)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
-
-
-def _hooks_of(parameter: nn.Parameter) -> set[int]:
-    return set(parameter._post_accumulate_grad_hooks or ())
 
 
 def _places(tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device]]:

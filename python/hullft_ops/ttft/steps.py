@@ -70,12 +70,6 @@ def _balanced(counts: np.ndarray, refresh: int) -> Iterator[int]:
         yield passage
 
 
-def check_seconds(seconds: float) -> None:
-    """ValueError unless a budget is above 0."""
-    if not seconds > 0:  # NaN too
-        raise ValueError(f"adapted: seconds must be above 0, got {seconds}")
-
-
 class Deadline:
     """Tells before each pass whether it fits into a budget of seconds, counted from now.
 
@@ -84,7 +78,8 @@ class Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        check_seconds(seconds)
+        if not seconds > 0:  # NaN too
+            raise ValueError(f"adapted: seconds must be above 0, got {seconds}")
         self._end = perf_counter() + seconds
         # The seconds of the slowest pass, and the tokens of its passage.
         self._slowest = (0.0, 1)

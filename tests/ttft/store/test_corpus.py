@@ -203,27 +203,8 @@ def test_the_name_of_a_dataset_is_looked_up_on_the_hub(monkeypatch):
     ]
 
 
-def utf_16(name, content):
-    def write(path):
-        (path / name).write_text(content, encoding="utf-16")
-        return path / name
-
-    return write
-
-
-ROWS = "text,domain\n" + "".join(f"{r['text']},{r['domain']}\n" for r in RECORDS)
-
-
-@pytest.mark.parametrize(
-    "write", [utf_16("c.jsonl", LINES), utf_16("c.csv", ROWS)], ids=["jsonl", "csv"]
-)
-def test_utf_16_is_read_behind_its_mark(write, tmp_path):
-    records, _ = read(write(tmp_path))
-    assert [record["text"] for record in records] == [r["text"] for r in RECORDS]
-
-
 def test_text_in_utf_16_is_read_and_in_latin_1_named(tmp_path):
-    utf_16("a.txt", "Größe")(tmp_path)
+    (tmp_path / "a.txt").write_text("Größe", encoding="utf-16")
     (tmp_path / "b.txt").write_text("Größe", encoding="latin-1")
     records, skipped = read(tmp_path)
     assert records == [{"text": "Größe", "source": "a.txt"}]

@@ -204,8 +204,7 @@ class SavedAdapter:
         share: how much of the squared change of all trained parameters the adapter keeps, in 0..1;
             1 for adapters that were trained, 0 if nothing has changed.
         left_out: the names of the trained parameters that changed and do not fit into a LoRA:
-            norms, biases, embeddings, layers that share their weight with another, and experts with
-            the layers that have their names.
+            norms, biases, embeddings, and layers that share their weight with another.
     """
 
     path: Path
@@ -251,25 +250,15 @@ def adapter_to_save(
     layers = _layers(model, trained)
     if not layers:
         raise ValueError("save_adapter: no trained parameter fits into a LoRA")
-    names = list(layers.values())
     # More than the shorter side of every layer would only add zeros.
     highest = max(min(weight.shape) for weight in trained if id(weight) in layers)
     check_integer("save_adapter", "rank", rank, 1, highest)
-    lora = with_lora(model, names, rank, is_empty=True)
-    adapted = _adapted_layers(lora).keys()
-    if adapted == set(names):
-        return lora
-    # PEFT takes names of layers that a mixture of experts has too for those of all experts.
-    names = [name for name in names if name in adapted]
-    return with_lora(model, names, rank, is_empty=True)
-
-
-def _adapted_layers(lora: Any) -> dict[str, Any]:
-    """PEFT's layers around linear ones, by name."""
-    from peft.tuners.lora import Linear
-
-    modules = lora.get_base_model().named_modules()
-    return {name: module for name, module in modules if type(module) is Linear}
+    lora = with_lora(model, list(layers.values()), rank, is_empty=True)
+    if lora.peft_config["default"].target_parameters:
+        raise ValueError(
+            "save_adapter: PEFT takes layers of this model for its experts, which have their names"
+        )
+    return lora
 
 
 def _fill(
@@ -285,7 +274,7 @@ def _fill(
     have changed.
     """
     layers = _layers(model, trained)
-    adapted = _adapted_layers(lora)
+    modules: dict[str, Any] = dict(lora.get_base_model().named_modules())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     left_out = []
     total = lost = 0.0
@@ -293,12 +282,12 @@ def _fill(
         change = parameter.detach().double() - before.double()
         squared = float(change.square().sum())
         total += squared
-        layer = adapted.get(layers.get(id(parameter), ""))
-        if layer is None:
+        if id(parameter) not in layers:
             lost += squared
             if squared:
                 left_out.append(names[id(parameter)])
             continue
+        layer = modules[layers[id(parameter)]]
         if layer.fan_in_fan_out:
             change = change.T
         b, a = _factors(change, rank)

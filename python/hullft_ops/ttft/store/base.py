@@ -167,19 +167,7 @@ def check_store(function: str, store: Store) -> None:
     members = [name for name in vars(Store) if not name.startswith("_")]
     missing = [name for name in members if not hasattr(store, name)]
     if missing:
-        raise TypeError(
-            f"{function}: store must be a Store, got {type(store).__name__} without "
-            f"{', '.join(missing)}"
-        )
-
-
-def check_embedder_name(name: str, store: Store) -> None:
-    """ValueError if the store's vectors come from another embedder, before one is loaded."""
-    if name != store.embedder:
-        raise ValueError(
-            f"embedder is {name}, the store's is {store.embedder}: pass --embedder "
-            f"{store.embedder}"
-        )
+        raise TypeError(f"{function}: store must have {', '.join(missing)}")
 
 
 def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
@@ -187,7 +175,10 @@ def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
     ours = f"{embedder.name} of dim {embedder.dim}"
     theirs = f"{store.embedder} of dim {store.dim}"
     if ours != theirs:
-        raise ValueError(f"{function}: embedder is {ours}, the store's is {theirs}")
+        raise ValueError(
+            f"{function}: embedder is {ours}, the store's is {theirs}: take that, on the command "
+            "line with --embedder"
+        )
 
 
 def checked_vectors(

@@ -37,7 +37,6 @@ _HIDDEN = ("nav", "script", "style", "template")
 _BLOCK = re.compile("br|dd|div|dt|h[1-6]|li|p|td|th|title")
 # Nobody gives a dataset on the hub a name with such an end.
 _FILE_SUFFIXES = (*_FORMATS, *_COMPRESSIONS, *_HTML, ".md", ".txt")
-_UTF_8, _UTF_16 = "utf-8-sig", "utf-16"
 _NOT_TEXT = "not UTF-8 text"
 _HEAD_CHARS = 1 << 13
 
@@ -163,10 +162,7 @@ class Corpus:
                 text = text_of(file)
             # The libraries do not document what they raise for foreign files.
             except Exception as error:
-                is_binary = isinstance(error, UnicodeError)
-                skipped.append(
-                    f"{source}: {_NOT_TEXT if is_binary else first_line(error)}"
-                )
+                skipped.append(f"{source}: {_reason(error)}")
                 continue
             if text.strip():
                 yield {"text": text, "source": source}
@@ -180,7 +176,7 @@ class Corpus:
         rows: Iterable[dict[str, Any]]
         try:
             if self.name == STDIN:
-                rows = _rows_of(self._stdin.decode(_UTF_8))
+                rows = _rows_of(self._stdin)
             elif kind == "saved":
                 rows = datasets.load_from_disk(self.name)
                 if isinstance(rows, datasets.DatasetDict):
@@ -188,7 +184,15 @@ class Corpus:
                         raise ValueError(f"has no split train, has {', '.join(rows)}")
                     rows = rows["train"]
             elif kind:
-                rows = _rows_of_file(self._path, kind)
+                # No other builder has this option.
+                separator = {"sep": "\t"} if kind == "tsv" else {}
+                rows = datasets.load_dataset(
+                    "csv" if separator else kind,
+                    data_files=glob.escape(self.name),
+                    split="train",
+                    streaming=True,
+                    **separator,
+                )
             else:
                 rows = self._builder.as_streaming_dataset(split="train")
             yield from rows
@@ -196,42 +200,16 @@ class Corpus:
         except Exception as error:
             # An empty file.
             if not isinstance(error, StopIteration):
-                is_binary = isinstance(error, UnicodeError)
-                reason = _NOT_TEXT if is_binary else first_line(error)
-                raise InputError(f"{self.name}: {reason}") from error
+                raise InputError(f"{self.name}: {_reason(error)}") from error
 
 
-def _rows_of_file(path: Path, kind: str) -> Iterable[dict[str, Any]]:
-    import datasets
-
-    encoding = _encoding_of(path)
-    if kind == "json" and encoding == _UTF_16:
-        # The library decodes a part of the file at a time, which has no mark.
-        return _rows_of(path.read_bytes().decode(encoding))
-    options = {}
-    if kind in ("csv", "tsv"):
-        options = {"encoding": encoding, "sep": "\t" if kind == "tsv" else ","}
-        kind = "csv"
-    rows: Iterable[dict[str, Any]] = datasets.load_dataset(
-        kind,
-        data_files=glob.escape(str(path)),
-        split="train",
-        streaming=True,
-        **options,
-    )
-    return rows
+def _reason(error: Exception) -> str:
+    return _NOT_TEXT if isinstance(error, UnicodeError) else first_line(error)
 
 
-def _encoding_of(file: Path) -> str:
-    """UTF-16 for a file that begins with its mark, else UTF-8."""
-    with file.open("rb") as content:
-        start = content.read(len(codecs.BOM_UTF16))
-    is_utf_16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return _UTF_16 if is_utf_16 else _UTF_8
-
-
-def _rows_of(text: str) -> Iterator[dict[str, Any]]:
-    """Lines of JSON if the text begins with "{", else the text alone."""
+def _rows_of(content: bytes) -> Iterator[dict[str, Any]]:
+    """Lines of JSON if the content begins with "{", else one text."""
+    text = content.decode("utf-8-sig")
     if not text.lstrip().startswith("{"):
         yield {"text": text}
         return
@@ -271,7 +249,9 @@ def text_of(file: Path) -> str:
 
     ValueError if it is not text in UTF-8, or in UTF-16 behind its mark.
     """
-    with file.open(encoding=_encoding_of(file)) as content:
+    with file.open("rb") as beginning:
+        is_utf_16 = beginning.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with file.open(encoding="utf-16" if is_utf_16 else "utf-8-sig") as content:
         # Text has no zero byte, and a binary file is likely to have one this early.
         head = content.read(_HEAD_CHARS)
         if "\0" in head:

@@ -222,8 +222,7 @@ def _of_other_contents(root: Path, name: str, settings: dict[str, Any]) -> list[
             continue
         path = root / f"{name}-{_short_digest(before)}"
         is_named_so = entry in (path, unfinished(path)) and not entry.is_symlink()
-        is_same_corpus = before | {"contents": settings["contents"]} == settings
-        if is_named_so and is_same_corpus and before != settings:
+        if is_named_so and before != settings:
             folders.append(entry)
     return folders
 
