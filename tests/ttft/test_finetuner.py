@@ -149,8 +149,9 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
         make(gpt2, max_length=33)
     with pytest.raises(ValueError, match="must have a parameter with requires_grad"):
         make(gpt2.requires_grad_(False))
-    with pytest.warns(UserWarning, match="embed_tokens.weight is float16"):
-        make(llama.half())
+    for cast, dtype in ((llama.half, "float16"), (llama.bfloat16, "bfloat16")):
+        with pytest.warns(UserWarning, match=f"embed_tokens.weight is {dtype}, in"):
+            make(cast())
 
     with torch.inference_mode():
         made_there = copy.deepcopy(gpt2).requires_grad_(True)

@@ -27,6 +27,13 @@ from hullft_ops.ttft.store.base import Store, check_embedder, check_store
 from hullft_ops.ttft.support import Support, SupportSelector
 from hullft_ops.ttft.training import SupportTrainer
 
+# Parameters that cannot take small steps, and why.
+_HALF = {
+    torch.float16: "float16, in which the square of a small gradient is 0 and Adam's step far too "
+    "large",
+    torch.bfloat16: "bfloat16, in which most steps are rounded away",
+}
+
 
 class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
@@ -190,7 +197,7 @@ class TestTimeFinetuner:
 
 
 def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """The parameters with ``requires_grad``, each once. Warns if they are float16."""
+    """The parameters with ``requires_grad``, each once. Warns if they have 16 bits."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError(
@@ -207,10 +214,9 @@ def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
                 "TestTimeFinetuner: model must be made outside of torch.inference_mode, which lets "
                 f"nobody train {name}"
             )
-        if parameter.dtype == torch.float16:
+        if parameter.dtype in _HALF:
             warnings.warn(
-                f"TestTimeFinetuner: {name} is float16, in which the square of a small gradient is "
-                "0 and Adam's step far too large: load the model in float32 or bfloat16",
+                f"TestTimeFinetuner: {name} is {_HALF[parameter.dtype]}: load the model in float32",
                 stacklevel=3,
             )
             break
