@@ -347,6 +347,13 @@ def test_only_what_the_corpus_made_is_removed(folder, embedder, tmp_path):
     assert link.is_symlink()
     assert (notes / "skipped.txt").read_text() == "to do"
 
+    # A kill may have come while it was removed.
+    shutil.copytree(copy, first)
+    (first / "texts.arrow").unlink()
+    (folder / "0" / "0.md").unlink()
+    folder_datastore(str(folder), embedder, root)
+    assert not first.exists()
+
     # A link in its place leads elsewhere.
     copy.rename(tmp_path / "disk")
     first.symlink_to(tmp_path / "disk", target_is_directory=True)

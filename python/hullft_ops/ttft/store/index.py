@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,12 @@ def folder_datastore(
     if path.exists():
         return Datastore.open(path)
     older = _of_other_contents(root, name, settings)
-    finished = [folder for folder in older if not folder.name.startswith(".")]
-    reuse = Datastore.open(finished[0]) if finished else None
+    reuse = None
+    for folder in older:
+        # Not one that is unfinished, or that a kill has removed in part.
+        if folder.name.startswith(name):
+            with suppress(ValueError):
+                reuse = Datastore.open(folder)
     store = index_corpus(contents, path, embedder, config, reuse=reuse)
     for folder in older:
         remove_output(folder, FILES)
