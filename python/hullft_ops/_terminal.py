@@ -71,6 +71,20 @@ def progress_line(line: str) -> None:
         echo(line, err=True)
 
 
+@contextmanager
+def waiting(line: str) -> Iterator[None]:
+    """As `progress_line`, and in a terminal something moves below until the body ends."""
+    if not _draws.get():
+        yield
+        return
+
+    from rich.console import Console
+
+    progress_line(line)
+    with Console(stderr=True).status(""):
+        yield
+
+
 def progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
     """``items``, within `progress_shown` under a `tqdm` bar that appears after a second.
 

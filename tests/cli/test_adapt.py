@@ -1,6 +1,7 @@
 """``hullft-ops adapt`` from the command line to what it prints and writes."""
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -161,6 +162,21 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
     assert len(Datastore.open(datastore)) == 53
 
 
+def test_a_column_of_a_file_takes_the_place_of_a_store(
+    arguments: list[object], texts: list[str], tmp_path: Path
+) -> None:
+    position = arguments.index("--store")
+    without = arguments[:position] + arguments[position + 2 :]
+    file = tmp_path / "notes_with_a_long_name.jsonl"
+    file.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    corpus = ["--corpus", file]
+    assert "--text-column names another" in hullft_ops(*without, *corpus).last
+
+    printed = succeeded(*without, *corpus, "--text-column", "body").stdout
+    assert "6 steps with" in printed
+    assert re.search(r"^ +…\w+_a_long_name\.jsonl:\d+ ", printed, re.MULTILINE)
+
+
 def test_a_prompt_of_one_token_is_continued_without_a_score(
     arguments: list[object],
 ) -> None:
@@ -216,10 +232,11 @@ def test_the_prompt_may_be_in_a_file_or_stdin(
         (["--corpus", "notes"], "give one of --store and --corpus"),
         (["--prompt", " "], "prompt must not be blank"),
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
-        (["--embedder", "./nowhere"], "embedder ./nowhere: "),
         (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--save", "new", "--n-select", 0], "--save needs --n-select or"),
+        (["--embedder", "./nowhere"], "embedder ./nowhere: "),
+        (["--seconds", 0], "seconds must be above 0, got 0.0"),
         (["--max-new-tokens", 0], "max_new_tokens must be in 1..255, got 0"),
         (["--save", "new", "--save-rank", 0], "rank must be in 1..16, got 0"),
     ],

@@ -118,11 +118,11 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
     file = Path("results.jsonl")
     lines = file.read_bytes()
 
-    assert len(read_rows(file)) == 2
+    assert len(read_rows(file)) == 3
 
     succeeded(*arguments)
     assert file.read_bytes().startswith(lines)
-    assert len(read_rows(file)) == 4
+    assert len(read_rows(file)) == 6
 
 
 def test_warnings_and_log_records_do_not_steer_the_terminal(

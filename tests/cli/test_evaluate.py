@@ -1,6 +1,7 @@
 """``hullft-ops evaluate`` and ``report``: what they measure, write, and refuse."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hullft_ops.ttft import (
     reader,
     score_text,
 )
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.support import SupportSelector
 
 Evaluate = Callable[..., Result]
@@ -153,6 +155,25 @@ def test_trainings_share_a_prompts_neighbours_the_adapter_and_the_identities(
     # Two prompts, after one training that pays for allocations.
     assert len(searches) == 3
     assert len(adapters) == len(identities) == 1
+
+
+def test_rows_of_what_an_adapter_was_before_are_refused(
+    evaluate: Evaluate, models_of: list[object], store: Path
+) -> None:
+    train = ["train", store, *models_of[:2], "--rank", 2, "--output", "adapter"]
+    succeeded(*train)
+    assert evaluate("--adapter", "adapter").code == 0
+    assert evaluate("--adapter", "adapter", "--n-select", 0).code == 0
+
+    shutil.rmtree("adapter")
+    succeeded(*train, "--lr", 0.1)
+    rows = OUTPUT.read_bytes()
+    refused = evaluate("--adapter", "adapter")
+    assert refused.code == 2
+    assert "rows.jsonl: holds rows of what adapter adapter was before" in refused.last
+    assert OUTPUT.read_bytes() == rows
+    # Rows of other configurations do not matter.
+    assert evaluate("--context", 0).code == 0
 
 
 def test_one_training_gives_the_rows_of_all_passes_and_contexts(
@@ -288,12 +309,27 @@ def test_a_folder_becomes_evidence(
     succeeded(*arguments, "--output", "again.jsonl", "--limit", 1)
     assert {path: path.stat().st_mtime_ns for path in datastore.iterdir()} == written
 
+    # The number of steps leaves the row without them.
+    few = ["--n-select", 2, "--output", "few.jsonl", "--limit", 1]
+    succeeded(*arguments, *few)
+    assert {row.settings["n_select"] for row in read_rows(Path("few.jsonl"))} == {0, 2}
+
     [name, _] = held_out
     fewer = ["--exclude", name, "--output", "fewer.jsonl", "--limit", 1]
     assert name not in succeeded(*arguments, *fewer).stderr
 
     refused = hullft_ops(*arguments, "--output", folder / "rows.jsonl")
     assert "rows.jsonl is in the corpus" in refused.last
+
+
+def test_a_column_of_a_file_becomes_evidence(
+    models_of: list[object], texts: list[str]
+) -> None:
+    lines = [json.dumps({"body": f"{n} {text}"}) for n, text in enumerate(texts)]
+    Path("c.jsonl").write_text("\n".join(lines))
+    few = ["--limit", 1, "--n-select", 1, "--text-column", "body"]
+    succeeded("evaluate", *models_of, "--corpus", "c.jsonl", *few)
+    assert len(read_rows(Path("results.jsonl"))) == 2
 
 
 def test_a_corpus_of_one_document_has_no_prompts(models_of: list[object]) -> None:
@@ -326,6 +362,7 @@ def test_the_grid_file_is_not_the_output(evaluate: Evaluate, tmp_path: Path) -> 
     ("options", "message"),
     [
         (["--prompts", "nowhere"], "No such file or directory"),
+        (["--embedder", DEFAULT_EMBEDDER], "on the command line with --embedder"),
         (["--config", "nowhere"], "config nowhere: No such file or directory; cpu_"),
     ],
 )
@@ -354,6 +391,8 @@ def test_a_report_of_the_rows(evaluate: Evaluate) -> None:
 
 
 def test_results_without_rows_have_no_report() -> None:
+    assert "results .: is a folder, must be a file" in hullft_ops("report", ".").last
+
     OUTPUT.touch()
     result = hullft_ops("report", OUTPUT)
 

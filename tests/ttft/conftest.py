@@ -265,6 +265,7 @@ def make(tokenizer, store, embedder):
             "lr": 1e-2,
             "context": 0,
             "ngrams": 0,
+            "dtype": None,
         }
         settings |= options
         return TestTimeFinetuner(model, tokenizer, store, embedder, **settings)

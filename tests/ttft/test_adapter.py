@@ -377,6 +377,18 @@ def has_no_factors(path, model):
     save_file({}, path / WEIGHTS)
 
 
+def has_embeddings(path, model):
+    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+    trained = get_peft_model(copy.deepcopy(model), config)
+    trained.save_pretrained(path, save_embedding_layers=True)
+
+
+def has_a_norm(path, model):
+    norm = {"base_model.model.transformer.ln_f.weight": torch.ones(16)}
+    save_file(load_file(path / WEIGHTS) | norm, path / WEIGHTS)
+
+
+BESIDE = "must have only the factors of the model's layers, has base_model.model."
 SHAPES = (
     "must have factors of transformer.h.0.attn.c_attn of shapes [48, 4] and [4, 16]"
 )
@@ -399,6 +411,8 @@ REFUSED = [
     (sets(layer_replication=[[0, 1]]), "must be a plain LoRA, sets layer_replication"),
     (sets(r=-2), "`r` should be a positive integer value but the value passed is -2"),
     (has_no_factors, SHAPES),
+    (has_embeddings, f"{BESIDE}lm_head.weight, base_model.model.transformer.wte"),
+    (has_a_norm, f"{BESIDE}transformer.ln_f.weight"),
     (has_factor(torch.zeros(())), SHAPES),
     (has_factor(torch.zeros(3, 16)), SHAPES),
     (has_factor(torch.full((4, 16), torch.nan)), NOT_FINITE),

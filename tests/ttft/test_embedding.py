@@ -135,7 +135,9 @@ def test_an_embedder_must_be_the_stores(embedder, other_embedder):
     store = MemoryStore(["a"], embedder.encode(["a"]), embedder.name)
     check_embedder("select", embedder, store)
 
-    message = "^select: embedder is {} of dim {}, the store's is hashing of dim 24$"
+    message = (
+        "^select: embedder is {} of dim {}, the store's is hashing of dim 24: take"
+    )
     for name, dim in (("other", 24), ("hashing", 32)):
         with pytest.raises(ValueError, match=message.format(name, dim)):
             check_embedder("select", other_embedder(name, dim), store)

@@ -2,11 +2,19 @@
 
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from hullft_ops.ttft.files import check_output, new_folder, remove_files
+from hullft_ops.ttft.files import (
+    check_output,
+    named_in_errors,
+    new_folder,
+    remove_files,
+)
 
 
 def contents(folder):
@@ -54,6 +62,27 @@ def test_a_full_disk_has_a_name(tmp_path):
         Path("/dev/full").open("w") as file,
     ):
         file.write("text")
+
+
+@pytest.fixture
+def small_files():
+    """No file may become larger than 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [save_file, torch.save])
+def test_libraries_that_cannot_write_raise_an_oserror(write, small_files, tmp_path):
+    file = tmp_path / "weights"
+    with (
+        pytest.raises(OSError, match=f"cannot write to {tmp_path}: ") as caught,
+        named_in_errors(tmp_path),
+    ):
+        write({"a": torch.zeros(10_000)}, file)
+
+    assert "\n" not in str(caught.value)
 
 
 def test_an_interrupted_folder_is_there_the_next_time(tmp_path):

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from model_state import unchanged
 
@@ -110,5 +116,25 @@ def test_what_cannot_be_saved_is_refused(gpt2, llama, with_lora, refuses):
     refuses(gpt2, "nothing was trained: n_select and", rank=2, n_select=0)
     refuses(with_lora(llama), "rank must be None: the model's adapters are", rank=2)
     refuses(mamba, "PEFT cannot adapt this model: .*'out_proj'", rank=2, max_length=32)
+    # Its first layer is no mixture of experts.
+    deepseek = DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=320,
+            hidden_size=16,
+            intermediate_size=16,
+            moe_intermediate_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            q_lora_rank=8,
+            kv_lora_rank=8,
+            n_routed_experts=4,
+            n_group=2,
+            topk_group=1,
+            num_experts_per_tok=2,
+            first_k_dense_replace=1,
+        )
+    )
+    refuses(deepseek, "PEFT takes layers of this model for its experts", rank=2)
     gpt2.requires_grad_(False).transformer.ln_f.requires_grad_(True)
     refuses(gpt2, "no trained parameter fits into a LoRA", rank=2)

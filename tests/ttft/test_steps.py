@@ -45,9 +45,15 @@ def test_balanced_steps_follow_the_counts():
 
     passes = schedule(COUNTS, TTFTConfig(refresh=2))
 
-    assert [one.passage for one in passes] == [0, 3, 2, 0, 0]
-    assert [one.repeats for one in passes] == [2, 1, 2, 2, 1]
-    assert [one.start for one in passes] == [0, 2, 3, 5, 7]
+    assert [one.passage for one in passes] == [0, 2, 0, 3, 0]
+    assert [one.repeats for one in passes] == [2, 2, 2, 1, 1]
+    assert [one.start for one in passes] == [0, 2, 4, 6, 7]
+
+
+def test_a_budget_skips_no_passage_that_is_heavier():
+    passes = schedule([2, 1, 1, 0, 1, 1, 1, 1], TTFTConfig(refresh=2))
+
+    assert [one.passage for one in passes] == [0, 1, 2, 4, 5, 6, 7]
 
 
 def test_the_prompt_comes_last():

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable, progress
+from hullft_ops._terminal import counted, echo, listed, printable, progress, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
@@ -26,7 +26,8 @@ from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import BitsPerByte, score
-from hullft_ops.ttft.store.corpus import STDIN, FilePatterns
+from hullft_ops.ttft.steps import Deadline
+from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 
@@ -42,7 +43,7 @@ def adapt(
         dict[str, Any],
         fields_of(TTFTConfig, lr="2e-4 for the shipped model, 5e-5"),
     ],
-    files: Annotated[dict[str, Any], fields_of(FilePatterns)],
+    files: Annotated[dict[str, Any], fields_of(CorpusConfig)],
     *,
     embedder: str = DEFAULT_EMBEDDER,
     store: Path | None = None,
@@ -62,7 +63,7 @@ def adapt(
     Args:
         inputs: the language model.
         settings: how to adapt.
-        files: what is read of the folder at --corpus.
+        files: what is read of --corpus.
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads. Its datastore stays in
@@ -85,9 +86,12 @@ def adapt(
     if save is not None:
         sources = store, corpus, prompt_file, language_model.model, config.adapter
         _check_save(save, config, inputs=[*sources, embedder])
+    if seconds is not None:
+        # It refuses what is no budget; the one that counts begins with the adaptation.
+        Deadline(seconds)
     passages = Datastore.open(store) if store is not None else None
-    echo("loading the model", err=True)
-    model, tokenizer = language_model.load()
+    with waiting("loading the model"):
+        model, tokenizer = language_model.load()
     # What the model cannot do is refused before the work.
     if generate:
         window = full_window(model, tokenizer, config.max_length)
@@ -96,8 +100,8 @@ def adapt(
     if save is not None:
         adapter_to_save(model, list(model.parameters()), save_rank)
     # The slowest to import, so after what is refused.
-    echo("loading the embedder", err=True)
-    encoder = load_embedder(embedder)
+    with waiting("loading the embedder"):
+        encoder = load_embedder(embedder)
     if passages is None:
         passages = folder_datastore(str(corpus), encoder, **files)
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
@@ -216,7 +220,10 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
 
 def _source(store: Datastore, index: int) -> str:
     """The end of a passage's source; its position if the datastore has no sources."""
-    return str(store.rows[index]["source"] or index)[-_SOURCE_CHARS:]
+    source = str(store.rows[index]["source"] or index)
+    if len(source) > _SOURCE_CHARS:
+        source = f"…{source[1 - _SOURCE_CHARS :]}"
+    return source
 
 
 def _score(scored: Callable[[str], BitsPerByte], prompt: str) -> float:

@@ -113,7 +113,7 @@ def answer(
     if config.adapter is not None:
         settings["adapter"] = adapter_identity(config.adapter)
     run = run_identity(finetuner.reader, passages, [settings, options])
-    with open_results(output, run, Answer) as answers:
+    with open_results(output, run, kind=Answer) as answers:
         left = [prompt for key, prompt in every.items() if key not in answers.rows]
         done = len(every) - len(left)
         echo(f"{counted(len(every), 'prompt')}, {done} answered before", err=True)

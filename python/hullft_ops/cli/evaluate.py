@@ -22,8 +22,6 @@ from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.files import check_output
 
-# What is measured of a corpus if nothing says what to measure.
-_SETTINGS = [{"n_select": [0, TTFTConfig.n_select]}]
 # Fields of an experiment that only its file has.
 IN_FILES = ("settings", "description")
 
@@ -57,9 +55,9 @@ def evaluate(
         score: what to compare by: continuation or prompt; None for the first that every row has.
     """
     read = Experiment() if config is None else read_experiment(config)
-    if config is None and "corpus" in experiment:
-        read = replace(read, settings=_SETTINGS)
     grids = [grid | settings for grid in read.settings]
+    if config is None and "corpus" in experiment:
+        grids = [settings | {"n_select": 0}, settings]
     chosen = replace(read, **experiment, settings=grids)
     # These may be files; a folder is no place for rows.
     sources = chosen.prompts, chosen.corpus, chosen.model, config
@@ -83,7 +81,7 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
     prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
-    with open_results(output, evaluation.run) as results:
+    with open_results(output, evaluation.run, evaluation.adapters) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)

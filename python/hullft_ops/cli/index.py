@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from hullft_ops._terminal import echo
+from hullft_ops._terminal import echo, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.embedding import ray_embedding
 from hullft_ops.distributed.workers import Workers
@@ -38,7 +38,8 @@ def index(
         config: how to read and cut it.
         workers: where to embed.
         output: folder of the datastore.
-        verify: read the datastore that corpus names, and compare it with what was written.
+        verify: read the datastore that corpus names, and compare its texts and vectors with what
+            was written.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
@@ -48,7 +49,7 @@ def index(
     if verify:
         store = Datastore.open(corpus)
         store.verify()
-        echo(*store.summary(), "all files are as they were written")
+        echo(*store.summary(), "its texts and vectors are as they were written")
         return
     if output is None:
         raise ValueError("give --output, or --verify for a datastore")
@@ -60,11 +61,12 @@ def index(
         if reuse is not None:
             raise ValueError("--reuse embeds in this process, got --engine ray")
         embed = ray_embedding(embedder, engine, dtype)
-    echo("loading the embedder", err=True)
+    with waiting("loading the embedder"):
+        encoder = load_embedder(embedder, device=device, dtype=dtype)
     store = index_corpus(
         corpus,
         output,
-        load_embedder(embedder, device=device, dtype=dtype),
+        encoder,
         settings,
         reuse=Datastore.open(reuse) if reuse else None,
         embed=embed,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from hullft_ops._terminal import echo
+from hullft_ops._terminal import echo, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
 from hullft_ops.ttft.config import ModelConfig
@@ -31,5 +31,7 @@ def train(
     config, language_model = AdapterConfig(**options), ModelConfig(**model)
     check_output(output, inputs=[store, language_model.model])
     datastore = Datastore.open(store)
-    train_adapter(*language_model.load(), datastore, output, **options)
+    with waiting("loading the model"):
+        loaded = language_model.load()
+    train_adapter(*loaded, datastore, output, **options)
     echo(f"an adapter of rank {config.rank} is in {output}")

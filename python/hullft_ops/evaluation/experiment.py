@@ -21,7 +21,7 @@ from hullft_ops.ttft.config import (
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.methods import ONE_STEP_A_PASSAGE
-from hullft_ops.ttft.store.corpus import FilePatterns
+from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.validation import options_class, parse
 
 NO_STEPS = "no steps"
@@ -35,7 +35,7 @@ def _listed(settings: Any) -> Any:
 
 
 @options_class
-class Experiment(ModelConfig, FilePatterns):
+class Experiment(ModelConfig, CorpusConfig):
     """What ``hullft-ops evaluate`` measures, and the JSON file that its ``--config`` reads."""
 
     embedder: str = DEFAULT_EMBEDDER

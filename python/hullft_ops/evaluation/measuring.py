@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from hullft_ops._terminal import progress_line
+from hullft_ops._terminal import waiting
 from hullft_ops.evaluation.experiment import Experiment, label, settings_of
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import STAGES, Row, Score
 from hullft_ops.evaluation.scores import scores_of
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.adapter import adapter_identity
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
@@ -43,6 +44,7 @@ class Evaluation:
         prompts: those that the datastore does not hold.
         notes: lines that say where they come from.
         configs: the configurations by their labels.
+        adapters: the identities of their adapters, by folder.
         finetuner: of the model and the datastore, with the first of these.
     """
 
@@ -51,6 +53,7 @@ class Evaluation:
     prompts: list[Prompt]
     notes: list[str]
     configs: dict[str, TTFTConfig]
+    adapters: dict[str, str]
     finetuner: TestTimeFinetuner
 
 
@@ -62,10 +65,10 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     """
     configs = experiment.configs()
     # First what is soon refused: embedding a corpus takes long.
-    progress_line("loading the model")
-    model, tokenizer = experiment.load()
-    progress_line("loading the embedder")
-    embedder = load_embedder(experiment.embedder)
+    with waiting("loading the model"):
+        model, tokenizer = experiment.load()
+    with waiting("loading the embedder"):
+        embedder = load_embedder(experiment.embedder)
     store, prompts, notes = open_texts(experiment, embedder)
     trains_on_prompts = any(config.train_on_prompt for config in configs)
     if trains_on_prompts and any(prompt.continuation is None for prompt in prompts):
@@ -83,6 +86,11 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
         prompts=prompts,
         notes=notes,
         configs={label(config): config for config in configs},
+        adapters={
+            config.adapter: adapter_identity(config.adapter)
+            for config in configs
+            if config.adapter is not None
+        },
         finetuner=finetuner,
     )
 
@@ -218,6 +226,7 @@ class Rows:
             prompt=self.prompt.id,
             config=label(config),
             settings=settings_of(config),
+            adapter=self.evaluation.adapters.get(config.adapter or ""),
             domain=self.prompt.domain,
             seed=self.evaluation.seed,
             support_size=len(self.support.indices),

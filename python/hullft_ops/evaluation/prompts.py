@@ -16,7 +16,7 @@ from hullft_ops._terminal import counted, listed
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.cutting import split_passages
 from hullft_ops.ttft.store.datastore import Datastore
@@ -224,6 +224,7 @@ def open_texts(
     """An experiment's datastore, prompts that it does not hold, and where they come from."""
     if experiment.store is not None and experiment.prompts is not None:
         store = Datastore.open(experiment.store)
+        check_embedder("evaluate", embedder, store)
         every = read_prompts(experiment.prompts)
         prompts = not_in_store(every, store, embedder)
         if every and not prompts:
@@ -242,10 +243,14 @@ def _held_out_texts(
     if corpus is None:
         documents = installed_documents()
     else:
-        files = IndexConfig(include=experiment.include, exclude=experiment.exclude)
+        config = IndexConfig(
+            text_column=experiment.text_column,
+            include=experiment.include,
+            exclude=experiment.exclude,
+        )
         documents = [
             Document("", record["source"], record["text"])
-            for record in Corpus(corpus, files).records(skipped)
+            for record in Corpus(corpus, config).records(skipped)
         ]
     split = hold_out(documents)
     if not (split.prompts and split.passages):

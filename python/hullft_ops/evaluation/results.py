@@ -4,9 +4,10 @@ import fcntl
 import lzma
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, BinaryIO
 
 from pydantic import (
@@ -63,6 +64,8 @@ class Row(BaseModel):
     """The configuration's label."""
     settings: dict[str, Any]
     """What the label states."""
+    adapter: str | None = None
+    """The identity of the adapter that the settings name."""
     domain: str
     seed: int
     scores: dict[str, Score]
@@ -120,14 +123,24 @@ class ResultsFile:
         self.rows[row.key] = row
 
 
+_NO_ADAPTERS: Mapping[str, str] = MappingProxyType({})
+
+
 @contextmanager
-def open_results(path: Path, run: str, kind: Any = Row) -> Iterator[ResultsFile]:
+def open_results(
+    path: Path, run: str, adapters: Mapping[str, str] = _NO_ADAPTERS, kind: Any = Row
+) -> Iterator[ResultsFile]:
     """Open a results file to append to, or create it. Drops a last line that a kill cut off.
 
-    Rows are of any ``kind`` with a ``run``, a ``prompt`` after it and a ``key``.
+    Args:
+        path: the file.
+        run: the identity of the rows to come.
+        adapters: those of their adapters, by folder, where rows state them.
+        kind: of the rows, any with a ``run``, a ``prompt`` after it and a ``key``.
 
     Raises:
-        InputError: another process writes to it, it holds rows of another run, or as `read_rows`.
+        InputError: another process writes to it, it holds rows of another run or adapter, or as
+            `read_rows`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -143,6 +156,12 @@ def open_results(path: Path, run: str, kind: Any = Row) -> Iterator[ResultsFile]
                 raise InputError(
                     f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
                     f"or option (run {row.run}, this is {run}); name another file"
+                )
+            folder = str(row.settings.get("adapter")) if adapters else ""
+            if folder in adapters and row.adapter != adapters[folder]:
+                raise InputError(
+                    f"results {path}: holds rows of what adapter {folder} was before it changed; "
+                    "name another file"
                 )
         *_, last = content.split(b"\n")
         if last and _is_torn(last):
@@ -161,6 +180,8 @@ def read_rows(path: Path, kind: Any = Row) -> list[Any]:
         OSError: the file cannot be read.
         InputError: a line is not a row, or two rows have the same key.
     """
+    if path.is_dir():
+        raise InputError(f"results {path}: is a folder, must be a file")
     content = path.read_bytes()
     if content.startswith(_XZ):
         try:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._terminal import progress_line
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, remove_files
 from hullft_ops.ttft.models.forwards import Precision
@@ -221,7 +222,10 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
     )
     if config.minutes is not None:
         trainer.add_callback(_until(config.minutes, config.lr))
-    result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    last = _last_checkpoint(folder)
+    if last is not None:
+        progress_line(f"going on from {last}")
+    result = trainer.train(resume_from_checkpoint=last)
     if not math.isfinite(result.training_loss):
         remove_files(folder.parent, _TRAINING)
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
@@ -274,10 +278,9 @@ def adapter_identity(path: str | Path) -> str:
     """SHA-256 over the files of an adapter that PEFT saved, in hexadecimal digits."""
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-    digest = hashlib.sha256()
-    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-        digest.update(Path(path, name).read_bytes())
-    return digest.hexdigest()
+    files = [Path(path, CONFIG_NAME), Path(path, SAFETENSORS_WEIGHTS_NAME)]
+    content = b"".join(file.read_bytes() for file in files)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, Any]]:

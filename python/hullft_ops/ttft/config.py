@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 from hullft_ops import Selection
 from hullft_ops._checks import Variant
-from hullft_ops.ttft.models.forwards import Precision
+from hullft_ops.ttft.models.forwards import AutoPrecision
 from hullft_ops.ttft.models.loading import load_model
 from hullft_ops.ttft.ngrams import WEIGHTS
 from hullft_ops.ttft.validation import options_class
@@ -158,8 +158,9 @@ class TTFTConfig:
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens to cut passages to; None for the model's window."""
 
-    dtype: Precision | None = None
-    """bfloat16 to train, read, score and write under autocast; None for the model's own dtype."""
+    dtype: AutoPrecision | None = "auto"
+    """bfloat16 to train, read, score and write under autocast; auto for that where the device has
+    instructions for it; None for the model's own dtype."""
 
     max_grad_norm: Annotated[PositiveFloat | None, _TRAINING] = None
     """Norm to clip each gradient to; None for no clipping."""

@@ -9,6 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from hullft_ops.ttft.errors import first_line
+
+# What the errors of safetensors and of torch's writer say.
+_WRITING = ("Error while serializing: I/O error", "inline_container.cc")
 # In the hidden folder of an unfinished output.
 LOCK = "hullft_ops.lock"
 
@@ -75,7 +79,7 @@ def new_folder(
     """
     path = Path(path).absolute()
     check_output(path)
-    partial = path.with_name(f".{path.name}.hullft_ops.partial")
+    partial = unfinished(path)
     partial.mkdir(parents=True, exist_ok=True)
     _check_hidden(partial, [*files, LOCK])
     with _locked(partial / LOCK, path), named_in_errors(partial):
@@ -90,14 +94,26 @@ def new_folder(
             raise
 
 
+def unfinished(path: Path) -> Path:
+    """Where an output is until it is whole."""
+    return path.with_name(f".{path.name}.hullft_ops.partial")
+
+
 @contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Let the errors of a full disk, for which the system names no file, name ``path``."""
+    """Let the errors of a full disk, for which the system names no file, name ``path``.
+
+    Those of safetensors and of `torch.save`, which are not OSErrors, become some.
+    """
     try:
         yield
     except OSError as error:
         if error.errno and error.filename is None:
             error.filename = str(path)
+        raise
+    except Exception as error:
+        if any(words in str(error) for words in _WRITING):
+            raise OSError(f"cannot write to {path}: {first_line(error)}") from error
         raise
 
 
@@ -122,6 +138,12 @@ def _locked(file: Path, path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"output {path}: another process writes it") from None
         yield
+
+
+def remove_output(folder: Path, files: Sequence[str]) -> None:
+    """Remove the files of an output, finished or not, unless a process writes it."""
+    with suppress(ValueError), _locked(folder / LOCK, folder):
+        remove_files(folder, [*files, LOCK])
 
 
 def remove_files(folder: Path, files: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
@@ -18,6 +17,7 @@ from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adapter import read_adapter
 from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.generation import Prompt, continue_prompts, conversation
 from hullft_ops.ttft.models.checks import full_window, text_window
@@ -25,10 +25,17 @@ from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Context, Reader, tokenizer_identity
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.steps import Deadline
-from hullft_ops.ttft.store.base import Store, check_embedder
+from hullft_ops.ttft.store.base import Store, check_embedder, check_store
 from hullft_ops.ttft.store.format import batches_of_like_length
 from hullft_ops.ttft.support import NOTHING, Support, SupportSelector, retrieves
 from hullft_ops.ttft.training import SupportTrainer
+
+# Parameters that cannot take small steps, and why.
+_HALF = {
+    torch.float16: "float16, in which the square of a small gradient is 0 and Adam's step far too "
+    "large",
+    torch.bfloat16: "bfloat16, in which most steps are rounded away",
+}
 
 
 class TestTimeFinetuner:
@@ -73,6 +80,7 @@ class TestTimeFinetuner:
         **options: Any,
     ) -> None:
         if store is not None and embedder is not None:
+            check_store("TestTimeFinetuner", store)
             check_embedder("TestTimeFinetuner", embedder, store)
         self.model = model
         self.tokenizer = tokenizer
@@ -121,7 +129,7 @@ class TestTimeFinetuner:
         """
         return self.selector.select(prompt)
 
-    @contextmanager
+    @signal_safe
     def adapted(
         self, prompt: str | Support, *, seconds: float | None = None
     ) -> Iterator[Adaptation]:
@@ -255,7 +263,7 @@ class TestTimeFinetuner:
 
 
 def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """The parameters with ``requires_grad``, each once. Warns if they are float16."""
+    """The parameters with ``requires_grad``, each once. Warns if they have 16 bits."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError(
@@ -267,10 +275,14 @@ def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
             raise ValueError(
                 f"TestTimeFinetuner: model must have its weights, {name} is on the meta device"
             )
-        if parameter.dtype == torch.float16:
+        if parameter.is_inference():
+            raise ValueError(
+                "TestTimeFinetuner: model must be made outside of torch.inference_mode, which lets "
+                f"nobody train {name}"
+            )
+        if parameter.dtype in _HALF:
             warnings.warn(
-                f"TestTimeFinetuner: {name} is float16, in which the square of a small gradient is "
-                "0 and Adam's step far too large: load the model in float32 or bfloat16",
+                f"TestTimeFinetuner: {name} is {_HALF[parameter.dtype]}: load the model in float32",
                 stacklevel=3,
             )
             break

@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._terminal import progress
+from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.loss import next_token_logits
 from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
@@ -23,7 +23,7 @@ from hullft_ops.ttft.models.checks import (
     text_window,
     unwrapped,
 )
-from hullft_ops.ttft.models.forwards import Precision, autocast, eval_mode
+from hullft_ops.ttft.models.forwards import AutoPrecision, autocast, eval_mode
 from hullft_ops.ttft.models.onednn import wide_products
 from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.restore import exclusive
@@ -75,7 +75,7 @@ class Reader:
         model: the model, or a PEFT model around one.
         tokenizer: its tokenizer.
         max_length: tokens that the model reads at once, new ones included; None for its window.
-        dtype: bfloat16 to read under autocast; None for the model's own.
+        dtype: as in `TTFTConfig`; None for the model's own.
 
     Attributes:
         window: how many tokens it reads at once.
@@ -91,7 +91,7 @@ class Reader:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int | None = None,
-        dtype: Precision | None = None,
+        dtype: AutoPrecision | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -141,7 +141,7 @@ class Reader:
         encoding = self.tokenizer(text, add_special_tokens=with_special, verbose=False)
         return list(encoding["input_ids"])
 
-    @contextmanager
+    @signal_safe
     def reading(self) -> Iterator[None]:
         """Keep others from the model in the body. It is in eval mode, without gradients.
 

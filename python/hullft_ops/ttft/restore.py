@@ -3,20 +3,22 @@
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.models.checks import unwrapped
+from hullft_ops.ttft.models.forwards import restore_modes
 
 # The thread and the asyncio task that have each model at the moment.
 _callers: "WeakKeyDictionary[nn.Module, tuple[int, Any]]" = WeakKeyDictionary()
 
 
-@contextmanager
+@signal_safe
 def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
     """Keep other threads and tasks from the model in the body. Nobody waits.
 
@@ -28,7 +30,7 @@ def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
     """
     key = unwrapped(model)
     caller = threading.get_ident(), _current_task()
-    try:
+    with at_exit(partial(_release, key, caller)):
         # One operation, which no other thread can come between.
         holder = _callers.setdefault(key, caller)
         if holder != caller or (adapts and holder is not caller):
@@ -38,10 +40,12 @@ def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
                 "first, or use a copy of the model"
             )
         yield
-    finally:
-        # A call that was refused, or that is within another, must not end the other.
-        if _callers.get(key) is caller:
-            del _callers[key]
+
+
+def _release(key: nn.Module, caller: tuple[int, Any]) -> None:
+    # A call that was refused, or that is within another, must not end the other.
+    if _callers.get(key) is caller:
+        del _callers[key]
 
 
 def _current_task() -> Any:
@@ -51,7 +55,7 @@ def _current_task() -> Any:
         return None
 
 
-@contextmanager
+@signal_safe
 def restored(
     model: nn.Module, trained: Sequence[nn.Parameter], copies: list[Tensor]
 ) -> Iterator[list[Tensor]]:
@@ -70,18 +74,11 @@ def restored(
         The values of ``trained`` from before, in the same order. Do not change them.
     """
     state = _State(model, trained, copies)
-    try:
+    with at_exit(state.put_back):
         for parameter in model.parameters():
             # Detached, not zeroed: a backward pass must not add to a gradient that is kept.
             parameter.grad = None
         yield copies
-    finally:
-        try:
-            state.put_back()
-        except KeyboardInterrupt:
-            # It may have been cut short. It can be repeated.
-            state.put_back()
-            raise
 
 
 class _State:
@@ -105,7 +102,7 @@ class _State:
                 if buffer is not None
             ]
         self._parameters = [
-            (parameter, parameter.grad, parameter.requires_grad, _hooks_of(parameter))
+            (parameter, parameter.grad, parameter.requires_grad)
             for parameter in model.parameters()
         ]
         self._modes = [(module, module.training) for module in model.modules()]
@@ -119,25 +116,17 @@ class _State:
             for parameter, values in zip(self._trained, self._values, strict=True):
                 # The body may have given it another shape.
                 parameter.data = values
-            for parameter, gradient, requires_grad, hooks in self._parameters:
+            for parameter, gradient, requires_grad in self._parameters:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
-                # Ctrl-C may have cut off the removal of ours.
-                for key in _hooks_of(parameter) - hooks:
-                    del parameter._post_accumulate_grad_hooks[key]
             for module, name, buffer, content in self._buffers:
                 # A module may have put another tensor in its place, as dynamic RoPE does.
                 module._buffers[name] = buffer
                 buffer.copy_(content)
-        for module, training in self._modes:
-            module.training = training
+        restore_modes(self._modes)
         torch.set_grad_enabled(self._records_gradients)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
-
-
-def _hooks_of(parameter: nn.Parameter) -> set[int]:
-    return set(parameter._post_accumulate_grad_hooks or ())
 
 
 def _places(tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device]]:

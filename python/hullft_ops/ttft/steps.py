@@ -61,13 +61,19 @@ def _grouped(counts: np.ndarray, refresh: int) -> Iterator[int]:
 
 
 def _balanced(counts: np.ndarray, refresh: int) -> Iterator[int]:
-    """Each pass is on the passage that then exceeds its share of the steps least."""
+    """Each pass is on the passage that then exceeds its share of the steps least.
+
+    No passage has its first pass before one that is heavier, which stands before it: a budget may
+    end the training at any pass.
+    """
     done = np.zeros_like(counts)
     while (done < counts).any():
         after = np.minimum(done + refresh, counts)
         steps = done.sum() + after - done
         excess = after - steps * counts / counts.sum()
         excess[done == counts] = np.inf
+        unbegun = np.flatnonzero((done == 0) & (counts > 0))
+        excess[unbegun[1:]] = np.inf
         passage = int(excess.argmin())
         done[passage] = after[passage]
         yield passage

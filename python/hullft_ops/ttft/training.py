@@ -1,10 +1,9 @@
 """Training a model on a support: passes, clipping and steps."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.models.forwards import autocast, eval_mode, fused_activations
@@ -125,7 +125,7 @@ class SupportTrainer:
             self._optimizer.step(repeats=repeats, grads=gradients)
 
 
-@contextmanager
+@signal_safe
 def _training_mode(model: nn.Module) -> Iterator[None]:
     """Record gradients in eval mode, whatever mode the caller is in, with faster forwards."""
     with (
@@ -169,17 +169,18 @@ def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) ->
             checkpoints that share the parameter.
     """
     gradients = _ReadyGradients(parameters, take)
-    handles = []
-    try:
+    handles: list[Any] = []
+    with at_exit(partial(_remove, handles)):
         for parameter in parameters:
             handle = parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
             handles.append(handle)
         torch.autograd.backward(loss)
         gradients.hand_over(parameters)
-    finally:
-        # `restored` removes those that Ctrl-C leaves behind.
-        for handle in handles:
-            handle.remove()
+
+
+def _remove(handles: Iterable[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 class _ReadyGradients:

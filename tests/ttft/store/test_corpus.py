@@ -203,6 +203,24 @@ def test_the_name_of_a_dataset_is_looked_up_on_the_hub(monkeypatch):
     ]
 
 
+def test_text_in_utf_16_is_read_and_in_latin_1_named(tmp_path):
+    (tmp_path / "a.txt").write_text("Größe", encoding="utf-16")
+    (tmp_path / "b.txt").write_text("Größe", encoding="latin-1")
+    records, skipped = read(tmp_path)
+    assert records == [{"text": "Größe", "source": "a.txt"}]
+    assert skipped == ["b.txt: not UTF-8 text"]
+
+    (tmp_path / "c.csv").write_text("text\nGröße\n", encoding="latin-1")
+    with pytest.raises(InputError, match="c.csv: not UTF-8 text$"):
+        read(tmp_path / "c.csv")
+
+
+def test_columns_may_be_between_tabs(tmp_path):
+    (tmp_path / "c.tsv").write_text("n\tbody\n1\tone, or two\n")
+    records, _ = read(tmp_path / "c.tsv", text_column="body")
+    assert [record["text"] for record in records] == ["one, or two"]
+
+
 def test_metadata_are_strings_whatever_they_were(monkeypatch):
     values = ["a", "\ud800", None, 2**80, 1.5, True, ["a"], {"b": 1}]
     lines = [json.dumps({"text": "hello", "m": value}) for value in values]
@@ -249,14 +267,18 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(
-        InputError, match=r"^nowhere.jsonl: no such file or folder, and"
-    ):
+    # Nor is the hub asked for it.
+    with pytest.raises(InputError, match=r"^nowhere.jsonl: no such file$"):
         read("nowhere.jsonl")
+    with pytest.raises(InputError, match="^nowhere: no such file or folder, and as a"):
+        read("nowhere")
+    (tmp_path / "datastore.json").touch()
+    with pytest.raises(InputError, match="is a datastore, not the texts of one$"):
+        read(tmp_path)
 
     columns = (
         "is missing or empty, the columns are domain, text, year: "
-        "hullft-ops index has --text-col"
+        "--text-column names another"
     )
     for options in ({"metadata": ("domain", "colour")}, {"text_column": "colour"}):
         with pytest.raises(InputError, match=f".jsonl: column colour {columns}"):

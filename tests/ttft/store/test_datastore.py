@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 
@@ -138,6 +139,11 @@ def cut_off(path):
     (path / "texts.arrow").write_bytes(content[: len(content) // 2])
 
 
+def a_pipe(path):
+    (path / "texts.arrow").unlink()
+    os.mkfifo(path / "texts.arrow")
+
+
 DAMAGE = {
     "no folder": (shutil.rmtree, "large: no such folder"),
     "no info": (lambda p: (p / "datastore.json").unlink(), "has no datastore.json"),
@@ -161,9 +167,14 @@ DAMAGE = {
     "no vectors": (lambda p: (p / "embeddings.f32").unlink(), "texts, has 0"),
     "no texts": (
         lambda p: (p / "texts.arrow").write_bytes(b"junk"),
-        "texts.arrow is missing or damaged",
+        "texts.arrow is damaged",
     ),
-    "half of the texts": (cut_off, "texts.arrow is missing or damaged"),
+    "half of the texts": (cut_off, "texts.arrow is damaged"),
+    "a pipe": (a_pipe, "it has no texts.arrow"),
+    "no source": (
+        lambda p: write_columns(p, text=pa.array(["a"] * 600, pa.large_string())),
+        "one is text, one source",
+    ),
     "lists in a column": (
         lambda p: write_columns(p, text=["a"], tags=[["b"]]),
         "texts.arrow must have columns of strings",
@@ -191,7 +202,8 @@ def a_letter(path):
 
 
 def a_null(path):
-    write_columns(path, text=pa.array(["a"] * 599 + [None], pa.large_string()))
+    texts = pa.array(["a"] * 599 + [None], pa.large_string())
+    write_columns(path, text=texts, source=texts)
 
 
 CHANGES = {

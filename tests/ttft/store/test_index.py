@@ -1,11 +1,14 @@
 """A corpus becomes a datastore, whatever interrupts it; ``--kills 20`` kills more often."""
 
+import fcntl
 import io
 import json
 import multiprocessing
 import random
+import shutil
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.files import LOCK
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore, index_corpus
 
@@ -319,6 +323,86 @@ def test_only_changed_files_of_a_folder_are_embedded_again(folder, embedder, tmp
     patterns = {"include": ("*.md",), "exclude": ("2.md",)}
     assert len(folder_datastore(str(folder), embedder, root, **patterns)) == 19
     assert len(list(root.iterdir())) == 3
+
+
+def change(folder):
+    (folder / "new.md").write_text("one more page came to the folder of pages")
+
+
+def test_only_what_the_corpus_made_is_removed(folder, embedder, tmp_path):
+    root = tmp_path / "stores"
+    first = folder_datastore(str(folder), embedder, root).folder
+    copy = root / f"{first.name}.backup"
+    shutil.copytree(first, copy)
+    link = root / f"{first.name}-link"
+    link.symlink_to(first, target_is_directory=True)
+    notes = root / f"{first.name}-notes"
+    notes.mkdir()
+    (notes / "skipped.txt").write_text("to do")
+
+    change(folder)
+    folder_datastore(str(folder), embedder, root)
+    assert not first.exists()
+    assert Datastore.open(copy).texts
+    assert link.is_symlink()
+    assert (notes / "skipped.txt").read_text() == "to do"
+
+    # A kill may have come while it was removed.
+    shutil.copytree(copy, first)
+    (first / "texts.arrow").unlink()
+    (folder / "0" / "0.md").unlink()
+    folder_datastore(str(folder), embedder, root)
+    assert not first.exists()
+
+    # A link in its place leads elsewhere.
+    copy.rename(tmp_path / "disk")
+    first.symlink_to(tmp_path / "disk", target_is_directory=True)
+    (folder / "1" / "1.md").unlink()
+    folder_datastore(str(folder), embedder, root)
+    assert Datastore.open(first).texts
+
+
+def test_what_another_process_writes_is_not_removed(
+    folder, embedder, tmp_path, monkeypatch
+):
+    root = tmp_path / "stores"
+    with monkeypatch.context() as context:
+        context.setattr(embedder, "encode", lambda texts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            folder_datastore(str(folder), embedder, root)
+
+    [hidden] = root.iterdir()
+    with (hidden / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        change(folder)
+        folder_datastore(str(folder), embedder, root)
+        assert (hidden / "texts.arrow").exists()
+
+    (folder / "new.md").unlink()
+    (folder / "0" / "0.md").unlink()
+    folder_datastore(str(folder), embedder, root)
+    assert len(list(root.iterdir())) == 1
+
+
+@pytest.mark.parametrize("record", ["datastore.json", "source.json"])
+def test_a_record_that_is_cut_off_is_made_anew(
+    folder, embedder, tmp_path, monkeypatch, record
+):
+    root = tmp_path / "stores"
+    with monkeypatch.context() as context:
+        context.setattr(embedder, "encode", lambda texts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            folder_datastore(str(folder), embedder, root)
+
+    [hidden] = root.iterdir()
+    (hidden / record).write_text('{"settings": {"cor')
+    with warnings.catch_warnings(record=True) as caught:
+        assert len(folder_datastore(str(folder), embedder, root)) == 20
+
+    if record == "source.json":
+        [sentence] = map(str, (warning.message for warning in caught))
+        assert sentence.startswith(f"{hidden / record}: ")
+        assert sentence.endswith(": the datastore is begun anew")
 
 
 def pipe(monkeypatch, content):

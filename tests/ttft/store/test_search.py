@@ -60,6 +60,16 @@ def test_it_is_exact(make):
     np.testing.assert_allclose(scores, best, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused(tmp_path, value):
+    rows = unit(8)
+    folder = on_disk(rows, tmp_path).folder
+    rows[:] = value
+    (folder / "embeddings.f32").write_bytes(rows.tobytes())
+    with pytest.raises(ValueError, match="the store has vectors that are not finite"):
+        Datastore.open(folder).search(unit(1, seed=1), 3)
+
+
 def test_of_equal_scores_the_lower_position_comes_first(make):
     rows = unit(300)
     rows[50:250] = rows[7]

@@ -1,7 +1,7 @@
 """Giving a model's modules another forward, mode or precision for a while."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.modules.module import _has_any_global_hook
 
+from hullft_ops.ttft.contexts import at_exit, signal_safe
+
 Precision = Literal["bfloat16"]
+# bfloat16 where the device has instructions for it.
+AutoPrecision = Literal["auto", "bfloat16"]
 # Called with the module and its input.
 Forward = Callable[[Any, Tensor], Tensor]
 
 
-@contextmanager
+@signal_safe
 def replaced_forwards(
     model: nn.Module, forwards: Mapping[type, Forward]
 ) -> Iterator[None]:
@@ -27,16 +31,18 @@ def replaced_forwards(
     """
     modules = [] if _is_compiled(model) else model.modules()
     replaced: list[nn.Module] = []
-    try:
+    with at_exit(partial(_restore_forwards, replaced)):
         for module in modules:
             if type(module) in forwards and not is_replaced(module):
                 replaced.append(module)
                 forward = partial(_call, forwards[type(module)], module)
                 vars(module)["forward"] = forward
         yield
-    finally:
-        for module in replaced:
-            vars(module).pop("forward", None)
+
+
+def _restore_forwards(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        vars(module).pop("forward", None)
 
 
 def is_replaced(module: nn.Module) -> bool:
@@ -91,23 +97,32 @@ def _gelu(module: Any, x: Tensor) -> Tensor:
     return gelu(x, approximate="tanh")
 
 
-@contextmanager
+@signal_safe
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, and at the end every module back in its mode from before."""
     # ``model.train`` would give all the same mode.
     modes = [(module, module.training) for module in model.modules()]
-    try:
+    with at_exit(partial(restore_modes, modes)):
         model.train(False)
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
+
+
+def restore_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Put each module back in its mode."""
+    for module, training in modes:
+        module.training = training
 
 
 def autocast(
-    device: torch.device, dtype: Precision | None
+    device: torch.device, dtype: AutoPrecision | None
 ) -> AbstractContextManager[Any]:
     """The context of a forward pass in ``dtype``; None for the model's own."""
-    if dtype is None:
+    if dtype is None or (dtype == "auto" and not _computes_bfloat16(device)):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

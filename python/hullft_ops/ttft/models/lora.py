@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops._checks import check_integer
+from hullft_ops._terminal import listed
 from hullft_ops.ttft.files import new_folder
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -78,8 +79,8 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
     """The LoRA that PEFT saved in a folder: each weight that it changes, and PEFT's layer for it.
 
     Raises any exception of PEFT for a damaged folder, and ValueError if the LoRA is more than a
-    plain one, is of another model or not finite, or changes a weight that the model does not train
-    or uses in two layers.
+    plain one, is of another model or not finite, changes a weight that the model does not train or
+    uses in two layers, or if there are other tensors beside it.
     """
     from peft import PeftModel
     from peft.tuners.lora import Linear
@@ -98,6 +99,7 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
             low_cpu_mem_usage=True,
             ignore_mismatched_sizes=True,
         )
+    _check_tensors(folder, adapted)
     modules: dict[str, Any] = dict(model.named_modules())
     uses = parameter_uses(model)
     layers = []
@@ -135,6 +137,23 @@ def _plain_config(folder: Path) -> Any:
     if extensions:
         raise ValueError(f"must be a plain LoRA, sets {', '.join(extensions)}")
     return config
+
+
+def _check_tensors(folder: Path, adapted: Any) -> None:
+    """ValueError if the file has a tensor that is no factor of a layer: PEFT saves trained
+    embeddings, for one, without a word in the configuration."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors import safe_open
+
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
+        names = set(file.keys())
+    factors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    others = sorted(names - factors.keys())
+    if others:
+        raise ValueError(
+            f"must have only the factors of the model's layers, has {listed(others)}"
+        )
 
 
 def _check_factors(name: str, layer: Any, weight: Tensor) -> None:
@@ -234,7 +253,12 @@ def adapter_to_save(
     # More than the shorter side of every layer would only add zeros.
     highest = max(min(weight.shape) for weight in trained if id(weight) in layers)
     check_integer("save_adapter", "rank", rank, 1, highest)
-    return with_lora(model, list(layers.values()), rank, is_empty=True)
+    lora = with_lora(model, list(layers.values()), rank, is_empty=True)
+    if lora.peft_config["default"].target_parameters:
+        raise ValueError(
+            "save_adapter: PEFT takes layers of this model for its experts, which have their names"
+        )
+    return lora
 
 
 def _fill(

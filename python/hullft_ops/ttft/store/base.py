@@ -122,6 +122,9 @@ def exact_search(
     if k > len(store):
         raise ValueError(f"{function}: k is {k}, the store has {len(store)} texts")
     scores, positions = _nearest(store.embeddings.numpy(), vectors, k)
+    # FAISS has no position for a row of NaN.
+    if not np.isfinite(scores).all() or (positions < 0).any():
+        raise ValueError(f"{function}: the store has vectors that are not finite")
     return torch.from_numpy(scores), torch.from_numpy(positions)
 
 
@@ -159,12 +162,23 @@ def identity_of(texts: Iterable[str], embeddings: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def check_store(function: str, store: Store) -> None:
+    """TypeError if a member of `Store` is missing."""
+    members = [name for name in vars(Store) if not name.startswith("_")]
+    missing = [name for name in members if not hasattr(store, name)]
+    if missing:
+        raise TypeError(f"{function}: store must have {', '.join(missing)}")
+
+
 def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
     """ValueError if the store's vectors come from another embedder."""
     ours = f"{embedder.name} of dim {embedder.dim}"
     theirs = f"{store.embedder} of dim {store.dim}"
     if ours != theirs:
-        raise ValueError(f"{function}: embedder is {ours}, the store's is {theirs}")
+        raise ValueError(
+            f"{function}: embedder is {ours}, the store's is {theirs}: take that, on the command "
+            "line with --embedder"
+        )
 
 
 def checked_vectors(

@@ -1,5 +1,6 @@
 """Reading a corpus record by record: whatever `datasets` reads, and folders of text and HTML."""
 
+import codecs
 import glob
 import hashlib
 import json
@@ -26,12 +27,16 @@ _FORMATS = {
     ".jsonl": "json",
     ".ndjson": "json",
     ".parquet": "parquet",
+    ".tsv": "tsv",
 }
 _COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
 _HTML = (".htm", ".html")
-_HIDDEN = ("script", "style", "template")
+# Nobody would adapt to a menu.
+_HIDDEN = ("nav", "script", "style", "template")
 # The elements that begin and end a line.
 _BLOCK = re.compile("br|dd|div|dt|h[1-6]|li|p|td|th|title")
+# Nobody gives a dataset on the hub a name with such an end.
+_FILE_SUFFIXES = (*_FORMATS, *_COMPRESSIONS, *_HTML, ".md", ".txt")
 _NOT_TEXT = "not UTF-8 text"
 _HEAD_CHARS = 1 << 13
 
@@ -40,8 +45,11 @@ Record = dict[str, Any]
 
 
 @options_class
-class FilePatterns:
-    """Which files of a folder are read."""
+class CorpusConfig:
+    """What is read of a corpus."""
+
+    text_column: str = "text"
+    """The column that holds the text."""
 
     include: tuple[str, ...] = ()
     """In a folder, read only files whose name, or path below the folder, matches one of these
@@ -51,11 +59,9 @@ class FilePatterns:
 
 
 @options_class
-class IndexConfig(FilePatterns):
+class IndexConfig(CorpusConfig):
     """How a corpus is read and cut into passages."""
 
-    text_column: str = "text"
-    """The column that holds the text."""
     metadata: tuple[str, ...] = ()
     """Columns to keep beside each text, as strings."""
     chunk_tokens: NonNegativeInt | None = None
@@ -90,8 +96,12 @@ class Corpus:
         if self.name == STDIN:
             self._stdin = sys.stdin.buffer.read()
             self.state = hashlib.sha256(self._stdin).hexdigest()
+        elif (self._path / INFO).exists():
+            raise InputError(f"{self.name}: is a datastore, not the texts of one")
         elif self._path.exists():
             self._is_of_files = _format_of(self._path) is None
+        elif self._path.suffix in _FILE_SUFFIXES:
+            raise InputError(f"{self.name}: no such file")
         else:
             self._builder = self._on_the_hub()
             self.state = str(self._builder.hash)
@@ -140,7 +150,7 @@ class Corpus:
         if missing and row:
             raise InputError(
                 f"{self.name}: column {min(missing)} is missing or empty, the columns are "
-                f"{listed(sorted(row))}: hullft-ops index has --text-column and --metadata"
+                f"{listed(sorted(row))}: --text-column names another"
             )
 
     def _read_files(self, skipped: list[str]) -> Iterator[Record]:
@@ -152,10 +162,7 @@ class Corpus:
                 text = text_of(file)
             # The libraries do not document what they raise for foreign files.
             except Exception as error:
-                is_binary = isinstance(error, UnicodeError)
-                skipped.append(
-                    f"{source}: {_NOT_TEXT if is_binary else first_line(error)}"
-                )
+                skipped.append(f"{source}: {_reason(error)}")
                 continue
             if text.strip():
                 yield {"text": text, "source": source}
@@ -177,11 +184,14 @@ class Corpus:
                         raise ValueError(f"has no split train, has {', '.join(rows)}")
                     rows = rows["train"]
             elif kind:
+                # No other builder has this option.
+                separator = {"sep": "\t"} if kind == "tsv" else {}
                 rows = datasets.load_dataset(
-                    kind,
+                    "csv" if separator else kind,
                     data_files=glob.escape(self.name),
                     split="train",
                     streaming=True,
+                    **separator,
                 )
             else:
                 rows = self._builder.as_streaming_dataset(split="train")
@@ -190,7 +200,11 @@ class Corpus:
         except Exception as error:
             # An empty file.
             if not isinstance(error, StopIteration):
-                raise InputError(f"{self.name}: {first_line(error)}") from error
+                raise InputError(f"{self.name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return _NOT_TEXT if isinstance(error, UnicodeError) else first_line(error)
 
 
 def _rows_of(content: bytes) -> Iterator[dict[str, Any]]:
@@ -231,11 +245,13 @@ def _format_of(path: Path) -> str | None:
 
 
 def text_of(file: Path) -> str:
-    """The text in a file; of HTML, what a browser shows.
+    """The text in a file; of HTML, what a browser shows, without menus.
 
-    ValueError if it is not text in UTF-8.
+    ValueError if it is not text in UTF-8, or in UTF-16 behind its mark.
     """
-    with file.open(encoding="utf-8-sig") as content:
+    with file.open("rb") as beginning:
+        is_utf_16 = beginning.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with file.open(encoding="utf-16" if is_utf_16 else "utf-8-sig") as content:
         # Text has no zero byte, and a binary file is likely to have one this early.
         head = content.read(_HEAD_CHARS)
         if "\0" in head:
@@ -283,7 +299,7 @@ class _ShownText:
             self._pieces.append("\n")
 
 
-def local_files(path: Path, config: FilePatterns) -> list[Path]:
+def local_files(path: Path, config: CorpusConfig) -> list[Path]:
     """The file, or the files in a folder at any depth that ``config`` includes, in order.
 
     Left out are hidden files and folders, symbolic links, and datastores.

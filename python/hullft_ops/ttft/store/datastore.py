@@ -127,10 +127,11 @@ class Datastore:
         return store
 
     def verify(self) -> None:
-        """Read every file once.
+        """Read every text and vector once.
 
         Raises:
-            ValueError: an embedding is no unit vector, or a file has changed since it was written.
+            ValueError: an embedding is no unit vector, or a text or vector has changed since it was
+                written.
         """
         count, dim = self.info.count, self.info.dim
         what = f"the vectors in {self.folder}"

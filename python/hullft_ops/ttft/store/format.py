@@ -10,6 +10,7 @@ All large files are mapped. The operators and FAISS read the embeddings as one m
 copy; an Arrow column would be split at every record batch.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import tee
 from pathlib import Path
@@ -122,17 +123,22 @@ class Rows(Sequence[Any]):
 
         self._file = folder / TEXTS
         self._column = column
+        if not self._file.is_file():
+            raise ValueError(f"{folder} is not a datastore: it has no {TEXTS}")
         try:
             self._table = pyarrow.ipc.open_stream(
                 pyarrow.memory_map(str(self._file))
             ).read_all()
         # Arrow does not document what it raises for foreign bytes.
         except Exception as error:
-            raise ValueError(f"{self._file} is missing or damaged: {error}") from error
+            raise ValueError(f"{self._file} is damaged: {error}") from error
         schema = self._table.schema
         types = set(schema.types)
-        if schema.names.count("text") != 1 or types != {pyarrow.large_string()}:
-            raise ValueError(f"{self._file} must have columns of strings, one is text")
+        counts = [schema.names.count(name) for name in ("text", "source")]
+        if counts != [1, 1] or types != {pyarrow.large_string()}:
+            raise ValueError(
+                f"{self._file} must have columns of strings, one is text, one source"
+            )
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -208,11 +214,11 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
         yield batch
 
 
-def progress_bar(name: str, total: int | None = None) -> "tqdm[Any]":
-    """A bar of `datasets`, printed every second."""
+def progress_bar(name: str, total: int | None = None, done: int = 0) -> "tqdm[Any]":
+    """A bar of `datasets`, printed every second. A resumed one begins at ``done``."""
     from datasets.utils import tqdm
 
-    return tqdm(desc=name, total=total, unit=" texts", mininterval=1.0)
+    return tqdm(desc=name, total=total, initial=done, unit=" texts", mininterval=1.0)
 
 
 def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) -> None:
@@ -222,16 +228,17 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
     """
     texts = Rows(folder, "text")
     row_bytes = embedder.dim * 4
+    vectors_file = folder / EMBEDDINGS
+    vectors_file.touch()
+    done = vectors_file.stat().st_size // row_bytes
+    if done < len(texts):
+        done -= done % GROUP
+    # A kill may leave a part of a group.
+    os.truncate(vectors_file, done * row_bytes)
     with (
-        (folder / EMBEDDINGS).open("ab") as file,
-        progress_bar("embedding", total=len(texts)) as bar,
+        vectors_file.open("ab") as file,
+        progress_bar("embedding", len(texts), done) as bar,
     ):
-        done = file.tell() // row_bytes
-        if done < len(texts):
-            done -= done % GROUP
-        # A kill may leave a part of a group.
-        file.truncate(done * row_bytes)
-        bar.update(done)
         positions, to_embed = tee(batches_of_like_length(texts, done, BATCH))
         batches = ([texts[i] for i in batch] for batch in to_embed)
         encoded = embed(batches) if embed else map(embedder.encode, batches)

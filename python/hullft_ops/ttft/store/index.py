@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,12 @@ import numpy as np
 from hullft_ops._terminal import NAMED
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import LOCK, check_output, new_folder, remove_files
+from hullft_ops.ttft.files import (
+    check_output,
+    new_folder,
+    remove_output,
+    unfinished,
+)
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
 from hullft_ops.ttft.store.cutting import token_chunks
@@ -20,7 +27,6 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS,
     FILES,
-    INFO,
     SKIPPED,
     SOURCE,
     TEXTS,
@@ -127,7 +133,11 @@ def _is_begun(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether an interrupted call with these settings has written all texts."""
     if not (folder / SOURCE).exists():
         return False
-    before = read_model(Source, folder / SOURCE).settings
+    try:
+        before = read_model(Source, folder / SOURCE).settings
+    except ValueError as error:
+        warnings.warn(f"{error}: the datastore is begun anew", stacklevel=2)
+        return False
     for name, value in settings.items():
         if before.get(name) != value:
             if not (folder / EMBEDDINGS).exists():
@@ -191,18 +201,35 @@ def folder_datastore(
     path = root / f"{name}-{_short_digest(settings)}"
     if path.exists():
         return Datastore.open(path)
-    # Hidden ones too, which a kill has left.
-    older = [
-        entry
-        for entry in root.glob("*")
-        if entry.name.removeprefix(".").startswith(name)
-    ]
-    finished = [entry for entry in older if (entry / INFO).exists()]
-    reuse = Datastore.open(finished[0]) if finished else None
+    older = _of_other_contents(root, name, settings)
+    reuse = None
+    for folder in older:
+        # Not one that is unfinished, or that a kill has removed in part.
+        if folder.name.startswith(name):
+            with suppress(ValueError):
+                reuse = Datastore.open(folder)
     store = index_corpus(contents, path, embedder, config, reuse=reuse)
-    for entry in older:
-        remove_files(entry, [*FILES, LOCK])
+    for folder in older:
+        remove_output(folder, FILES)
     return store
+
+
+def _of_other_contents(root: Path, name: str, settings: dict[str, Any]) -> list[Path]:
+    """The datastores of the same corpus as it was before, also what a kill has left of one.
+
+    Their records say so, and they have the names that follow from it: a copy has another.
+    """
+    folders = []
+    for entry in sorted(root.glob("*")):
+        try:
+            before = read_model(Source, entry / SOURCE).settings
+        except ValueError:
+            continue
+        path = root / f"{name}-{_short_digest(before)}"
+        is_named_so = entry in (path, unfinished(path)) and not entry.is_symlink()
+        if is_named_so and before != settings:
+            folders.append(entry)
+    return folders
 
 
 def _short_digest(values: Any) -> str:
