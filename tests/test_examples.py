@@ -119,22 +119,21 @@ def test_a_server_answers_and_streams(served: tuple[OpenAI, Any]) -> None:
     expected = finetuner.generate("def area(", max_new_tokens=12, do_sample=False)
     completions, chat = client.completions, client.chat.completions
     [whole] = completions.create(prompt="def area(", **ASKED).choices
-    [message] = chat.create(messages=MESSAGES, **ASKED).choices
+    [answer] = chat.create(messages=MESSAGES, **ASKED).choices
 
-    assert whole.text == message.message.content == expected
-    assert whole.finish_reason == message.finish_reason == "length"
+    assert whole.text == answer.message.content == expected
+    assert whole.finish_reason == answer.finish_reason == "length"
 
-    pieces = [
-        event.choices[0]
-        for event in completions.create(prompt="def area(", stream=True, **ASKED)
-    ]
-    deltas = [
-        event.choices[0].delta.content
-        for event in chat.create(messages=MESSAGES, stream=True, **ASKED)
-    ]
-    assert "".join(piece.text for piece in pieces) == "".join(deltas) == expected
-    assert len(pieces) > 2
-    assert [piece.finish_reason for piece in pieces][-2:] == [None, "length"]
+    for events in (
+        completions.create(prompt="def area(", stream=True, **ASKED),
+        chat.create(messages=MESSAGES, stream=True, **ASKED),
+    ):
+        pieces = [event.choices[0] for event in events]
+        texts = [getattr(p, "text", None) or p.delta.content for p in pieces[:-1]]
+
+        assert "".join(texts) == expected
+        assert len(pieces) > 2
+        assert [piece.finish_reason for piece in pieces[-2:]] == [None, "length"]
 
 
 def test_a_server_refuses_politely(served: tuple[OpenAI, Any]) -> None:
@@ -144,22 +143,17 @@ def test_a_server_refuses_politely(served: tuple[OpenAI, Any]) -> None:
             client.completions.create(**({"prompt": "a", **ASKED} | wrong))
 
     turn = threading.Event()
-    generate = finetuner.generate
 
-    def slow(*prompt: Any, **options: Any) -> Any:
+    def slow(*prompt: Any, **options: Any) -> str:
         turn.wait()
-        return generate(*prompt, **options)
+        return ""
 
-    with (
-        patch.object(finetuner, "generate", slow),
-        ThreadPoolExecutor() as clients,
-    ):
-        asked = partial(client.completions.create, prompt="def", **ASKED)
-        answers = [clients.submit(asked) for _ in range(3)]
+    with patch.object(finetuner, "generate", slow), ThreadPoolExecutor() as clients:
+        ask = partial(client.completions.create, prompt="def", **ASKED)
+        answers = [clients.submit(ask) for _ in range(3)]
         [refused, *_] = wait(answers, return_when="FIRST_COMPLETED").done
         turn.set()
 
     assert isinstance(refused.exception(), RateLimitError)
     assert "too many prompts wait" in str(refused.exception())
     assert sum(answer.exception() is None for answer in answers) == 2
-    assert asked().choices

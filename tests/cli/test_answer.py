@@ -16,7 +16,6 @@ from hullft_ops.ttft.errors import InputError
 
 PROMPTS = ["the cat sat", "a dog", "the cat sat on the red mat", "a tree", "a dog"]
 FILE, OUTPUT = Path("prompts.jsonl"), Path("answers.jsonl")
-CHAT = [{"role": "user", "content": "a dog"}]
 
 
 @pytest.fixture
@@ -37,10 +36,6 @@ def arguments(model_directory: Path) -> list[object]:
     ]
 
 
-def answers() -> dict[str, str]:
-    return {row.prompt: row.answer for row in read_rows(OUTPUT, Answer)}
-
-
 @pytest.mark.parametrize("n_select", [0, 3])
 def test_it_writes_what_the_finetuner_generates(
     n_select: int,
@@ -49,9 +44,9 @@ def test_it_writes_what_the_finetuner_generates(
     embedder_directory: Path,
     store: Path,
 ) -> None:
-    inputs = ["--store", store, "--embedder", embedder_directory]
-    options = ["--n-select", n_select, "--context", 1, "--lr", 0.02]
-    succeeded(*arguments, *inputs, *options)
+    arguments += ["--store", store, "--embedder", embedder_directory]
+    arguments += ["--n-select", n_select, "--context", 1, "--lr", 0.02]
+    succeeded(*arguments)
     finetuner = TestTimeFinetuner(
         *load_model(str(model_directory)),
         Datastore.open(store),
@@ -61,37 +56,23 @@ def test_it_writes_what_the_finetuner_generates(
         ngrams=0,
         lr=0.02,
     )
-    assert answers() == {
+    assert {row.prompt: row.answer for row in read_rows(OUTPUT, Answer)} == {
         prompt: finetuner.generate(prompt, max_new_tokens=8, do_sample=False)
         for prompt in PROMPTS
     }
 
-
-def test_a_killed_run_goes_on(arguments: list[object]) -> None:
-    succeeded(*arguments)
-    whole = answers()
-    first, second, *_ = OUTPUT.read_bytes().splitlines(keepends=True)
-    OUTPUT.write_bytes(first + second[:40])
-
-    assert "4 prompts, 1 answered before" in succeeded(*arguments).stderr
-    assert OUTPUT.read_bytes().startswith(first)
-    assert answers() == whole
-
-    before = OUTPUT.read_bytes()
+    content = OUTPUT.read_bytes()
+    assert "4 prompts, 4 answered before" in succeeded(*arguments).stderr
     result = hullft_ops(*arguments, "--max-new-tokens", 9)
-
-    assert result.code == 2
     assert "another model, tokenizer, datastore, embedder or option" in result.last
-    assert OUTPUT.read_bytes() == before
+    assert OUTPUT.read_bytes() == content
 
 
 def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [{"prompt": "a"}, {"messages": CHAT}, {"prompt": CHAT}, {"prompt": "a"}]
+    chat = [{"role": "user", "content": "a dog"}]
+    lines = [{"asked": "a"}, {"messages": chat}, {"asked": chat}, {"asked": "a"}]
     FILE.write_text("\n\n".join(map(json.dumps, lines)))
-    assert [*read_prompts(str(FILE), "prompt").values()] == ["a", CHAT]
-
-    FILE.write_text('{"question": "b"}\n')
-    assert [*read_prompts(str(FILE), "question").values()] == ["b"]
+    assert [*read_prompts(str(FILE), "asked").values()] == ["a", chat]
 
     stdin = SimpleNamespace(buffer=io.BytesIO(b"a cat \n\n[a] dog"))
     monkeypatch.setattr(sys, "stdin", stdin)
@@ -127,7 +108,6 @@ def test_what_cannot_be_answered_is_refused_before_the_work(
         (["--context", 1], "give --store, or --n-select 0, --context 0 and"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
-        (["--batch-size", 0], "batch_size must be in 1.."),
     ):
         result = hullft_ops(*arguments, *options)
 
