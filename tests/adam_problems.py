@@ -27,6 +27,7 @@ class AdamTensors(NamedTuple):
         columns = []
         for tensors in self:
             columns.append([tensor.clone() for tensor in tensors])
+
         return AdamTensors(*columns)
 
 

@@ -39,6 +39,7 @@ def hullft_ops(*arguments: object) -> Result:
             code = end.code if isinstance(end.code, int) else 1
             if isinstance(end.code, str):
                 print(end.code, file=stderr)
+
     return Result(code, stdout.getvalue(), stderr.getvalue())
 
 

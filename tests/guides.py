@@ -44,4 +44,5 @@ def run_blocks(page: Path, run: Callable[[str], None] = run) -> dict[str, Any]:
         else:
             for line in text.splitlines():
                 run(line)
+
     return namespace

@@ -42,6 +42,7 @@ def state_of(model: nn.Module) -> dict[str, object]:
         found[f"module {name}: forward"] = vars(module).get("forward")
         for kind in _HOOKS:
             found[f"module {name}: {kind}"] = list(getattr(module, kind, ()))
+
     return found
 
 

@@ -103,6 +103,7 @@ def on_device(device: torch.device, run_there: Runner = of_its_tensors) -> Runne
                 for tensor in arguments[argument.name]:
                     if tensor.numel():
                         mirror.bring_back(tensor)
+
         return tree_map_only(torch.Tensor, torch.Tensor.cpu, result)
 
     return run

@@ -25,6 +25,7 @@ def below(pid: int) -> set[int]:
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, content(task).split()):
             found |= {child} | below(child)
+
     return found
 
 
@@ -35,4 +36,5 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
         assert time.monotonic() < end, "waited in vain"
 
         time.sleep(0.01)
+
     return found

@@ -164,6 +164,7 @@ def error_of(call: Callable[[], object]) -> str:
         call()
     except (TypeError, ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
+
     return "no error"
 
 

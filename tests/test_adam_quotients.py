@@ -45,6 +45,7 @@ def assert_as_one_by_one(tensors: AdamTensors, **options: object) -> None:
     at_once, one_by_one = adam_replay(tensors, 3, **options), tensors
     for _ in range(3):
         one_by_one = adam_replay(one_by_one, 1, **options)
+
     for ours, wanted in zip(at_once[:4], one_by_one[:4], strict=True):
         assert torch.equal(ours[0].isnan(), wanted[0].isnan())
 
@@ -85,6 +86,7 @@ def test_one_number_unlike_the_others(
         getattr(tensors, column)[0][i] = (
             abs(value) if column == "exp_avg_sqs" else value
         )
+
     assert_as_one_by_one(tensors, **decay)
 
 

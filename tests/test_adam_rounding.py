@@ -179,6 +179,7 @@ def bfloat16_params() -> list[torch.Tensor]:
         gradient = torch.randn(40, generator=generator)
         param.requires_grad_()
         param.grad = gradient.bfloat16()
+
     return params
 
 

@@ -44,6 +44,7 @@ needs_cuda_operators = pytest.mark.skipif(
 def error_of(call: Call) -> tuple[type[Exception], str]:
     with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
         call()
+
     return raised.type, str(raised.value)
 
 

@@ -21,6 +21,7 @@ def set_grads(params: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for param in params:
         param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+
     return [param.grad.clone() for param in params]
 
 

@@ -182,6 +182,7 @@ def test_the_command_line(
     monkeypatch.setattr(evaluator, "add_env_info", lambda _: None)
     with warnings.catch_warnings(action="ignore"):
         example["main"]()
+
     printed = capsys.readouterr().out
 
     assert "hullft (" in printed

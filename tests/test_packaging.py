@@ -102,6 +102,7 @@ def imports_of(folder: Path) -> set[str]:
                 packages |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 packages.add(node.module.partition(".")[0])
+
     return packages - sys.stdlib_module_names - {"hullft_ops"}
 
 

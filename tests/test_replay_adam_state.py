@@ -167,6 +167,7 @@ def pointers(optimizer: ReplayAdam) -> list[int]:
     for state in optimizer.state.values():
         for tensor in state.values():
             addresses.append(tensor.data_ptr())
+
     return addresses
 
 

@@ -65,6 +65,7 @@ def guide() -> Iterator[dict[str, Any]]:
                 module = ModuleType(name)
                 vars(module).update(members)
                 patch.setitem(sys.modules, name, module)
+
         yield run_blocks(RERANK)
 
 

@@ -40,6 +40,7 @@ def test_expanded_batch_is_not_copied() -> None:
         total = 0
         for event in run.events():
             total += max(event.self_cpu_memory_usage, 0)
+
         return total
 
     assert allocated(expanded) < pool[0].nbytes
@@ -175,6 +176,7 @@ def test_ids_of_a_search_in_and_out() -> None:
 
     with pytest.raises(ValueError, match="rows: candidates .* batch .3. or none, got"):
         selection.rows(ids[:2])
+
     with pytest.raises(
         ValueError, match=r"rows: candidates must be those .*got shape .1.:"
     ):

@@ -36,6 +36,7 @@ def tiny_llama(*, tied: bool = False) -> LlamaForCausalLM:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
     return model
 
 

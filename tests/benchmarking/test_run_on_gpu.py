@@ -44,6 +44,7 @@ def run(tmp_path: Path) -> Run:
         outcomes = {}
         for case in ElementTree.parse(output / "junit.xml").iter("testcase"):
             outcomes[case.get("name")] = [outcome.tag for outcome in case]
+
         return SimpleNamespace(
             status=done.returncode,
             files={path.name: path.read_text() for path in output.iterdir()},
@@ -118,6 +119,7 @@ def test_every_file_is_run_whatever_becomes_of_those_before(
     folder.mkdir()
     for name, text in TESTS.items():
         (folder / name).write_text(text)
+
     files = sorted(map(str, folder.glob("test_*.py")))
     ran = run(*files, options="-p no:faulthandler")
     page = ran.files["page.md"]
@@ -172,6 +174,7 @@ def test_what_a_process_leaves_unfinished_is_passed_over(tmp_path: Path) -> None
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "benchmarks.json").write_text(text)
+
     suites = ElementTree.Element("testsuites")
     run_on_gpu.write(tmp_path, tmp_path, suites)
 

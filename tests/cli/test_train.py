@@ -20,6 +20,7 @@ def test_it_makes_an_adapter_for_peft(arguments, model_directory, tmp_path):
         # No warning of a library leaks.
         warnings.simplefilter("error", FutureWarning)
         printed = succeeded(*arguments, "--rank", 2, "--max-length", 32).stdout
+
     path = tmp_path / "adapter"
 
     assert printed.splitlines()[-1] == f"an adapter of rank 2 is in {path}"

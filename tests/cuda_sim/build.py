@@ -67,6 +67,7 @@ def cuda_include() -> Path | None:
     for root in roots:
         if root and (Path(root) / "include" / "driver_types.h").exists():
             return Path(root) / "include"
+
     return None
 
 
@@ -119,6 +120,7 @@ def _digest(kind: str) -> str:
     for path in sorted(files):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
+
     return digest.hexdigest()[:20]
 
 
@@ -196,6 +198,7 @@ def _compile_all(kind: str, into: Path) -> None:
 
         for job in jobs:
             job.result()
+
     _link(kind, into)
 
 
@@ -210,6 +213,7 @@ def _build_once(name: str, kind: str, make: Callable[[str, Path], None]) -> Path
                 into.mkdir()
                 make(kind, into)
                 into.rename(final)
+
     return final
 
 

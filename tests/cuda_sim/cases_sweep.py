@@ -290,6 +290,7 @@ def adam_many_tensors(library: Library, seed: int) -> None:
     sizes = []
     for i in range(150):
         sizes.append(0 if i % 7 == 3 else 1 + i % 5)
+
     check_adam(library, F32, F32, sizes, 1, Launch(seed), device_steps=True)
 
 

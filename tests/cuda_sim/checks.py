@@ -79,6 +79,7 @@ def permutations(count: int, size: int) -> torch.Tensor:
     orders = []
     for _ in range(count):
         orders.append(torch.randperm(size, generator=generator))
+
     return torch.stack(orders)
 
 

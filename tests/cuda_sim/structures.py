@@ -192,4 +192,5 @@ def storage_elements(tensor: torch.Tensor) -> int:
     last = 0
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         last += (size - 1) * stride
+
     return 1 + last

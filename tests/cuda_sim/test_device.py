@@ -22,6 +22,7 @@ def host(host_side: Path, tmp_path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(shutil.copy(host_side, tmp_path))
     for name in ("unusable", "refused", "failed", "no_memory"):
         getattr(library, name).restype = ctypes.c_char_p
+
     return library
 
 

@@ -37,6 +37,7 @@ def documents() -> list[Document]:
         family = "ab"[number % 2]
         text = "\n".join(lines)
         files.append(Document(family, f"file{number}.py", text))
+
     return files
 
 
@@ -47,6 +48,7 @@ def written(folder: Path, *records: object) -> Path:
         for record in records:
             line = record if isinstance(record, str) else json.dumps(record)
             lines.write(f"{line}\n")
+
     return file
 
 
@@ -85,6 +87,7 @@ def test_each_prompt_has_what_follows_it_in_its_document() -> None:
     for prompt in split.prompts:
         assert f"{prompt.text}{prompt.continuation}" in texts[prompt.domain]
         assert len(normalised(str(prompt.continuation))) >= 50
+
     for passage, source in split.passages.items():
         assert passage in texts[source]
 

@@ -30,6 +30,7 @@ def rows_of(method: str, after: float, *, prompts: int = 30) -> list[Row]:
             after=after + harder + noise[number],
         )
         rows.append(row)
+
     return rows
 
 

@@ -21,6 +21,7 @@ def rows_of(config: str, bits: np.ndarray, **fields: object) -> list[Row]:
             **fields,
         )
         rows.append(row)
+
     return rows
 
 
@@ -120,6 +121,7 @@ def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
 
     with pytest.raises(InputError, match="rows must be of one run, got 2"):
         Measurements.of(two_runs)
+
     with pytest.raises(InputError, match="rows must be of one run, got 0"):
         Measurements.of([])
 

@@ -209,6 +209,7 @@ def with_threads(run: Callable[[], Any]) -> list[Any]:
             answers.append(run())
     finally:
         torch.set_num_threads(before)
+
     return answers
 
 

@@ -92,6 +92,7 @@ def repeated_by_hand(found: hullft_ops.Selection) -> torch.Tensor:
     rows = []
     for indices, counts in zip(found.indices, found.counts, strict=True):
         rows.append(indices.repeat_interleave(counts))
+
     return torch.stack(rows).sort(-1).values
 
 

@@ -253,6 +253,7 @@ def test_indexed_equals_gathered(
 
     for b, n in enumerate(sizes):
         candidates[b, n:] = -1
+
     viewed = candidates.t().contiguous().t()
 
     assert_same_bits(indexed(operator, problem, embeddings, viewed), expected)

@@ -99,6 +99,7 @@ def test_another_task_is_refused(gpt2, tokenizer, make):
     async def other():
         with pytest.raises(RuntimeError, match=ELSEWHERE):
             adapt(finetuner)
+
         with pytest.raises(RuntimeError, match=ELSEWHERE):
             score_text(gpt2, tokenizer, PROMPT)
 

@@ -20,6 +20,7 @@ def loss_and_gradients(model, loss):
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             gradients[name] = parameter.grad.clone()
+
     return loss.detach(), gradients
 
 

@@ -130,6 +130,7 @@ def exits_of_an_adaptation(finetuner, number):
         pass
     finally:
         sys.settrace(tracer)
+
     return interrupt.exits
 
 
@@ -180,6 +181,7 @@ def is_interrupted(finetuner, seconds):
         time.sleep(0)
     except KeyboardInterrupt:
         return not has_ended
+
     return False
 
 

@@ -55,6 +55,7 @@ def one_by_one(model, ids, window, first, head=()):
         logits = model(tokens).logits[0, -1]
         log_p = logits.log_softmax(dim=-1)
         total -= log_p[ids[position]].item()
+
     return total
 
 

@@ -26,6 +26,7 @@ def dataset_of(rows, *, counted=True):
             example["multiplicity"] = count
 
         examples.append(example)
+
     return Dataset.from_list(examples)
 
 

@@ -51,6 +51,7 @@ def plain_loop(finetuner, support, clip):
     after = values_of(parameters)
     with torch.no_grad():
         torch._foreach_copy_(parameters, before)
+
     return after, losses
 
 

@@ -78,7 +78,7 @@ class SupportTrainer:
             # The moments stay, so they are allocated before any memory that is freed again.
             self._optimizer.make_state()
             self._optimizer.reset()
-        losses = []
+        losses: list[float] = []
         with _training_mode(self._model):
             texts = [*support.input_ids, support.prompt_ids]
             for current in progress(passes, desc="training", unit="pass"):

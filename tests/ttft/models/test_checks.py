@@ -181,8 +181,10 @@ def test_a_window_is_the_users_or_the_models(gpt2, tokenizer):
 
     with pytest.raises(ValueError, match="max_length is 33, the model's window is 32"):
         text_window(gpt2, tokenizer, 33)
+
     with pytest.raises(ValueError, match="neither the model nor its tokenizer has a"):
         text_window(bloom(), tokenizer, None)
+
     with pytest.raises(ValueError, match="max_length must be in 2"):
         text_window(gpt2, tokenizer, 1)
 
