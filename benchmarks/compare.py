@@ -11,9 +11,12 @@ from typing import Any
 
 from benchmarks.recorder import Comparison, format_seconds
 
+# Of a peer's ratio on a quiet machine.
+_NOISE = 0.03
 _EXPLANATION = (
     "after/before: below 1 is faster. peers: the median of the same ratio of their code, which you "
-    "have not changed; if it is far from 1, the machine was busy: measure both again."
+    "have not changed. Lines marked ! say nothing: their peers moved by more than 3 %, because the "
+    "machine was busy. Measure them again."
 )
 
 
@@ -34,8 +37,12 @@ def lines(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     for name in common:
         a, b = old[name], new[name]
         seconds = f"{format_seconds(a.seconds):>9}{format_seconds(b.seconds):>9}"
-        ratios = f"{b.seconds / a.seconds:>13.3f}x{_peers(a, b):>8}"
-        table.append(f"{name:{width}}{seconds}{ratios}")
+        row = f"{name:{width}}{seconds}{b.seconds / a.seconds:>13.3f}x"
+        peers = _peers(a, b)
+        if peers is not None:
+            mark = " !" if abs(peers - 1) > _NOISE else ""
+            row += f"{peers:>7.3f}x{mark}"
+        table.append(row)
     table += [f"{name}: only before" for name in old if name not in new]
     table += [f"{name}: only after" for name in new if name not in old]
     return [*table, _EXPLANATION]
@@ -58,13 +65,13 @@ def _check_machines(before: dict[str, Any], after: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {a} before, {b} after")
 
 
-def _peers(before: Comparison, after: Comparison) -> str:
+def _peers(before: Comparison, after: Comparison) -> float | None:
     ratios = [
         after.peers[name] / before.peers[name]
         for name in after.peers
         if name in before.peers
     ]
-    return f"{median(ratios):.3f}x" if ratios else ""
+    return median(ratios) if ratios else None
 
 
 def main() -> None:

@@ -43,11 +43,9 @@ class Comparison:
     not_installed: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """The whole comparison on one line of text."""
+        """Ours, and how many times as long each peer took; both were timed in turns for that."""
         parts = [f"{self.group} {self.case}: {format_seconds(self.seconds)}"]
-        for peer, seconds in self.peers.items():
-            ratio = self.ratios[peer]
-            parts.append(f"{ratio:.3g}x {peer} ({format_seconds(seconds)})")
+        parts += [f"{ratio:.3g}x {peer}" for peer, ratio in self.ratios.items()]
         for name, value in self.facts.items():
             parts.append(f"{name} {value:.3g}")
         for library in self.not_installed:

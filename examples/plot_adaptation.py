@@ -44,7 +44,7 @@ def main(
         pass
 
     # The first two principal components of the pool and the prompt.
-    query = torch.from_numpy(embedder.encode([prompt]))
+    query = torch.from_numpy(embedder.encode_query([prompt]))
     pool_size = min(ttft.config.pool_size, len(passages))
     _, nearest = passages.search(query, pool_size)
     pool = passages.embeddings[nearest[0]]

@@ -45,6 +45,7 @@ def hullft_ops(*arguments: object) -> Result:
 def succeeded(*arguments: object) -> Result:
     """Run a command that must succeed."""
     result = hullft_ops(*arguments)
+
     assert result.code == 0, result.stderr
 
     return result

@@ -29,6 +29,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def run(line: str) -> None:
     program, *arguments = shlex.split(line)
+
     assert program == "hullft-ops"
 
     succeeded(*arguments)

@@ -126,6 +126,7 @@ def assert_equals_reference(
 ) -> None:
     """One unbatched selection against the oracle: same indices, counts and steps."""
     m = len(expected.indices)
+
     assert selection.support_size.item() == m
     assert selection.indices[:m].tolist() == expected.indices.tolist()
     assert selection.counts[:m].tolist() == expected.counts.tolist()
@@ -135,6 +136,7 @@ def assert_equals_reference(
     assert selection.num_iter.item() == expected.num_iter
 
     error = (selection.weights[:m].double() - expected.weights).abs()
+
     assert (error <= weight_tolerance).all()
     assert abs(selection.residual.item() - expected.residual) <= weight_tolerance
     assert abs(selection.gap.item() - expected.gap) <= weight_tolerance
@@ -152,11 +154,13 @@ def assert_consistent(
 ) -> None:
     """What must hold of any batched answer, whichever path the variant took to it."""
     chosen = selection.indices >= 0
+
     assert torch.equal(chosen.sum(-1), selection.support_size)
     assert (selection.counts >= 0).all()
     assert (selection.counts.sum(-1) == n_select).all()
 
     weights = selection.weights.double()
+
     assert (weights >= 0).all()
     assert (weights.sum(-1) - 1).abs().max() < 1e-6
     assert (weights.diff(dim=-1) <= 0).all()
@@ -168,9 +172,11 @@ def assert_consistent(
     residual = query.double() - mix
 
     residual_error = residual.norm(dim=-1) - selection.residual.double()
+
     assert residual_error.abs().max() < 1e-6
 
     correlation = torch.einsum("bkd,bd->bk", wide, residual)
     gap = correlation.max(-1).values - mix.mul(residual).sum(-1)
     gap_error = gap - selection.gap.double()
+
     assert gap_error.abs().max() < 1e-6

@@ -23,6 +23,7 @@ def assert_sift_within_float32(
 
     for i, pick in enumerate(picks):
         left = reference.variance_after(x, targets, picks[:i], noise)
+
         assert left[pick] - left.min() <= FLOAT32_ROUNDING
         assert abs(selection.variance[i] - left[pick]) <= FLOAT32_ROUNDING
 
@@ -39,6 +40,7 @@ def assert_sift_within_float32(
     assert selection.num_iter.item() == len(picks)
 
     shares = selection.counts / len(picks)
+
     assert (selection.weights - shares).abs().max() <= 1e-6
 
     mean = x[picks].mean(0)

@@ -26,6 +26,7 @@ from hullft_ops import ReplayAdam
 @pytest.mark.parametrize("case", bad_adam_tensors())
 def test_bad_tensors(case: str) -> None:
     message, tensors = bad_adam_tensors()[case]
+
     with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
         OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
 
@@ -37,6 +38,7 @@ def test_bad_tensors(case: str) -> None:
 @pytest.mark.parametrize("message", overlapping_step_counts())
 def test_step_counts_within_other_tensors(message: str) -> None:
     tensors = overlapping_step_counts()[message]
+
     with pytest.raises(ValueError, match=f"^adam_replay_: {message} in memory$"):
         OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
 
@@ -53,6 +55,7 @@ def test_bad_options(message: str, options: dict[str, float]) -> None:
 @pytest.mark.parametrize(("message", "rate"), BAD_RATES)
 def test_bad_learning_rate_tensors(message: str, rate: torch.Tensor) -> None:
     tensors = make_tensors([3])
+
     with pytest.raises(ValueError, match=f"^adam_replay_: lr_tensor {message}$"):
         OPS.adam_replay_(*tensors, repeats=1, lr_tensor=rate, **OPTIONS)
 
@@ -76,6 +79,7 @@ def test_bad_values_of_a_learning_rate_tensor(value: float) -> None:
 @pytest.mark.parametrize(("message", "repeats"), BAD_REPEATS)
 def test_bad_tensors_of_repeats(message: str, repeats: torch.Tensor) -> None:
     tensors = make_tensors([3])
+
     with pytest.raises(ValueError, match=f"^adam_replay_: repeats_tensor {message}$"):
         OPS.adam_replay_(*tensors, repeats=1, repeats_tensor=repeats, **OPTIONS)
 
@@ -153,6 +157,7 @@ def test_bad_options_of_a_group(
         ReplayAdam([{"params": [torch.zeros(3)], **options}])
 
     optimizer = ReplayAdam([torch.zeros(3)])
+
     with pytest.raises(error, match=f"^ReplayAdam: {message}"):
         optimizer.add_param_group({"params": [torch.zeros(3)], **options})
 
@@ -197,6 +202,11 @@ def test_bad_repeats(error: type[Exception], repeats: object, message: str) -> N
         optimizer.step(lambda: calls.append(1), repeats=repeats)
 
     assert not calls
+
+
+def test_a_closure_that_is_none() -> None:
+    with pytest.raises(TypeError, match="closure must be a function, got 4; step"):
+        ReplayAdam([torch.zeros(3)]).step(4)
 
 
 def test_a_closure_and_gradients() -> None:

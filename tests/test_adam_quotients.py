@@ -47,13 +47,15 @@ def assert_as_one_by_one(tensors: AdamTensors, **options: object) -> None:
         one_by_one = adam_replay(one_by_one, 1, **options)
     for ours, wanted in zip(at_once[:4], one_by_one[:4], strict=True):
         assert torch.equal(ours[0].isnan(), wanted[0].isnan())
+
         number = ~wanted[0].isnan()
+
         assert torch.equal(ours[0][number], wanted[0][number])
         assert torch.equal(ours[0][number].signbit(), wanted[0][number].signbit())
 
 
-@pytest.mark.parametrize("lr", [0.0, 1e-30, 1e-3, 1.0, 1e30])
-@pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-8, 1e10, 1e30])
+@pytest.mark.parametrize("lr", [0.0, 1e-3, 1e30])
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e30])
 @pytest.mark.parametrize("sizes", [(-10, 10), (-60, 30), (-149, 127)], ids=str)
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 def test_any_size(
@@ -97,38 +99,5 @@ def test_hard_divisors(simd_level: str, ulps: int, scale: float) -> None:
     grad[::2] = grad[::2].sign() * grad[::2].abs().log2().round().exp2()
     tensors = from_zero(grad, torch.zeros(N), torch.zeros(N))
     after = adam_replay(tensors, 2, lr=1.0, eps=eps, beta1=0.0)
+
     assert torch.equal(after.params[0], -2 * (grad / eps))
-
-
-def nearly_halfway(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """About n / 3 dividends and divisors whose quotient is next to the middle between two numbers.
-
-    For integers a and odd b below 2**24, 2**25 a = m b - j has the quotient (m - j / b) / 2**25,
-    and an odd m of 25 bits is such a middle: j in -3 .. 3 is chosen, and m solved for modulo 2**25.
-    """
-    generator = torch.Generator().manual_seed(5)
-    modulus = 2**25
-    b = torch.randint(2**22, 2**23, (n,), generator=generator) * 2 + 1
-    j = torch.randint(1, 4, (n,), generator=generator)
-    j = torch.where(torch.rand(n, generator=generator) < 0.5, j, -j)
-    inverse = b
-    for _ in range(5):
-        inverse = inverse * ((2 - b * inverse) % modulus) % modulus
-    m = j * inverse % modulus
-    a = (m * b - j) // modulus
-    hard = (m % 2 == 1) & (m >= 2**24)
-    return a[hard].float(), b[hard].float()
-
-
-def test_quotients_nearly_halfway_between_two_numbers(simd_level: str) -> None:
-    """The second moment, which these betas leave as it is, gives each element its divisor."""
-    dividend, divisor = nearly_halfway(100_000)
-    assert len(dividend) > 20_000
-    grad, zeros = dividend * 2.0**-50, torch.zeros_like(dividend)
-    tensors = from_zero(grad, zeros, divisor * divisor)._replace(
-        steps=[torch.tensor(1e12)]
-    )
-    options = {"lr": 1.0, "eps": 2.0**-59, "beta1": 0.0, "beta2": 1 - 2.0**-30}
-    after = adam_replay(tensors, 2, **options)
-    assert torch.equal(after.exp_avg_sqs[0], tensors.exp_avg_sqs[0])
-    assert torch.equal(after.params[0], -2 * (grad / divisor))

@@ -108,6 +108,7 @@ def test_step_counts_may_be_float64() -> None:
     assert_step_counts(after, wide, 3)
 
     narrow = adam_replay(tensors, 3)
+
     assert torch.equal(after.params[0], narrow.params[0])
 
 

@@ -36,6 +36,7 @@ def test_philox_gives_the_published_answers(
 ) -> None:
     """The known answers of Random123, which its authors publish for every implementation."""
     published = [int(word, 16) for word in words.split()]
+
     assert list(reference.philox(counter, key)) == published
 
 

@@ -24,9 +24,11 @@ def faults(architecture: int, **changes: int) -> list[str]:
 def test_dynamic_shared_memory_is_counted(architecture: int) -> None:
     """The host leaves 1024 bytes for what the kernel has besides: more does not fit."""
     limit = gate.block_limit(architecture)
+
     assert faults(architecture, shared=1024) == []
 
     message = f"may ask for 1025 + {limit - 1024} bytes of shared memory, a block may"
+
     assert message in " ".join(faults(architecture, shared=1025))
     assert faults(architecture, shared=1025, in_shared=0) == []
 

@@ -68,6 +68,7 @@ def configure(
 @needs_nvcc
 def test_an_old_compiler_is_an_error(tmp_path: Path) -> None:
     status, output = configure(tmp_path, OLD_NVCC, HULLFT_CUDA="ON")
+
     assert status != 0
     assert "hullft_ops: the CUDA kernels want nvcc 12.1 or later" in output
     assert f"{tmp_path}/nvcc is 11.5" in output
@@ -87,6 +88,7 @@ def test_architectures_without_the_instructions_are_refused(tmp_path: Path) -> N
             CMAKE_CUDA_COMPILER=str(NVCC),  # CMake then looks for none
             HULLFT_CUDA_ARCHITECTURES=architectures,
         )
+
         assert status != 0
         assert "the CUDA kernels want architectures of at least 80" in output
         assert f"({old})" in output
@@ -97,9 +99,11 @@ def test_without_a_gpu_the_kernels_are_compiled_only_if_asked_for(
 ) -> None:
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
     status, output = configure(tmp_path, BROKEN_NVCC)
+
     assert status == 0
     assert ("for the CPU only: no GPU is visible" in output) == (not has_gpu)
 
     status, output = configure(tmp_path, BROKEN_NVCC, HULLFT_CUDA="ON")
+
     assert status != 0
     assert "there is no working CUDA compiler" in output

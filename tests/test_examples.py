@@ -3,6 +3,10 @@
 import os
 import re
 import runpy
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -15,6 +19,10 @@ import matplotlib.image
 import pytest
 import torch
 import torch.distributed as dist
+import uvicorn
+from openai import BadRequestError, OpenAI, RateLimitError
+
+from hullft_ops.ttft import TestTimeFinetuner, load_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -26,18 +34,21 @@ def run(name: str, **arguments: object) -> dict[str, Any]:
 
 def test_a_plain_loop_reuses_gradients() -> None:
     found = run("plain_loop.py")
+
     assert found["passes"] < 20
     assert found["after"] < found["before"]
 
 
 def test_lora_on_a_llama_adapts_and_is_undone() -> None:
     found = run("lora_llama.py")
+
     assert found["adapted"] < 0.9 * found["before"]
     assert found["restored"] == found["before"]
 
 
 def test_a_plot_shows_what_was_selected(tmp_path: Path) -> None:
     found = run("plot_adaptation.py", output=tmp_path / "adaptation.png")
+
     assert matplotlib.image.imread(tmp_path / "adaptation.png").shape == (1500, 1200, 4)
     assert 1 < found["selected"] <= found["passes"] < 50
 
@@ -45,6 +56,7 @@ def test_a_plot_shows_what_was_selected(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trainer_takes_every_step_of_the_multiplicities() -> None:
     found = run("trainer.py")
+
     assert found["steps"] == 20
     assert found["rows"] < 20
     assert found["after"] < found["before"]
@@ -71,6 +83,83 @@ def test_two_processes_train_a_sharded_model(tmp_path: Path) -> None:
         sharded, (tmp_path,), nprocs=2, start_method="fork"
     )
     printed = (tmp_path / "0.txt").read_text()
+
     assert "2 processes, 20 steps with 11 gradients" in printed
+
     before, after = re.findall(r"[\d.]+(?= before| after)", printed)
+
     assert float(after) < float(before)
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[OpenAI, Any]]:
+    """A client of a server with one waiting place, and the finetuner of its toy model."""
+    model, tokenizer = load_model(None)
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    finetuner = TestTimeFinetuner(model, tokenizer, n_select=0, context=0, ngrams=0)
+    application = runpy.run_path(str(EXAMPLES / "serve.py"))["application"]
+    config = uvicorn.Config(application(finetuner, waiting=1), log_level="error")
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        yield OpenAI(base_url=url, api_key="none", max_retries=0), finetuner
+        server.should_exit = True
+        thread.join()
+
+
+ASKED = {"model": "toy", "max_tokens": 12, "temperature": 0}
+MESSAGES = [{"role": "user", "content": "def area("}]
+
+
+def test_a_server_answers_and_streams(served: tuple[OpenAI, Any]) -> None:
+    client, finetuner = served
+    expected = finetuner.generate("def area(", max_new_tokens=12, do_sample=False)
+    completions, chat = client.completions, client.chat.completions
+    [whole] = completions.create(prompt="def area(", **ASKED).choices
+    [message] = chat.create(messages=MESSAGES, **ASKED).choices
+
+    assert whole.text == message.message.content == expected
+    assert whole.finish_reason == message.finish_reason == "length"
+
+    pieces = [
+        event.choices[0]
+        for event in completions.create(prompt="def area(", stream=True, **ASKED)
+    ]
+    deltas = [
+        event.choices[0].delta.content
+        for event in chat.create(messages=MESSAGES, stream=True, **ASKED)
+    ]
+    assert "".join(piece.text for piece in pieces) == "".join(deltas) == expected
+    assert len(pieces) > 2
+    assert [piece.finish_reason for piece in pieces][-2:] == [None, "length"]
+
+
+def test_a_server_refuses_politely(served: tuple[OpenAI, Any]) -> None:
+    client, finetuner = served
+    for wrong in ({"stop": "x"}, {"max_tokens": 9999}, {"prompt": ["a", "b"]}):
+        with pytest.raises(BadRequestError, match="stop|max_new_tokens|string"):
+            client.completions.create(**({"prompt": "a", **ASKED} | wrong))
+
+    turn = threading.Event()
+    generate = finetuner.generate
+
+    def slow(*prompt: Any, **options: Any) -> Any:
+        turn.wait()
+        return generate(*prompt, **options)
+
+    with (
+        patch.object(finetuner, "generate", slow),
+        ThreadPoolExecutor() as clients,
+    ):
+        asked = partial(client.completions.create, prompt="def", **ASKED)
+        answers = [clients.submit(asked) for _ in range(3)]
+        [refused, *_] = wait(answers, return_when="FIRST_COMPLETED").done
+        turn.set()
+
+    assert isinstance(refused.exception(), RateLimitError)
+    assert "too many prompts wait" in str(refused.exception())
+    assert sum(answer.exception() is None for answer in answers) == 2
+    assert asked().choices

@@ -58,6 +58,7 @@ def test_pairwise_takes_the_lower_of_two_level_atoms(
         assert sel.counts[b, :m].tolist() == expected.counts.tolist()
 
         error = sel.weights[b, :m] - expected.weights
+
         assert error.abs().max() < float32_tolerance
 
 
@@ -113,7 +114,9 @@ def test_the_optimum_ends_it_without_a_tolerance(variant: str, n_select: int) ->
         held = pool[0, sel.indices[:m]]
         current = sel.weights[:m] @ held
         slopes = (held - current) @ (query[0] - current)
+
         assert slopes.abs().max() < 1e-13
+
         if n_select == 20:
             assert sel.gap < 1e-13
 

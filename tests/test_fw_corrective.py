@@ -89,7 +89,9 @@ def test_max_support_bounds_the_rows_and_not_the_units(
     sel = hullft_ops.fw_select(pool, query, 20, **options)
 
     assert_consistent(pool, query, sel, 20)
+
     assert (sel.support_size <= max_support).all()
+
     for b in range(4):
         expected = reference_fw_select(pool[b], query[b], 20, **options)
         if variant == "corrective" and len(expected.indices) < max_support:
@@ -103,7 +105,9 @@ def test_the_weights_are_the_best_for_a_full_support(n_select: int) -> None:
     sel = hullft_ops.fw_select(pool, query, n_select, variant="corrective")
 
     assert (sel.support_size == n_select).all()
+
     rows = pool.gather(1, sel.indices.unsqueeze(-1).expand(-1, -1, 40))
+
     assert excess(rows, query, sel.weights).max() <= 1e-13
 
 
@@ -114,10 +118,12 @@ def test_dense_has_the_weight_of_every_row() -> None:
     weights = sel.dense(30)
 
     assert weights.shape == (3, 30)
+
     for b in range(3):
         expected = torch.zeros(30, dtype=torch.float64)
         size = int(sel.support_size[b])
         expected[sel.indices[b, :size]] = sel.weights[b, :size]
+
         assert torch.equal(weights[b], expected)
         assert torch.equal(of_query(sel, b).dense(30), expected)
 

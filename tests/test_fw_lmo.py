@@ -33,6 +33,7 @@ def test_equals_reference(dtype: torch.dtype, candidates: int, dim: int) -> None
 
     for b in range(3):
         expected = reference.fw_lmo(pool[b], query[b], current[b])
+
         assert step.vertex[b].item() == expected.vertex
 
         for name in ("correlation", "gamma", "gap"):
@@ -67,6 +68,7 @@ def test_a_loop_of_it_is_vanilla_frank_wolfe() -> None:
         current += step.gamma * (pool[step.vertex] - current)
 
     selection = hullft_ops.fw_select(pool, query, 40, max_iter=12)
+
     assert selection.num_iter.item() == 12
 
     residual = (query - current).norm()

@@ -2,7 +2,6 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 
@@ -133,64 +132,3 @@ def test_all_weights_zero_is_uniform() -> None:
     for weights in (torch.zeros(1, 4), torch.full((1, 4), -1.0)):
         counts = hullft_ops.integerize(support, query, weights, 10)
         assert torch.equal(counts, expected)
-
-
-def from_the_page(
-    x: np.ndarray, q: np.ndarray, w: np.ndarray, n_select: int, swap_passes: int
-) -> list[int]:
-    """As docs/guides/library.md tells it, and nothing else."""
-    m = len(x)
-    gram, b = x @ x.T, x @ q
-    w = np.maximum(w, 0)
-    w = w / w.sum() if w.sum() > 0 else np.full(m, 1 / m)
-    c = np.floor(n_select * w).astype(int)
-
-    def change_of_unit(i: int) -> float:
-        v = gram @ c
-        return (2 * v[i] + gram[i, i]) / n_select**2 - 2 * b[i] / n_select
-
-    def change_of_swap(i: int, j: int) -> float:
-        v = gram @ c
-        squares = gram[j, j] + gram[i, i] - 2 * gram[i, j]
-        moved = 2 * (v[j] - v[i]) + squares
-        return moved / n_select**2 - 2 * (b[j] - b[i]) / n_select
-
-    while c.sum() < n_select:
-        c[min(range(m), key=change_of_unit)] += 1
-
-    for _ in range(swap_passes):
-        before = c.copy()
-        for i in np.flatnonzero(before):
-            for j in range(m):
-                if c[i] == 0 or j == i:
-                    continue
-                if change_of_swap(i, j) < -1e-14 * gram.diagonal().max():
-                    c[i] -= 1
-                    c[j] += 1
-        if (c == before).all():
-            break
-    return c.tolist()
-
-
-@pytest.mark.parametrize("swap_passes", [0, 1, 2])
-def test_equals_what_the_page_says(swap_passes: int) -> None:
-    """Random problems, and small integers: their sums are exact, so that ties are too."""
-    random = np.random.default_rng(0)
-    for trial in range(60):
-        m, n_select = random.integers(2, 14), int(random.integers(1, 40))
-        x, q = random.normal(size=(m, 6)), random.normal(size=6)
-        w = random.random(m) ** 3
-        if trial % 2:
-            x = random.integers(-2, 3, size=(m, 3)).astype(float)
-            x[m // 2 :] = x[: m - m // 2]  # every row twice
-            q, w = x.sum(0), random.integers(-1, 3, size=m).astype(float)
-
-        counts = hullft_ops.integerize(
-            torch.from_numpy(x),
-            torch.from_numpy(q),
-            torch.from_numpy(w),
-            n_select,
-            swap_passes=swap_passes,
-        )
-
-        assert counts.tolist() == from_the_page(x, q, w, n_select, swap_passes)

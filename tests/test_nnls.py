@@ -50,6 +50,7 @@ def test_equals_reference(dtype: torch.dtype, float32_tolerance: float) -> None:
 
     for b in range(3):
         expected = reference.nnls(pool[b], query[b])
+
         assert (solution.weights[b] - expected.weights).abs().max() <= tolerance
         assert abs(solution.residual[b].item() - expected.residual) <= tolerance
 
@@ -64,6 +65,7 @@ def test_the_gap_is_the_largest_violation() -> None:
         correlations = (pool @ residual.unsqueeze(-1)).squeeze(-1)
         of_support = correlations.abs().where(solution.weights > 0, 0.0)
         violation = torch.maximum(correlations, of_support).max(-1).values
+
         assert ((violation - solution.gap).abs() <= 1e-13).all()
 
     assert exact.gap.max() <= 1e-13

@@ -56,6 +56,7 @@ def test_import_brings_torch_alone() -> None:
 
 def test_import_leaves_the_slow_parts_for_later() -> None:
     imported = imported_in_a_new_process()
+
     assert "hullft_ops._C" in imported
     assert not set(SLOW) & set(imported)
 
@@ -76,6 +77,7 @@ def test_the_benchmarks_of_operators_need_nothing_of_the_layer() -> None:
         for package, names in importlib.metadata.packages_distributions().items()
         if of_layer & set(map(canonicalize_name, names))
     ]
+
     assert "transformers" in hidden
 
     command = [sys.executable, "-c", OF_OPERATORS, *hidden]
@@ -105,7 +107,7 @@ def imports_of(folder: Path) -> set[str]:
 
 def test_what_is_imported_is_required() -> None:
     """By an extra that users install; those of tests and documentation are none."""
-    installed = {"torch"}.union(*map(required, ("ttft", "lm-eval", "ray")))
+    installed = {"torch"}.union(*map(required, ("ttft", "ray")))
     distributions = importlib.metadata.packages_distributions()
 
     for package in imports_of(Path(hullft_ops.__file__).parent):
@@ -119,6 +121,7 @@ def test_version_is_that_of_the_distribution() -> None:
 
 def test_simd_levels() -> None:
     levels = _C.simd_levels()
+
     assert levels[-1] == "portable"
     assert _C.simd_level() == levels[0]
 

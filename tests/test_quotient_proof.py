@@ -21,14 +21,18 @@ def options_of_the_build() -> list[str]:
         r"APPEND PROPERTY COMPILE_OPTIONS([^)]*)\)",
         lists,
     )
+
     assert len(found) == 2
+
     return " ".join(found).split()
 
 
 def prove(folder: Path) -> dict[str, tuple[int, int]]:
     """For each way of rounding: reciprocals that are not the nearest, and wrong quotients."""
     compiler = os.environ.get("CXX") or shutil.which("c++")
+
     assert compiler, "no C++ compiler"
+
     program = folder / "quotient_proof"
     subprocess.run(
         [compiler, "-std=c++20", "-O3", "-pthread", *options_of_the_build(),
@@ -46,6 +50,7 @@ def prove(folder: Path) -> dict[str, tuple[int, int]]:
 def test_quotients_are_those_of_the_division(tmp_path: Path) -> None:
     proof = prove(tmp_path)
     reciprocals, wrong = proof["upwards"]
+
     assert reciprocals > 0
     assert wrong == 0
     assert proof["cuda"] == (4, 0)

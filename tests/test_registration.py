@@ -315,6 +315,7 @@ def test_other_errors_stay_as_they_are(
     error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, "fw_select", error)
+
     with pytest.raises(type(error)) as raised:
         _ops.call("fw_select", torch.ones(1))
 

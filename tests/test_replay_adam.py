@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from adam_training import (
     assert_close,
@@ -45,6 +46,7 @@ def test_trains_as_adamw() -> None:
 
 def test_defaults_are_those_of_torch() -> None:
     params = [torch.zeros(3, requires_grad=True)]
+
     assert ReplayAdam(params).defaults == torch.optim.Adam(params).defaults
     assert ReplayAdamW(params).defaults == torch.optim.AdamW(params).defaults
 
@@ -131,6 +133,30 @@ def test_lr_as_a_tensor_is_read_at_every_step() -> None:
     assert_close(ours, theirs)
 
 
+def test_a_compiled_step_follows_a_schedule_in_two_graphs() -> None:
+    """One makes the state."""
+    models = [make_model(), make_model()]
+    backend = CompileCounterWithBackend("aot_eager")
+    for model, is_compiled in zip(models, (False, True), strict=True):
+        optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+        scheduler = exponential(optimizer)
+
+        def step(optimizer: ReplayAdam = optimizer) -> None:
+            optimizer.step(repeats=2)
+
+        if is_compiled:
+            step = torch.compile(step, backend=backend)
+
+        for seed in range(12):
+            backward(model, seed)
+            step()
+            scheduler.step()
+
+    assert_same_bits(*models)
+
+    assert backend.frame_count == 2
+
+
 def test_closure_runs_once_with_gradients() -> None:
     ours = make_model()
     theirs = make_model()
@@ -215,6 +241,11 @@ def test_repeats_of_a_group() -> None:
     cache.replay("a", optimizer)
 
     assert step_counts(optimizer) == [14, 14, 6]
+
+    twice = ReplayAdam(ours.parameters(), repeats=2)
+    twice.step()
+
+    assert step_counts(twice) == [2, 2, 2]
 
 
 def test_repeats_in_a_tensor() -> None:

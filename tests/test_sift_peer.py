@@ -1,11 +1,8 @@
 """sift_select makes the picks of activeft, whose authors wrote the method."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from benchmarks import peers
 from benchmarks.pools import POOLS, real_texts
 
 import hullft_ops
@@ -49,29 +46,3 @@ def test_float32_picks_as_activeft(
 ) -> None:
     picks = picks_of_real_texts(recorded, torch.float32, noise)
     assert torch.equal(picks, recorded[f"picks_{noise}"])
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """activeft builds its matrices in the default dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-@pytest.mark.parametrize("targets", [1, 5])
-@pytest.mark.usefixtures("float64")
-def test_picks_and_values_of_activeft(
-    recorded: dict[str, torch.Tensor], targets: int
-) -> None:
-    pytest.importorskip("activeft")
-    texts = real_texts()
-    for b in range(3):
-        pool = texts[recorded["candidates"][b]]
-        query = texts[recorded["queries"][b : b + targets]]
-        sel = hullft_ops.sift_select(pool, query[None], 30, noise=0.05)
-        picks, values = peers.sift(pool, query, 30, noise=0.05)
-
-        assert sel.picks[0].tolist() == picks.tolist()
-        assert (sel.variance[0] + values).abs().max() < 1e-12

@@ -31,6 +31,7 @@ def assert_equals_sift(
 
     variance = torch.tensor(expected.variance, dtype=torch.float64)
     error = selection.variance.double() - variance
+
     assert error.abs().max() <= tolerance
 
     assert_equals_reference(
@@ -56,6 +57,7 @@ def assert_greedy(
     for i, pick in enumerate(picks):
         left = reference.variance_after(x, targets, picks[:i], noise)
         smallest = left.min()
+
         assert left[pick] <= smallest + rounding * before
 
 
@@ -122,6 +124,7 @@ def test_the_first_pick_alone() -> None:
     assert torch.equal(sel.picks[:, 0], best.indices)
 
     error = sel.variance[:, 0] - (1 - best.values)
+
     assert error.abs().max() < 1e-12
 
 
@@ -148,6 +151,7 @@ def test_opposite_rows_tell_as_much() -> None:
 
     picks = torch.arange(1, 4, dtype=torch.float64)
     expected = 4 * 0.01 / (picks + 0.01)
+
     assert (sel.variance - expected).abs().max() < 1e-12
 
 
@@ -195,6 +199,7 @@ def test_zero_query_and_zero_rows(dtype: torch.dtype) -> None:
     assert (sel.picks >= 4).all()
 
     zeros = hullft_ops.sift_select(torch.zeros_like(pool), query, 3)
+
     assert (zeros.picks == 0).all()
     assert (zeros.variance - 1).abs().max() < 1e-2
 

@@ -36,10 +36,12 @@ def test_no_point_of_the_hull_is_nearer(kind: str, rows: int, dim: int) -> None:
     assert (solution.num_iter <= 3 * rows).all()
 
     above = excess(pool, query, weights)
+
     assert (above <= 1e-13 * scale).all()
     assert (above <= 2 * solution.gap + 1e-13 * scale).all()
 
     residual = (query - (weights.unsqueeze(-2) @ pool).squeeze(-2)).norm(dim=-1)
+
     assert ((residual - solution.residual).abs() <= 1e-13 * scale.sqrt()).all()
 
 
@@ -50,7 +52,9 @@ def test_equals_reference(kind: str) -> None:
 
     for b in range(4):
         expected = reference.simplex_lstsq(pool[b], query[b])
+
         assert abs(solution.residual[b].item() - expected.residual) <= 1e-12
+
         if kind == "plain":
             error = solution.weights[b] - expected.weights
             assert error.abs().max() <= 1e-12
@@ -66,7 +70,9 @@ def test_dtypes_differ_by_their_rounding(
     real = torch.float64 if dtype == torch.float64 else torch.float32
 
     assert solution.weights.dtype == solution.residual.dtype == real
+
     error = solution.weights - exact.weights
+
     assert error.abs().max() <= float32_tolerance
 
 
@@ -99,6 +105,8 @@ def test_the_gap_ends_it() -> None:
 
     assert (early.gap <= 1e-2).all()
     assert (early.num_iter < exact.num_iter).all()
+
     difference = early.residual.square() - exact.residual.square()
+
     assert (difference >= 0).all()
     assert (difference <= 2 * early.gap).all()

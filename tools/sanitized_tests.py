@@ -2,7 +2,6 @@
 
 python tools/sanitized_tests.py address   # AddressSanitizer and UndefinedBehaviorSanitizer
 python tools/sanitized_tests.py thread    # ThreadSanitizer
-python tools/sanitized_tests.py address --only tests/test_fw_lmo.py
 
 Wants g++ with its sanitizer runtimes, and a Python with torch, pybind11, cmake, ninja and what the
 tests need. Builds a copy of the sources in build/sanitized/, where bugs are planted. Each is chosen
@@ -22,22 +21,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = ROOT / "tools" / "sanitizers"
+SHARED_LOOPS = (
+    "tests/properties/test_selection_same_bits.py::test_the_number_of_threads"
+)
 OPERATOR_TESTS = [
     "tests/properties",
+    f"--deselect={SHARED_LOOPS}",  # for the thread sanitizer
     "tests/test_fw_lmo.py",
     "tests/test_grad_accumulate.py",
     "tests/test_knn_select.py",
     "tests/test_screening.py",
     "tests/test_selection_errors.py",
     "tests/test_selection_batches.py",
+    # It starts another Python, which loads the extension that is installed, without sanitizers.
+    "--deselect=tests/test_selection_batches.py::test_a_small_batch_starts_no_thread",
 ]
 # Those in which loops run that are shared among threads: smaller selections stay on one.
-THREAD_TESTS = [
-    "tests/properties/test_replay.py",
-    "tests/properties/test_selection_same_bits.py::test_the_number_of_threads",
-]
-# It starts another Python, which loads the extension that is installed, without sanitizers.
-UNSANITIZED = "tests/test_selection_batches.py::test_a_small_batch_starts_no_thread"
+# The instruction sets have the same loops, so one of them, the widest, is enough.
+THREAD_TESTS = ["tests/properties/test_replay.py", SHARED_LOOPS, "-k=WIDEST"]
 CHOICE = "HULLFT_PLANTED"
 # A batch that is large enough to be shared among threads. Importing torch takes long: one process
 # does it, forks for each bug, which ends its process, and is where the tests run.
@@ -62,7 +63,8 @@ for bug in sys.argv[2].split():
         os._exit(0)
     assert os.waitpid(child, 0)[1] != 0, f"planted {{bug}} and nothing ended"
 trigger()
-sys.exit(pytest.main(sys.argv[3:]))
+widest = hullft_ops._C.simd_levels()[0]
+sys.exit(pytest.main([word.replace("WIDEST", widest) for word in sys.argv[3:]]))
 """
 
 
@@ -270,11 +272,11 @@ def python(build: Build, kind: Sanitizer, *arguments: str) -> list[str]:
             *arguments]  # fmt: skip
 
 
-def run_tests(build: Build, kind: Sanitizer, tests: list[str]) -> None:
+def run_tests(build: Build, kind: Sanitizer) -> None:
     build.reports.mkdir(exist_ok=True)
     command = python(
         build, kind, str(build.reports), " ".join(bug.name for bug in kind.bugs),
-        "-q", "-x", "-p", "no:cacheprovider", "--deselect", UNSANITIZED, *tests,
+        "-q", "-x", "-p", "no:cacheprovider", *kind.tests,
     )  # fmt: skip
     finished = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"}
@@ -300,16 +302,13 @@ def check_planted(build: Build, kind: Sanitizer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument(
-        "--only", nargs="+", help="tests to run instead of the usual ones"
-    )
-    arguments = parser.parse_args()
-    kind = KINDS[arguments.kind]
-    build = Build(arguments.kind, kind)
+    name = parser.parse_args().kind
+    kind = KINDS[name]
+    build = Build(name, kind)
     build.copy_sources()
     build.configure()
     build.compile()
-    run_tests(build, kind, arguments.only or kind.tests)
+    run_tests(build, kind)
     check_planted(build, kind)
 
 

@@ -1,6 +1,6 @@
 // The arithmetic of a Gram matrix on tensor cores: 16 x 8 products of rows over a slice, 64 bytes
 // of each row. Every slice has sums of its own, which the kernels add up in the order of the
-// slices: an element has the same bits whichever kernel makes it. Model: tests/tf32_gram.py.
+// slices: an element has the same bits whichever kernel makes it.
 #pragma once
 
 #include "load.cuh"

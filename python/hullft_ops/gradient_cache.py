@@ -21,9 +21,8 @@ class GradientCache:
         ...
         cache.replay(example, optimizer, repeats=2)
 
-    An example's first gradient allocates its buffers. Dropped examples pass them on to later ones.
-    `gradients`, `replay` and `drop` raise a KeyError for an example that is not
-    cached.
+    An example's first gradient allocates its buffers, and `drop` frees them. `gradients`, `replay`
+    and `drop` raise a KeyError for an example that is not cached.
 
     Args:
         params: the parameters whose gradients to keep. Gradients of DTensors are sharded alike.
@@ -52,9 +51,8 @@ class GradientCache:
             )
         self._params = params
         self._dtype = dtype
-        # Buffers by their parameters: those in use, and those of dropped examples.
+        # Buffers by their parameters.
         self._cached: dict[Hashable, dict[Tensor, Tensor]] = {}
-        self._free: dict[Tensor, list[Tensor]] = {param: [] for param in params}
 
     def __contains__(self, example: Hashable) -> bool:
         return example in self._cached
@@ -65,12 +63,12 @@ class GradientCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers in this process, including those of dropped examples."""
-        in_use = [
-            buffer for entry in self._cached.values() for buffer in entry.values()
-        ]
-        free = [buffer for buffers in self._free.values() for buffer in buffers]
-        return sum(local(t).nbytes for t in in_use + free)
+        """Bytes of all buffers in this process."""
+        total = 0
+        for entry in self._cached.values():
+            for buffer in entry.values():
+                total += local(buffer).nbytes
+        return total
 
     @torch.no_grad()
     def accumulate(
@@ -101,7 +99,7 @@ class GradientCache:
         entry = dict(self._cached.get(example, {}))
         continued = [param for param in grads if param in entry]
         started = [param for param in grads if param not in entry]
-        entry |= {param: self._take_buffer(param) for param in started}
+        entry |= {param: self._new_buffer(param) for param in started}
         for params, weight in ((started, 0.0), (continued, beta)):
             for columns in by_device(
                 [(entry[param], grads[param]) for param in params]
@@ -109,7 +107,7 @@ class GradientCache:
                 call_in_place("grad_accumulate_", columns, alpha=alpha, beta=weight)
         for param in [known for known in entry if known.grad is None]:
             if beta == 0:
-                self._free[param].append(entry.pop(param))
+                del entry[param]
             else:
                 entry[param].mul_(beta)
         self._cached[example] = entry
@@ -141,15 +139,12 @@ class GradientCache:
 
     def drop(self, example: Hashable) -> None:
         """Forgets an example."""
-        entry = self.gradients(example)
+        self.gradients(example)
         del self._cached[example]
-        for param, buffer in entry.items():
-            self._free[param].append(buffer)
 
     def clear(self) -> None:
         """Forgets every example."""
-        for example in list(self._cached):
-            self.drop(example)
+        self._cached.clear()
 
     def _present_gradients(self) -> dict[Tensor, Tensor]:
         op = "GradientCache.accumulate"
@@ -164,9 +159,7 @@ class GradientCache:
             )
         return grads
 
-    def _take_buffer(self, param: Tensor) -> Tensor:
-        if self._free[param]:
-            return self._free[param].pop()
+    def _new_buffer(self, param: Tensor) -> Tensor:
         # A tensor made in inference mode cannot be scaled outside of it.
         with torch.inference_mode(False):
             return torch.empty_like(param, dtype=self._dtype)

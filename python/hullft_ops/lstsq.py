@@ -25,7 +25,8 @@ class LstsqSolution(NamedTuple):
     residual: Tensor
     """[..]: the norm of ``query - weights @ pool``."""
     gap: Tensor
-    """[..]: how far the weights may be from the optimum, >= 0; see the function."""
+    """[..]: how far the weights may be from the optimum, >= 0; see the function. It grows with the
+    square of the vectors' lengths, and so does its rounding: compare it with the residual's."""
     support_size: Tensor
     """int64 [..]: how many weights are above 0."""
     num_iter: Tensor

@@ -66,6 +66,8 @@ class ReplayAdam(Optimizer):
             seed, the step count, which parameters of a group step together, and a value's place in
             the memory of its parameter or shard. They are the same on every device and for any
             number of threads. From 0 to 2147483647.
+        repeats: how many steps each call takes, unless the call or a group says otherwise; None
+            for one.
 
     Raises:
         TypeError: an option has the wrong type, or a parameter is not floating.
@@ -91,6 +93,7 @@ class ReplayAdam(Optimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         rounding_seed: int | None = None,
+        repeats: int | None = None,
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -107,6 +110,8 @@ class ReplayAdam(Optimizer):
         }
         if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
             defaults["rounding_seed"] = rounding_seed
+        if repeats is not None:
+            defaults["repeats"] = repeats
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -188,6 +193,11 @@ class ReplayAdam(Optimizer):
         self._check_capture()
         loss = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    f"ReplayAdam.step: closure must be a function, got {closure!r}; "
+                    "step(repeats=2) takes two steps"
+                )
             if grads is not None:
                 raise ValueError(
                     "ReplayAdam.step: closure and grads exclude each other, got both"
@@ -246,6 +256,11 @@ class ReplayAdam(Optimizer):
     ) -> dict[str, Any]:
         """The operator's options, checked again because anybody may have changed the group."""
         options = _checks.adam_options(group)
+        if torch.compiler.is_compiling() and options["lr_tensor"] is None:
+            # A graph would be made again for each number. Those that scale a tensor are its inputs.
+            one = torch.ones((), dtype=torch.float64, device="cpu")
+            rate = one * options["lr"]
+            options |= {"lr": 0.0, "lr_tensor": rate}
         if isinstance(repeats, Tensor):
             options |= {"repeats": 1, "repeats_tensor": repeats}
         elif repeats is not None:

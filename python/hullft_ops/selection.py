@@ -37,7 +37,8 @@ class Selection(NamedTuple):
     """[..]: distance of the query from its convex combination."""
     gap: Tensor
     """[..]: the Frank-Wolfe gap over the whole pool, >= 0: an upper bound on how much half the
-    squared residual could still fall."""
+    squared residual could still fall. Where ``max_support`` or ``n_select`` limits the support, the
+    rows left out count too: it does not tell whether the weights are the best for the support."""
     num_iter: Tensor
     """int64 [..]: steps taken; of "corrective", rows that entered."""
 
@@ -118,6 +119,11 @@ def fw_select(
     about as many cycles as the support has rows: it is the solver of `simplex_lstsq`, for at most
     ``max_support`` rows. Take it for correlated rows, where steps arrive late or never.
 
+    "vanilla" is the default because it is the published method. It stops as soon as the support is
+    full, with weights that need not be the best for it: for the minimum-norm point of ``n_select``
+    rows (a query of 0) it stops after ``n_select - 1`` steps, far from the optimum, which `gap`
+    shows. For the best weights call `simplex_lstsq`, or take "corrective".
+
     A query takes ``K * d`` multiply-adds for each row that enters its support, and K for each step.
     On the CPU each thread that works on one needs some ``8 * K * (max_support + 40)`` bytes, and
     ``2 * K * d`` unless the pool is float64 and the variant not "corrective".
@@ -146,9 +152,10 @@ def fw_select(
         n_select: the sum of the counts, and the largest support unless ``max_support`` is less. It
             may exceed K.
         max_iter: the largest number of steps, or of cycles of "corrective".
-        tol: stop when the residual norm is below this share of the query's norm.
-        gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this absolute value; 0
-            never stops.
+        tol: stop when the residual norm is below this share of the query's norm; for a query of 0
+            it never stops.
+        gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this absolute value,
+            the same for all queries of a batch; 0 never stops.
         variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
             (Lacoste-Julien and Jaggi, 2015) drop atoms, and continue within a full support.
             ``"corrective"`` (Wolfe, 1976) stops at the optimum or when the support is full.

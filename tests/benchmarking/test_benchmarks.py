@@ -81,6 +81,7 @@ def work() -> None:
 def test_a_recorder_compares_with_nothing_before_ours() -> None:
     comparison = Comparison("selection", "B1")
     recorder = recorder_of(comparison)
+
     with pytest.raises(RuntimeError, match="ours must be timed before"):
         recorder.peer("a peer", work)
 
@@ -109,6 +110,7 @@ def test_pools_of_the_real_size_are_the_real_ones_and_others_keep_their_geometry
     assert (nearest_first[:-1] - expected).abs().max() < 1e-6
 
     selection = hullft_ops.fw_select(pool, query, 50)
+
     assert selection.num_iter[:-1].tolist() == [250] * (DISTINCT - 1)
     assert selection.support_size[-1] == 50
 
@@ -120,6 +122,7 @@ def test_pools_of_the_real_size_are_the_real_ones_and_others_keep_their_geometry
     assert (nearest_first.diff(dim=-1) <= 1e-6).all()
 
     repeated = tiled(query, DISTINCT + 3)
+
     assert torch.equal(repeated[DISTINCT:], query[:3])
 
 
@@ -155,10 +158,12 @@ def test_torch_peer_selects_a_batch_as_the_reference(n_select: int) -> None:
 
     for pool, query, selection in zip(pools, queries, selections, strict=True):
         expected = reference.fw_select(pool, query, n_select)
+
         assert selection.indices.tolist() == expected.indices.tolist()
         assert selection.counts.tolist() == expected.counts.tolist()
 
         error = selection.weights - expected.weights.numpy()
+
         assert np.abs(error).max() < 1e-9
 
 
@@ -181,6 +186,7 @@ def test_a_torch_peer_that_computes_something_else_is_noticed(
         return right(x, q, **options)
 
     monkeypatch.setattr(peers, "torch_select", selected)
+
     with pytest.raises(AssertionError):
         bench_selection.time_gram(case, recorder, pool, query)
 
@@ -199,6 +205,7 @@ def test_fista_ends_at_its_goal(kind: str, is_shared: bool) -> None:
     assert (weights.sum(-1) - 1).abs().max() < 1e-12
 
     squared = (query - peers.times(weights, pool)).square().sum(1)
+
     assert (squared <= 1.001 * exact).all()
     assert (squared >= (1 - 1e-9) * exact).all()
 
@@ -218,6 +225,7 @@ def test_an_exact_peer_that_computes_something_else_is_noticed(
         return weights
 
     monkeypatch.setattr(peers, "scipy_lstsq", solved)
+
     with pytest.raises(AssertionError):
         bench_simplex.test_simplex(case, recorder, CPU)
 
@@ -276,6 +284,7 @@ def test_a_loop_that_computes_something_else_is_noticed(
     adapting = Adapting(case, CPU, TrigramEmbedder())
 
     allowed = case.allowed_difference(CPU)
+
     assert adapting.difference() <= allowed
 
     right = loops.torch_finetune
@@ -284,6 +293,7 @@ def test_a_loop_that_computes_something_else_is_noticed(
         right(*arguments, **options | wrong)
 
     monkeypatch.setattr("benchmarks.adapting.torch_finetune", finetune)
+
     assert adapting.difference() > allowed
 
 
@@ -314,17 +324,18 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
     assert run["machine_info"]["threads"] == 1
 
     page = report.page(run)
+
     assert all(f"| {one.case} | " in page for one in comparisons)
 
     with pytest.raises(ValueError, match="no case was measured"):
         report.page(run | {"benchmarks": [{"extra_info": {}}]})
 
 
-def run_of(threads: int = 2, **seconds: float) -> dict[str, Any]:
-    """What pytest-benchmark writes of cases that take these seconds; a peer always takes one."""
+def run_of(threads: int = 2, peer: float = 1.0, **seconds: float) -> dict[str, Any]:
+    """What pytest-benchmark writes of cases that take these seconds."""
     cases = [
         asdict(
-            Comparison("selection", case, ours, {"a peer": 1.0}, {"a peer": 1 / ours})
+            Comparison("selection", case, ours, {"a peer": peer}, {"a peer": 1 / ours})
         )
         for case, ours in seconds.items()
     ]
@@ -344,6 +355,11 @@ def test_a_comparison_has_every_case_before_and_after() -> None:
         ["selection", "gone:", "only", "before"],
         ["selection", "new:", "only", "after"],
     ]
+
+    _, *rows, _ = compare.lines(before, run_of(same=2.0, peer=0.96))
+
+    assert rows[0].endswith("0.960x !")
+
     with pytest.raises(ValueError, match="threads is 2 before, 1 after"):
         compare.lines(before, run_of(threads=1, same=2.0))
 

@@ -25,4 +25,5 @@ def test_each_page_is_what_report_makes_of_its_run(run: Path) -> None:
 def test_rows_are_of_their_experiment(rows: Path) -> None:
     experiment = read_experiment(str(rows).removesuffix("l.xz"))
     measured = {row.config for row in read_rows(rows)}
+
     assert {label(config) for config in experiment.configs()} <= measured

@@ -68,10 +68,12 @@ def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(run: Run) 
     measured = json.loads(ran.files["benchmarks.json"])["benchmarks"]
     groups = {one["extra_info"]["group"] for one in measured}
     of_a_gpu = {"replay_floor", "selection_floor", "selection_kernels"}
+
     assert groups == {"selection", *of_a_gpu}
     assert "pyversity is not installed" in ran.files["log.txt"]
 
     skipped = {name for name, tags in ran.outcomes.items() if tags == ["skipped"]}
+
     assert len(ran.outcomes) > 190
     assert {name.partition("[")[0] for name in skipped} == {
         "test_all_mantissas",
@@ -129,6 +131,7 @@ def test_every_file_is_run_whatever_becomes_of_those_before(
     assert "Skipped: could not import 'no_such_package'" in page
     assert "test_wrong: assert 1 == 2" in page
     assert "NameError: name 'no_such' is not defined" in ran.files["log.txt"]
+
     for name, status in (("crash", -6), ("hang", 1), ("unusable", 2)):
         message = f"test_{name}.py process: the process ended with status {status}"
         assert message in page
@@ -151,6 +154,7 @@ def test_what_there_is_no_time_for_is_skipped(tmp_path: Path, run: Run) -> None:
 
 def test_without_kernels_that_can_run_nothing_is_run(run: Run) -> None:
     ran = run("benchmarks/bench_lmo.py", "--device", "cuda")
+
     assert ran.status == 1
     assert "kernels process: the process ended with status 1" in ran.files["page.md"]
 
@@ -170,11 +174,13 @@ def test_what_a_process_leaves_unfinished_is_passed_over(tmp_path: Path) -> None
         (tmp_path / name / "benchmarks.json").write_text(text)
     suites = ElementTree.Element("testsuites")
     run_on_gpu.write(tmp_path, tmp_path, suites)
+
     assert "# Tests" in (tmp_path / "page.md").read_text()
 
     cut = "printf '<testsuites><testsu' > junit.xml; exit 1"
     command = ["sh", "-c", f"cd {tmp_path / 'd'}; {cut}"]
     [suite] = run_on_gpu.run("d", tmp_path / "d", command)
+
     assert suite[0][0].get("message") == "the process ended with status 1: see log.txt"
 
 
@@ -183,6 +189,7 @@ def test_the_build_is_for_the_card_that_torch_sees(
 ) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     command = run_on_gpu.build_command()
+
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
     assert "cmake.define.HULLFT_CUDA_ARCHITECTURES=90-real" in command
 
@@ -212,5 +219,6 @@ def test_kernels_have_short_names() -> None:
     name = (
         "void hullft::(anonymous namespace)::gram_kernel<float, 32>(hullft::View, int)"
     )
+
     assert short_name(name) == "gram_kernel"
     assert short_name("Memcpy DtoD (Device -> Device)").startswith("Memcpy DtoD")

@@ -234,7 +234,7 @@ def test_the_prompt_may_be_in_a_file_or_stdin(
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
         (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
-        (["--save", "new", "--n-select", 0], "--save needs --n-select above 0"),
+        (["--save", "new", "--n-select", 0], "--save needs --n-select or"),
         (["--embedder", "./nowhere"], "embedder ./nowhere: "),
         (["--seconds", 0], "seconds must be above 0, got 0.0"),
         (["--max-new-tokens", 0], "max_new_tokens must be in 1..255, got 0"),

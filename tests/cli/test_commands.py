@@ -33,8 +33,10 @@ def options_in(text: str) -> set[str]:
     [
         ("adapt", ModelConfig, set()),
         ("adapt", TTFTConfig, set()),
+        ("answer", ModelConfig, set()),
+        ("answer", TTFTConfig, set()),
         ("evaluate", Experiment, {"settings", "description"}),
-        ("evaluate", TTFTConfig, {"seed"}),
+        ("evaluate", TTFTConfig, {"seed", "ngram_weights"}),
         ("evaluate", Workers, set()),
         ("index", IndexConfig, set()),
         ("train", AdapterConfig, set()),

@@ -17,6 +17,7 @@ def test_it_compares_three_settings(models_of: list[object], corpus_file: Path) 
 
     file = Path("hullft_demo.jsonl")
     rows = read_rows(file)
+
     assert len(rows) == 9
     assert {row.config for row in rows} == {
         "knn n=20 refresh=1 lr=5e-05",
@@ -25,8 +26,10 @@ def test_it_compares_three_settings(models_of: list[object], corpus_file: Path) 
     }
 
     before = sum(row.scores["continuation"].before for row in rows) / 9
+
     assert ("no adaptation", f"{before:.4f}") in shown
 
     content = file.read_bytes()
+
     assert succeeded("demo", *arguments).stdout == printed
     assert file.read_bytes() == content

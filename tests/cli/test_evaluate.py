@@ -47,6 +47,7 @@ def evaluate(models_of: list[object], store: Path, prompts: Path) -> Evaluate:
     """Runs the command on two prompts, with high rates for a tiny model."""
     inputs = [*models_of, "--store", store, "--prompts", prompts]
     few = ["--limit", 2, "--output", OUTPUT, "--n-select", 3, "--lr", 0.01]
+    few += ["--ngrams", 0]
 
     def evaluate(*options: object) -> Result:
         return hullft_ops("evaluate", *inputs, *few, *options)
@@ -288,8 +289,8 @@ def test_a_folder_becomes_evidence(
     assert "\n--limit takes more prompts\n" in result.stderr
     assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
     assert {row.config for row in rows} == {
-        "no steps context=5 context_following=1",
-        "hullft n=8 refresh=2 lr=5e-05 context=5 context_following=1",
+        "no steps context=5 context_following=1 ngrams=1",
+        "hullft n=8 refresh=2 lr=5e-05 context=5 context_following=1 ngrams=1",
     }
 
     [datastore] = (tmp_path / "hullft_datastores").iterdir()

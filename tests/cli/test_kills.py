@@ -1,4 +1,4 @@
-"""``evaluate`` under kill -9 at random moments; ``--kills 20`` kills more.
+"""``evaluate`` and ``answer`` under kill -9 at random moments; ``--kills 20`` kills more.
 
 Every row that was reported as done is there after the kill, and the next run ends as one that
 nobody killed would have. The command runs in a forked process, which has everything imported, so
@@ -17,18 +17,28 @@ import pytest
 
 from command import succeeded
 from forked import forked, status_of
-from hullft_ops.evaluation.results import ResultsFile, Row
+from hullft_ops.cli.answer import Answer
+from hullft_ops.evaluation.results import ResultsFile, Row, read_rows
 
 
 @pytest.fixture
 def arguments(
-    models_of: list[object], store: Path, texts: list[str], tmp_path: Path
+    kind: type,
+    models_of: list[object],
+    store: Path,
+    texts: list[str],
+    tmp_path: Path,
 ) -> list[object]:
+    """A command that writes twelve rows."""
     prompts = tmp_path / "prompts.jsonl"
-    lines = [json.dumps({"text": text}) + "\n" for text in texts[:3]]
+    count = 3 if kind is Row else 12
+    lines = [json.dumps({"text": text}) + "\n" for text in texts[:count]]
     prompts.write_text("".join(lines))
-    inputs = ["evaluate", *models_of, "--store", store, "--prompts", prompts]
-    return [*inputs, "--method", "knn", "hullft", "--n-select", 3, 5, "--lr", 0.01]
+    inputs = [*models_of, "--store", store, "--lr", 0.01]
+    if kind is Row:
+        grid = ["--method", "knn", "hullft", "--n-select", 3, 5]
+        return ["evaluate", *inputs, "--prompts", prompts, *grid]
+    return ["answer", prompts, "--prompt-column", "text", *inputs, "--n-select", 3]
 
 
 def killed_after(seconds: float, arguments: list[object]) -> tuple[bool, list[str]]:
@@ -38,7 +48,7 @@ def killed_after(seconds: float, arguments: list[object]) -> tuple[bool, list[st
     def run_reporting() -> None:
         append = ResultsFile.append
 
-        def append_and_report(self: ResultsFile, row: Row) -> None:
+        def append_and_report(self: ResultsFile, row: Any) -> None:
             append(self, row)
             os.write(writer, (json.dumps(row.key) + "\n").encode())
 
@@ -66,19 +76,23 @@ def untimed(file: Path) -> list[dict[str, Any]]:
     """The rows in order, without their seconds."""
     rows = [json.loads(line) for line in whole_lines(file)]
     for row in rows:
-        del row["seconds"]
+        row.pop("seconds", None)
     return rows
 
 
+@pytest.mark.parametrize("kind", [Row, Answer])
 def test_no_finished_row_is_lost(
-    pytestconfig: pytest.Config, arguments: list[object], tmp_path: Path
+    kind: type,
+    pytestconfig: pytest.Config,
+    arguments: list[object],
+    tmp_path: Path,
 ) -> None:
     whole = tmp_path / "whole.jsonl"
     start = time.monotonic()
     succeeded(*arguments, "--output", whole)
     duration = time.monotonic() - start
 
-    assert len(whole_lines(whole)) == 3 * 4
+    assert len(whole_lines(whole)) == 12
 
     count = pytestconfig.getoption("--kills")
     moments = random.Random(0)
@@ -96,10 +110,9 @@ def test_no_finished_row_is_lost(
             duration = moment
 
         lines = whole_lines(file)
-        rows = [json.loads(line) for line in lines]
-        done = {json.dumps([row["prompt"], row["config"]]) for row in rows}
+        rows = read_rows(file, kind) if file.exists() else []
 
-        assert set(reported) <= done
+        assert set(reported) <= {json.dumps(row.key) for row in rows}
 
         succeeded(*arguments, "--output", file)
         assert whole_lines(file)[: len(lines)] == lines

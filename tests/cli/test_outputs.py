@@ -33,6 +33,7 @@ BAD = {
 # The option that names the output, and what else the command needs.
 COMMANDS = {
     "adapt --save": "adapt --store {store} --prompt x",
+    "answer --output": "answer {corpus} --prompt-column text --store {store}",
     "demo --output": "demo --corpus {corpus}",
     "evaluate --output": "evaluate --corpus {corpus}",
     "index --output": "index {corpus}",
@@ -92,6 +93,7 @@ def test_an_input_stays(
 ) -> None:
     for name, source in {
         "adapt --save": store,
+        "answer --output": corpus_file,
         "evaluate --output": corpus_file,
         "index --output": corpus_file.parent,
         "train --output": store,

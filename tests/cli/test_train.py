@@ -21,6 +21,7 @@ def test_it_makes_an_adapter_for_peft(arguments, model_directory, tmp_path):
         warnings.simplefilter("error", FutureWarning)
         printed = succeeded(*arguments, "--rank", 2, "--max-length", 32).stdout
     path = tmp_path / "adapter"
+
     assert printed.splitlines()[-1] == f"an adapter of rank 2 is in {path}"
 
     model, _ = load_model(model_directory)
@@ -34,6 +35,7 @@ def test_it_makes_an_adapter_for_peft(arguments, model_directory, tmp_path):
 
 def test_what_cannot_be_trained_ends_with_2(arguments, tmp_path):
     result = hullft_ops(*arguments, "--device", "tpu")
+
     assert result.code == 2
     assert "device tpu: must be cpu, cuda or cuda:N" in result.last
     assert not (tmp_path / "adapter").exists()

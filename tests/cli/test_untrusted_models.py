@@ -42,8 +42,10 @@ def mark(tmp_path):
 def inputs(store, corpus_file, tmp_path, monkeypatch):
     """What each command needs besides models."""
     monkeypatch.setattr("builtins.input", lambda *_: "yes")
+    prompts = [corpus_file, "--prompt-column", "text"]
     return {
         "adapt": ["--store", store, "--prompt", "the cat sat on the red mat"],
+        "answer": [*prompts, "--store", store, "--output", tmp_path / "out"],
         "demo": ["--corpus", corpus_file, "--limit", 2],
         "evaluate": ["--corpus", corpus_file, "--limit", 2],
         "index": [corpus_file, "--output", tmp_path / "out"],
@@ -54,8 +56,8 @@ def inputs(store, corpus_file, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "commands"),
     [
-        ("model", ["adapt", "demo", "evaluate", "train"]),
-        ("embedder", ["adapt", "demo", "evaluate", "index"]),
+        ("model", ["adapt", "answer", "demo", "evaluate", "train"]),
+        ("embedder", ["adapt", "answer", "demo", "evaluate", "index"]),
     ],
 )
 def test_no_command_runs_code_that_ships_with(

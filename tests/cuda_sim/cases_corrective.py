@@ -71,6 +71,7 @@ def check_optimal(
     if constraint == "simplex":
         gap = c.max() - w @ c
         assert abs(w.sum() - 1) <= (1e-14 if wide else 1e-6)
+
     assert abs(gap - answer.gap) <= tolerance
 
 
@@ -84,6 +85,7 @@ def corrective_kinds(library: Library, seed: int) -> None:
         for b, n in enumerate(sizes):
             one = of_query(answer, b)
             check_optimal(pool[b, :n], query[b], constraint, one)
+
             assert (one.weights[n:] == 0).all()
 
 
@@ -108,6 +110,7 @@ def corrective_stopping(library: Library, seed: int) -> None:
     for rule, cycles in rules:
         options = {"variant": "corrective", "launch": Launch(seed)}
         answer = library.frank_wolfe(pool, query, 9, **rule, **options)
+
         assert answer.num_iter.item() == cycles
         assert answer.support_size.item() == cycles + 1
 
@@ -123,6 +126,7 @@ def corrective_failures(library: Library, seed: int) -> None:
         options = {"sizes": sizes, "launch": Launch(seed, gram, 64)}
         for constraint in CONSTRAINTS:
             answer = library.lstsq(constraint, pool, query, **options)
+
             assert answer.weights[0].abs().sum() == answer.gap[0] == 0
             assert abs(answer.residual[0] - query[0].norm()) < 1e-6
             assert answer.weights[1:].isnan().all()

@@ -34,4 +34,5 @@ def fw_large_support(library: Library, seed: int) -> None:
     expected = reference.fw_select(pool[0], query[0], 60)
 
     assert answer.support_size.item() == 60
+
     check_equals(of_query(answer, 0), expected)

@@ -186,6 +186,7 @@ def check_outside_hull(library: Library, launch: Launch) -> None:
     check_consistent(pool[0], query[0], 16, of_query(answer, 0))
 
     m = int(answer.support_size)
+
     assert m < 16
     assert (answer.weights[0, :m] > 0).all()
 
@@ -264,6 +265,7 @@ def fw_overflowing_lane(library: Library, seed: int) -> None:
 
         for launch in launches(seed):
             answer = library.frank_wolfe(pool, query, 3, max_iter=6, launch=launch)
+
             assert answer.indices[0].tolist() == [0, 1, -1]
             assert answer.weights[0].tolist() == [0.5, 0.5, 0]
 
@@ -404,6 +406,7 @@ def fw_parts(library: Library, seed: int) -> None:
 
         for problem in problems_of_parts():
             expected = library.frank_wolfe(**options, **problem, launch=whole)
+
             assert expected.support_size[[0, 2, 4]].min() > 1
 
             for launch in (in_parts, one_by_one):
@@ -423,4 +426,5 @@ def fw_max_support(library: Library, seed: int) -> None:
 
             assert (answer.counts.sum(1) == 9).all()
             assert torch.equal(answer.weights[:, :most], expected.weights)
+
             check_same(answer[3:], expected[3:])

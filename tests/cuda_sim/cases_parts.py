@@ -146,6 +146,7 @@ def lmo(library: Library, seed: int) -> None:
             for name in ("correlation", "gamma", "gap"):
                 value = getattr(step, name)[b].item()
                 error = value - getattr(expected, name)
+
                 assert abs(error) <= tolerance
 
         assert step.vertex[2:].tolist() == [-1, -1]

@@ -161,10 +161,12 @@ def sift_ragged(library: Library, seed: int) -> None:
 
         for ragged in (answer, shared, indexed):
             check_empty(of_query(ragged, 3), query[3])
+
             assert (ragged.picks[3] == -1).all()
             assert torch.allclose(
                 ragged.variance[3], query[3].square().sum(), rtol=1e-7
             )
+
             check_sift_failed(ragged, 4)
 
 
@@ -177,6 +179,7 @@ def sift_empty_targets(library: Library, seed: int) -> None:
     answer = library.sift(pool, targets, 4, sizes=sizes, launch=Launch(seed))
 
     check_empty(of_query(answer, 0), targets[0].mean(0))
+
     assert torch.allclose(answer.variance[0], targets[0].square().sum(), rtol=1e-6)
 
 

@@ -330,4 +330,5 @@ def accumulate(library: Library, seed: int) -> None:
         for got, exact in zip(caches, expected, strict=True):
             error = (got.double() - exact).abs()
             bound = tolerances[cache_dtype] * (exact.abs() + 1)
+
             assert (error <= bound).all()

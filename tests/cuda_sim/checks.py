@@ -147,6 +147,7 @@ def check_consistent(
     assert abs(answer.gap - gap) <= tolerance
 
     counts = answer.counts[:m]
+
     assert (counts >= 0).all()
     assert answer.counts.sum() == n_select
 

@@ -40,6 +40,7 @@ def test_a_usable_device_is_asked_once(host: ctypes.CDLL) -> None:
     assert host.queries() == 2 + 2 + 4  # past the 64th no device is remembered
 
     host.set_machine(host.required_driver(), 7, 5, 0)
+
     assert host.refused(3) is None
     assert host.refused(4) is not None
 
@@ -66,6 +67,7 @@ def test_an_old_driver_is_named(host: ctypes.CDLL) -> None:
     assert host.refused(0).decode() == f"fw_select: CUDA error: {message}"
 
     host.set_machine(0, 9, 0, 0)
+
     assert host.unusable(0) == b"there is no CUDA driver"
 
 
@@ -77,12 +79,14 @@ def test_a_failed_call_leaves_no_error_behind(host: ctypes.CDLL) -> None:
     assert host.last_error() == 0
 
     host.set_machine(host.required_driver(), 9, 0, INVALID_DEVICE)
+
     assert host.unusable(9) == b"invalid device ordinal"
     assert host.last_error() == 0
 
 
 def test_a_lack_of_memory_is_told_from_other_errors(host: ctypes.CDLL) -> None:
     start = "hullft_ops: CUDA out of memory: no workspace of 4096 bytes on cuda:1"
+
     assert host.no_memory(1, 1, b"").decode() == start
 
     full = b"CUDA out of memory. Tried to allocate 4.00 KiB.\nand a trace"

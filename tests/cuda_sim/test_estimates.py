@@ -26,13 +26,16 @@ def test_wrong_roots_and_quotients_are_counted(
     csrc = tmp_path / "csrc"
     shutil.copytree(build.CSRC, csrc)
     text = (csrc / header).read_text()
+
     assert right in text
+
     (csrc / header).write_text(text.replace(right, mistake) if right else text)
     program = build.build_estimates(csrc, tmp_path)
     printed = subprocess.check_output([program], text=True)
     counts = {line.split()[0]: int(line.split()[1]) for line in printed.splitlines()}
 
     assert len(counts) == 8
+
     if wrong is None:
         assert set(counts.values()) == {0}
     else:

@@ -31,17 +31,22 @@ from problems import DTYPES, VARIANTS, AnySelection, of_query
 Libraries = Callable[[str], Library]
 
 REALS = [torch.float32, torch.float64]
-SCHEDULES = [0, 1, 11]
-"""Threads ascending, descending and at random."""
+SCHEDULES = [1, 11]
+"""Threads descending and at random; the race checker has them ascending."""
 
 OF_ACCESSES = [name for name in CASES if name not in ABOUT_VALUES]
 """What needs one order alone."""
 
 
 @pytest.mark.parametrize("seed", SCHEDULES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OF_ACCESSES)
 def test_plain(library: Libraries, name: str, seed: int) -> None:
     CASES[name](library("plain"), seed)
+
+
+@pytest.mark.parametrize("name", sorted(ABOUT_VALUES))
+def test_values(library: Libraries, name: str) -> None:
+    CASES[name](library("plain"), 0)
 
 
 @pytest.mark.parametrize("name", OF_ACCESSES)
@@ -86,9 +91,11 @@ def test_golden_pools(
         assert torch.equal(answer.counts, golden[f"counts_n{n_select}"])
 
         weights_error = answer.weights - golden[f"weights_n{n_select}"]
+
         assert weights_error.abs().max() < tolerance
 
         residual_error = answer.residual - golden[f"residual_n{n_select}"]
+
         assert residual_error.abs().max() < tolerance
 
 
@@ -108,32 +115,6 @@ def test_golden_pools_of_sift(
 
     assert torch.equal(answer.picks, on_cpu.picks)
     assert (answer.variance - on_cpu.variance).abs().max() < tolerance
-
-
-@pytest.mark.parametrize("dtype", REALS, ids=str)
-def test_golden_pools_of_pairwise(
-    library: Libraries, golden: dict[str, torch.Tensor], dtype: torch.dtype
-) -> None:
-    """The selections and counts of the CPU, whoever takes the steps."""
-    pool = golden["pool"].double()
-    query = golden["query"].double()
-    on_cpu = hullft_ops.fw_select(pool, query, 20, variant="pairwise")
-    pool = pool.to(dtype)
-    query = query.to(dtype)
-
-    for way in WAYS.values():
-        launch = Launch(threads=64, **way)
-        answer = library("plain").frank_wolfe(
-            pool,
-            query,
-            20,
-            variant="pairwise",
-            launch=launch,
-        )
-
-        assert torch.equal(answer.indices, on_cpu.indices)
-        assert torch.equal(answer.counts, on_cpu.counts)
-        assert (answer.weights - on_cpu.weights).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize(
@@ -200,9 +181,8 @@ def test_the_limit_of_a_kernels_shared_memory_is_never_lowered(
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str
 )
-@pytest.mark.parametrize("kind", ["plain", "race"])
 def test_adam_gives_the_bits_of_the_cpu(
-    library: Libraries, kind: str, dtype: torch.dtype, decoupled: bool
+    library: Libraries, dtype: torch.dtype, decoupled: bool
 ) -> None:
     tensors = make_tensors([5000, 3], dtype, grad_dtype=torch.float32, steps_done=9.0)
     got = tensors.clone()
@@ -212,7 +192,7 @@ def test_adam_gives_the_bits_of_the_cpu(
         "decoupled": decoupled,
         "seed": 11,
     }
-    library(kind).adam_replay_(got, 4, **options)
+    library("plain").adam_replay_(got, 4, **options)
     on_cpu = adam_replay(tensors, 4, **options)
 
     assert all(map(torch.equal, got.params, on_cpu.params))
@@ -242,6 +222,7 @@ def test_plan(
     shared_state: bool,
 ) -> None:
     plan = library("plain").plan(batch, candidates, dim, 50)
+
     assert (plan.gram, plan.warp, plan.shared_state) == (gram, warp, shared_state)
 
     if warp:

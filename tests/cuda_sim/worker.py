@@ -69,6 +69,7 @@ class Workers:
             self._waiting[asan] = self._start(asan)
 
         process = self._waiting[asan]
+
         assert process.stdin is not None
         assert process.stdout is not None
 

@@ -40,6 +40,7 @@ def test_work_that_ends_every_worker_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RETRIES", 0)
 
     results = doubled(tmp_path, [3, -1, 4])
+
     assert next(results) == 6
 
     with pytest.raises(InputError, match="the same work has ended its worker 1 times"):
@@ -109,6 +110,7 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(address, tmp_path, monke
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", None)
     monkeypatch.setenv("RAY_ADDRESS", address)
+
     with (
         pytest.raises(InputError, match=f"RAY_ADDRESS {address}: .*refused"),
         worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path),
@@ -122,6 +124,7 @@ def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
+
     with (
         pytest.raises(InputError, match="^engine ray: .*The current node timed out$"),
         worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path),

@@ -32,7 +32,7 @@ def written(content: Any, folder: Path) -> Path:
 
 
 def test_lists_multiply_out_and_each_configuration_comes_once() -> None:
-    grid = {"method": "hullft", "n_select": [5, 10], "refresh": [1, 2]}
+    grid = {"method": "hullft", "n_select": [5, 10], "refresh": [1, 2], "ngrams": 0}
     assert labels(grid, grid | {"n_select": 5}) == [
         "hullft n=5 refresh=1 lr=5e-05",
         "hullft n=5 refresh=2 lr=5e-05",
@@ -43,19 +43,19 @@ def test_lists_multiply_out_and_each_configuration_comes_once() -> None:
 
 @pytest.mark.parametrize("method", ["knn", "random"])
 def test_refresh_does_not_matter_to_methods_of_one_step_a_passage(method: str) -> None:
-    grid = {"method": method, "n_select": 5, "refresh": [1, 2, 4]}
+    grid = {"method": method, "n_select": 5, "refresh": [1, 2, 4], "ngrams": 0}
     assert labels(grid) == [f"{method} n=5 refresh=1 lr=5e-05"]
 
 
 @pytest.mark.parametrize(
     ("passages", "named"),
     [
-        ({}, " context=5 context_following=1 max_length=64"),
+        ({}, " context=5 context_following=1 max_length=64 ngrams=1"),
         (
             {"context": 2, "context_following": 0},
-            " context=2 max_length=64",
+            " context=2 max_length=64 ngrams=1",
         ),
-        ({"context": 0}, " max_length=64"),
+        ({"context": 0, "ngrams": 0}, " max_length=64"),
     ],
 )
 def test_a_label_states_what_is_read_and_what_is_not_the_default(
@@ -70,15 +70,25 @@ def test_a_label_states_what_is_read_and_what_is_not_the_default(
 
 def test_without_steps_what_concerns_them_does_not_matter() -> None:
     grid = {"method": ["knn", "hullft"], "n_select": 0, "lr": [1, 2], "context": [0, 5]}
+    grid |= {"ngrams": 0, "pool_size": [50, 200]}
     assert labels(grid) == ["no steps context=5 context_following=1"]
     # A field without a mark is never dropped.
     unmarked = [field.name for field in fields(TTFTConfig) if matters(field.name, grid)]
-    assert unmarked[:3] == ["n_select", "context", "context_following"]
-    assert unmarked[3:] == ["max_length", "adapter"]
+    assert unmarked == [
+        "n_select",
+        "context",
+        "context_following",
+        "ngrams",
+        "train_on_prompt",
+        "max_length",
+        "dtype",
+        "adapter",
+    ]
 
 
 def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:
     grid = {"method": ["hullft", "sift"], "noise": [0.1, 0.2], "order": "grouped"}
+    grid |= {"ngrams": 0}
     assert labels(grid | {"context_following": [1, 2]}) == [
         "hullft n=8 refresh=2 lr=5e-05 order=grouped",
         "sift n=8 refresh=2 lr=5e-05 noise=0.1 order=grouped",
@@ -108,8 +118,8 @@ def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
         ({"experts": 3}, "settings[0]: TTFTConfig: unknown option 'experts', known"),
         ({"n_select": []}, "settings[0]: n_select must not be an empty list"),
         (
-            {"n_select": 0, "context": 0},
-            "without steps and context there is nothing to measure",
+            {"n_select": 0, "context": 0, "ngrams": 0},
+            "nothing to measure where n_select, train_on_prompt, context, ngrams, adapter",
         ),
     ],
 )

@@ -58,6 +58,7 @@ def test_whole_documents_are_held_out() -> None:
     assert 4 <= len(held_out) <= 6
 
     stored = {normalised(passage) for passage in split.passages}
+
     assert len(stored) == len(split.passages)
 
     for document in documents():
@@ -94,12 +95,14 @@ def test_a_short_document_is_cut_into_a_prompt_and_its_continuation() -> None:
 
     assert len(text) < 800
     assert text == f"{prompt.text}{prompt.continuation}"
+
     for text in ("", "ab"):
         assert list(Document("", "tiny", text).prompts()) == []
 
 
 def test_installed_packages_give_enough_passages() -> None:
     split = hold_out(installed_documents())
+
     assert 1000 < len(split.passages) <= 2500
     assert len(split.prompts) > 100
     assert max(map(len, split.passages)) <= 800
@@ -149,6 +152,7 @@ def test_prompts_come_once_each_with_their_domain(tmp_path: Path) -> None:
 )
 def test_a_wrong_line_is_named(line: object, message: str, tmp_path: Path) -> None:
     file = written(tmp_path, {"text": "a b"}, line)
+
     with pytest.raises(InputError) as error:
         read_prompts(file)
 

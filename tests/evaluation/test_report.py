@@ -57,6 +57,7 @@ def test_both_scores_are_shown_with_what_they_mean() -> None:
 
 def test_every_configuration_has_its_means(measured: Measurements) -> None:
     none, hullft, knn, random = cells_of(measured)
+
     assert none == {"configuration": "no adaptation", SCORE: "3.4500"}
     assert [row["configuration"] for row in (hullft, knn, random)] == [
         "hullft n=3",
@@ -65,7 +66,7 @@ def test_every_configuration_has_its_means(measured: Measurements) -> None:
     ]
     assert hullft[SCORE] == f"{measured.after['hullft n=3'].mean():.4f}"
     assert hullft["against none"] == "-17.4%"
-    assert (hullft["finetune"], hullft["passes"]) == ("0.100 s", "3.0")
+    assert (hullft["adapting"], hullft["passes"]) == ("0.500 s", "3.0")
 
 
 def test_it_names_each_methods_best_setting_and_what_hurts(
@@ -97,12 +98,15 @@ def test_a_table_names_what_differs_and_says_once_what_its_rows_share() -> None:
     measured = Measurements.of(rows)
 
     _, *cells = cells_of(measured)
+
     assert [row["configuration"] for row in cells] == [
         "knn n=3 refresh=1",
         "hullft n=3 refresh=2",
         "no steps context=5",
     ]
+
     lines = verdicts(measured)
+
     assert lines[0] == "All configurations with steps have lr=1 dtype=bfloat16."
     assert any(
         line.startswith("Best of hullft: hullft n=3 refresh=2,") for line in lines

@@ -78,11 +78,14 @@ def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one
     assert measured.score == "continuation"
     assert measured.before.tolist() == [3.0, 3.0]
     assert measured.other_scores == ["prompt"]
+
     config = rows[0].config
+
     assert measured.mean_score(config, "prompt").after == 1.0
     assert Measurements.of(rows, "prompt").other_scores == ["continuation"]
 
     rows.append(result_row("r"))
+
     assert Measurements.of(rows).score == "prompt"
     assert Measurements.of(rows).other_scores == []
 
@@ -107,12 +110,14 @@ def test_the_best_of_each_method() -> None:
             rows += rows_of(config, values, settings=fields)
 
     best = Measurements.of(rows).best_of_each_method()
+
     assert best == {method: f"{method} lr=2" for method in settings}
     assert list(best) == list(settings)
 
 
 def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
     two_runs = [result_row("p"), result_row("q", run="other")]
+
     with pytest.raises(InputError, match="rows must be of one run, got 2"):
         Measurements.of(two_runs)
     with pytest.raises(InputError, match="rows must be of one run, got 0"):
@@ -122,5 +127,6 @@ def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
         result_row("p", config="a"),
         result_row("q", config="b"),
     ]
+
     with pytest.raises(InputError, match="no prompt with a score 'prompt' of every"):
         Measurements.of(rows)

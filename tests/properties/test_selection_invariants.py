@@ -84,6 +84,7 @@ def test_weights_are_on_the_simplex_and_counts_sum_to_n(
         assert len(row[used].unique()) == used.sum()
 
     multiset = found.multiset().sort(-1).values
+
     assert torch.equal(multiset, repeated_by_hand(found))
 
 
@@ -126,6 +127,7 @@ def test_residual_and_gap_are_those_of_the_weights(
 @given(problem=problems())
 def test_integerized_counts(problem: Problem) -> None:
     (counts,) = integerize(problem)
+
     assert (counts >= 0).all()
     assert (counts.sum(-1) == 3 * problem.n_select).all()
 
@@ -163,6 +165,7 @@ def test_other_operators_equal_the_reference(problem: Problem) -> None:
         assert nearest.indices[b].tolist() == near.indices.tolist()
 
         at = reference.fw_lmo(pool, query, problem.current[b])
+
         assert step.vertex[b] == at.vertex
         assert abs(step.gamma[b].item() - at.gamma) <= rounding(problem)
 
@@ -172,6 +175,7 @@ def test_other_operators_equal_the_reference(problem: Problem) -> None:
             problem.n_select,
             noise=problem.noise,
         )
+
         assert picks[b].tolist() == picked.picks
 
         by_hand = reference.integerize(
@@ -180,6 +184,7 @@ def test_other_operators_equal_the_reference(problem: Problem) -> None:
             problem.weights[b],
             3 * problem.n_select,
         )
+
         assert counts[b].tolist() == by_hand.tolist()
 
 
@@ -216,6 +221,7 @@ def test_a_permutation_of_what_goes_by_index(
     assert torch.equal(moved.variance, expected.variance)
 
     counts = without_swaps(problem)
+
     assert torch.equal(without_swaps(permuted), counts[:, order])
 
 

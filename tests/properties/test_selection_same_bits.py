@@ -200,6 +200,7 @@ def test_scaling_by_a_power_of_two(
 
             error = a.double() - b.double() * scale**power
             bound = SMALLEST[a.dtype] if power else 0
+
             assert error.abs().max() <= bound
 
 

@@ -255,11 +255,18 @@ def with_lora():
 def make(tokenizer, store, embedder):
     """Makes a finetuner with 12 steps from a pool of 30, at a rate that shows in a few steps.
 
-    It reads no passages unless the options say so.
+    It reads no passages and mixes no n-grams in unless the options say so.
     """
 
     def make(model, *, store=store, embedder=embedder, **options):
-        settings = {"n_select": 12, "pool_size": 30, "lr": 1e-2, "context": 0} | options
+        settings = {
+            "n_select": 12,
+            "pool_size": 30,
+            "lr": 1e-2,
+            "context": 0,
+            "ngrams": 0,
+        }
+        settings |= options
         return TestTimeFinetuner(model, tokenizer, store, embedder, **settings)
 
     return make

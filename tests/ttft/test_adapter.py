@@ -223,6 +223,51 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_it_trains_on_as_many_passages_as_asked(train, monkeypatch):
+    lengths = []
+    tokenized = adapter._tokenized
+
+    def watched(*arguments):
+        passages = tokenized(*arguments)
+        lengths.append(len(passages))
+        return passages
+
+    monkeypatch.setattr(adapter, "_tokenized", watched)
+    weights = [
+        load_file(train(f"{count}", passages=count, seed=1) / WEIGHTS)
+        for count in (3, 5, 100)
+    ]
+
+    assert lengths == [3, 5, 12]
+    assert not any(
+        torch.equal(weights[0][name], weights[1][name])
+        for name in weights[0]
+        if "lora_B" in name
+    )
+
+
+def test_it_ends_after_its_minutes_at_a_rate_of_0(train, monkeypatch):
+    """By a clock on which a step takes 12 seconds."""
+    rates = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(adapter, "perf_counter", lambda: 12.0 * len(rates))
+
+    def watched(optimizer, *arguments, **options):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    path = train(minutes=1)
+
+    assert rates == pytest.approx([RATE * share for share in (1, 0.8, 0.6, 0.4, 0.2)])
+    assert {file.name for file in path.iterdir()} == {
+        CONFIG,
+        WEIGHTS,
+        "README.md",
+        adapter.RECORD,
+    }
+
+
 def test_a_store_without_a_passage_of_two_tokens_is_refused(train, store):
     store.texts = ["a", ""]
     with pytest.raises(ValueError, match="store has no passage of 2 tokens"):

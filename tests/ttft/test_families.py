@@ -75,6 +75,17 @@ def test_a_model_is_adapted_scored_continued_and_restored(model, tokenizer, adap
         assert adaptation.generate(PROMPT, **options) == expected
 
 
+def test_a_batch_gives_the_texts_of_one_at_a_time(family, model, make):
+    finetuner = make(model, n_select=0, context=1, max_length=64)
+    prompts = ["the cat", "the dog sat on the red mat", "a tree", "hello world " * 3]
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    single = [finetuner.generate(prompt, **options) for prompt in prompts]
+
+    assert finetuner.generate(prompts, **options) == single
+    # Mamba keeps a state, in which no padding can be masked.
+    assert finetuner.reader.takes_padding == (family != "mamba")
+
+
 def test_peft_loads_what_was_saved(family, model, tokenizer, adapt, tmp_path):
     linear = {module.weight for module in model.modules() if type(module) is Linear}
     for parameter in model.parameters():

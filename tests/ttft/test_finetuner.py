@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hullft_ops.ttft import TestTimeFinetuner
+from hullft_ops.ttft import TestTimeFinetuner, TTFTConfig
 from hullft_ops.ttft.scoring import score, score_text
 
 PROMPT = "the cat sat on the red mat"
@@ -122,8 +122,11 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
     assert losses[0] == losses[1]
 
     other = make(gpt2, store=store_of(["the cat", "a dog"]))
-    with pytest.raises(ValueError, match="support belongs to datastore"):
-        other.generate(support)
+    with (
+        pytest.raises(ValueError, match="support belongs to datastore"),
+        other.adapted(support),
+    ):
+        pass
 
 
 def test_a_store_without_a_member_is_refused(gpt2, make, store):
@@ -140,8 +143,11 @@ def test_a_support_of_another_tokenizer_is_refused(
     other = TestTimeFinetuner(
         gpt2, tokenizers["byte_fallback"], store, embedder, **options
     )
-    with pytest.raises(ValueError, match="selected with another tokenizer"):
-        other.generate(support)
+    with (
+        pytest.raises(ValueError, match="selected with another tokenizer"),
+        other.adapted(support),
+    ):
+        pass
 
 
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
@@ -163,3 +169,61 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
     llama.model.norm.to("meta")
     with pytest.raises(ValueError, match="model.norm.weight is on the meta device"):
         make(llama.float())
+
+
+@pytest.mark.parametrize("n_select", [0, 3])
+def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
+    finetuner = make(gpt2, n_select=n_select, train_on_prompt=5, refresh=2)
+    with finetuner.adapted(PROMPT) as adaptation:
+        support = adaptation.support
+        after = adaptation.score(PROMPT)
+
+        assert adaptation.steps == support.counts
+        assert adaptation.schedule[-1].passage == len(support.counts)
+        assert sum(taken.repeats for taken in adaptation.schedule) == n_select + 5
+
+    before = score(finetuner.reader, PROMPT)
+
+    assert after.value < 0.9 * before.value
+    # A prompt of one token has no next one to train on.
+    with finetuner.adapted("a") as adaptation:
+        assert adaptation.support.prompt_count == 0
+
+
+def test_dtype_covers_reading_scoring_and_writing(llama, make):
+    plain = make(llama, n_select=0, context=1)
+    finetuner = make(llama, n_select=0, context=1, dtype="bfloat16")
+    dtypes = set()
+
+    def watch(module, inputs, output):
+        dtypes.add(output.dtype)
+
+    with finetuner.adapted("the cat") as adaptation:
+        handle = llama.model.layers[0].mlp.register_forward_hook(watch)
+        adaptation.read()
+        value = adaptation.score("the cat").value
+        adaptation.generate("the cat", max_new_tokens=2)
+        handle.remove()
+
+    assert dtypes == {torch.bfloat16}
+    with plain.adapted("the cat") as adaptation:
+        expected = adaptation.score("the cat").value
+
+    assert value != expected
+    assert value == pytest.approx(expected, rel=0.02)
+
+
+def test_nothing_is_embedded_where_nothing_is_retrieved(gpt2, tokenizer, make):
+    options = {"n_select": 0, "context": 0, "ngrams": 0}
+    alone = TestTimeFinetuner(gpt2, tokenizer, **options)
+
+    assert alone.generate(PROMPT) == make(gpt2, **options).generate(PROMPT)
+    assert make(gpt2, **options).select(PROMPT).seconds == {}
+    for needed in ({"n_select": 1}, {"context": 1}, {"ngrams": 1}):
+        with pytest.raises(ValueError, match="store and embedder must be given"):
+            alone.with_config(TTFTConfig(**(options | needed)))
+    with (
+        pytest.raises(ValueError, match="belongs to datastore .*, the finetuner has n"),
+        alone.adapted(make(gpt2).select(PROMPT)),
+    ):
+        pass

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hullft_ops.ttft import adaptation as adaptation_module
+from hullft_ops.ttft import TestTimeFinetuner, load_model
 from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.reader import Reader
 
@@ -44,30 +44,94 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
         assert chat_prompt(tokenizers[kind], "the cat sat") == message
 
 
+def read_rows(reader, rows, context, **options):
+    """In place of what a model writes, what it reads."""
+    return [reader.tokenizer.decode(row) for row in rows]
+
+
 def test_the_nearest_passages_that_fit_stand_before_the_message(
     gpt2, tokenizer, make, store_of, monkeypatch
 ):
-    """The window has 32 tokens, the message 21 of them, and the passages 4 and 3."""
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
-    calls = []
-    monkeypatch.setattr(
-        adaptation_module,
-        "continue_prompt",
-        lambda reader, prompt, **options: calls.append(prompt),
-    )
+    monkeypatch.setattr(Reader, "generate", read_rows)
     finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
     with finetuner.adapted("the cat") as adaptation:
         passages = adaptation.support.context_texts
-        alone = chat_prompt(tokenizer, "the cat")
-        length = len(finetuner.reader.tokens(alone).ids)
-        sizes = [len(ids) for ids in adaptation.support.context_ids]
-        for room, first in ((sum(sizes), 0), (sum(sizes) - 1, 1), (sizes[1] - 1, 2)):
-            adaptation.generate(
-                "the cat", chat=True, max_new_tokens=CONTEXT - length - room
-            )
-            content = "".join([*passages[first:], "the cat"])
+        contents = ["".join([*passages[first:], "the cat"]) for first in range(3)]
+        chats = [f"<s>user: {content} assistant:" for content in contents]
+        lengths = [len(finetuner.reader.tokens(chat).ids) for chat in chats]
 
-            assert calls.pop() == f"<s>user: {content} assistant:"
+        def chat_behind(room):
+            new_tokens = CONTEXT - room
+            return adaptation.generate("the cat", chat=True, max_new_tokens=new_tokens)
+
+        assert [chat_behind(length) for length in lengths] == chats
+        assert [chat_behind(length - 1) for length in lengths[:2]] == chats[1:]
+
+
+def test_passages_stand_before_the_last_message_of_the_user(
+    dynamic_llama, tokenizer, store_of, embedder, monkeypatch
+):
+    template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    monkeypatch.setattr(Reader, "generate", read_rows)
+    dynamic_llama.config.max_position_embeddings = 256
+    options = {"n_select": 0, "context": 1}
+    finetuner = TestTimeFinetuner(
+        dynamic_llama, tokenizer, store_of(["a tree", "the cat"]), embedder, **options
+    )
+    user, answer = {"role": "user"}, {"role": "assistant", "content": "no"}
+    chat = [user | {"content": "a tree"}, answer, user | {"content": "the cat"}, answer]
+    expected = "u:a tree;a:no;u:the cat\n\nthe cat;a:no;"
+
+    assert finetuner.generate(chat) == expected
+    assert finetuner.generate(["the cat", chat], chat=True) == [
+        "u:the cat\n\nthe cat;",
+        expected,
+    ]
+
+
+def test_a_batch_gives_the_texts_of_one_at_a_time(store_of, embedder):
+    """In float32, with a penalty for what was written before, which padding must not change."""
+    texts = [f"def area_{n}(side):\n    return {n} * side\n" for n in range(12)]
+    prompts = [f"{text * (n % 4)}def area_{n}" for n, text in enumerate(texts)]
+    options = {"max_new_tokens": 8, "do_sample": False, "repetition_penalty": 1.3}
+    finetuner = TestTimeFinetuner(
+        *load_model(None), store_of(texts), embedder, n_select=0, context=2
+    )
+    single = []
+    for prompt in prompts:
+        with finetuner.adapted(prompt) as adaptation:
+            single.append(adaptation.generate(prompt, **options))
+
+    assert finetuner.generate(prompts, batch_size=5, **options) == single
+    assert len(set(single)) == 8
+
+
+def test_prompts_of_like_length_are_continued_together(gpt2, tokenizer, make):
+    shapes = []
+    gpt2.register_forward_pre_hook(
+        lambda module, args, named: shapes.append(named["input_ids"].shape),
+        with_kwargs=True,
+    )
+    finetuner = make(gpt2, n_select=0)
+    prompts = ["1" * length for length in (9, 3, 8, 2, 5)]
+    answers = finetuner.generate_each(prompts, batch_size=2, max_new_tokens=1)
+
+    assert [position for position, _ in answers] == [3, 1, 4, 2, 0]
+    assert shapes[-3:] == [(2, 3), (2, 8), (1, 9)]
+
+
+def test_the_model_adapts_to_each_prompt_of_a_list(gpt2, make):
+    prompts = ["the cat sat", "a dog ran to the park"]
+    finetuner = make(gpt2)
+    texts = []
+    for prompt in prompts:
+        with finetuner.adapted(prompt) as adaptation:
+            texts.append(adaptation.generate(prompt, **OPTIONS))
+
+    assert finetuner.generate(prompts, **OPTIONS) == texts
+    assert finetuner.generate([]) == []
 
 
 @pytest.mark.parametrize(
@@ -131,6 +195,9 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer):
         ("a", {"max_new_tokens": "3"}, "max_new_tokens must be an int, got str"),
         ("a", {"max_length": 9}, "max_new_tokens must be passed, not max_length"),
         ("a", {"num_return_sequences": 2}, "num_return_sequences must be 1"),
+        ([{"content": "a"}], {}, "a conversation must have messages with a role"),
+        ([{"role": "system", "content": "a"}], {}, "a conversation must have messages"),
+        (["a"], {}, "a conversation must have messages with a role"),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):

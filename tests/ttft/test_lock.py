@@ -106,6 +106,7 @@ def test_another_task_is_refused(gpt2, tokenizer, make):
         with finetuner.adapted(PROMPT):
             await asyncio.create_task(other())
             score_text(gpt2, tokenizer, PROMPT)
+
             with pytest.raises(RuntimeError, match=ELSEWHERE):
                 await asyncio.to_thread(score_text, gpt2, tokenizer, PROMPT)
 

@@ -45,6 +45,7 @@ def spoil(finetuner, error):
     before = state_of(model)
     with finetuner.adapted(PROMPT):
         changed = differences(before, state_of(model))
+
         assert set(changed) >= {f"{name}: bytes" for name in names}
         assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -138,6 +139,7 @@ def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
         pass
 
     exits = exits_of_an_adaptation(finetuner, None)
+
     assert exits > 20
 
     for number in range(1, exits + 1):
@@ -145,6 +147,7 @@ def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
             exits_of_an_adaptation(finetuner, number)
 
         assert torch.is_grad_enabled(), number
+
         with finetuner.adapted(PROMPT) as adaptation:
             assert adaptation.losses == uninterrupted.losses
 
@@ -154,6 +157,7 @@ def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
     )
     thread.start()
     thread.join(timeout=60)
+
     assert not thread.is_alive()
 
 

@@ -126,6 +126,7 @@ def test_bytes_are_those_of_the_scored_tokens(gpt2, tokenizers, kind):
             first = FIRST_TOKEN_BYTES[kind].get(name, 1)
 
         scored = score_text(gpt2, tokenizers[kind], text)
+
         assert scored.bytes == len(text.encode()) - first, name
 
 
@@ -151,6 +152,7 @@ def test_a_context_is_read_once(model, tokenizers, kind, text):
 
     for _ in range(2):
         scored = score(reader, text, context=context)
+
         assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
         assert scored.tokens == expected.tokens
         # Its last token is read again: those logits predict the first of the text.

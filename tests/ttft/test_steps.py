@@ -56,6 +56,14 @@ def test_a_budget_skips_no_passage_that_is_heavier():
     assert [one.passage for one in passes] == [0, 1, 2, 4, 5, 6, 7]
 
 
+def test_the_prompt_comes_last():
+    passes = schedule([2, 1], TTFTConfig(refresh=2), prompt_count=3)
+
+    assert [one.passage for one in passes] == [0, 1, 2, 2]
+    assert [one.repeats for one in passes] == [2, 1, 2, 1]
+    assert [one.start for one in passes] == [0, 2, 3, 5]
+
+
 def test_a_deadline_expects_the_slowest_pass_so_far(time):
     deadline = Deadline(10.0)
 

@@ -108,6 +108,18 @@ def test_passages_are_trained_on_with_those_that_follow(
         assert tokens == tokenizer(text)["input_ids"][:8]
 
 
+def test_a_prompt_is_embedded_by_the_side_for_prompts(gpt2, make, embedder, store_of):
+    class TwoSided(type(embedder)):
+        def encode_query(self, texts):
+            return self.encode(["a dog" for _ in texts])
+
+    store = store_of(["the cat", "a dog"])
+    for side, nearest in ((embedder, 0), (TwoSided(), 1)):
+        finetuner = make(gpt2, store=store, embedder=side, n_select=0, context=1)
+
+        assert finetuner.select("the cat").context_indices == [nearest]
+
+
 def test_without_steps_nothing_is_selected_or_trained(gpt2, tokenizer, make):
     finetuner = make(gpt2, n_select=0)
     with finetuner.adapted(PROMPT) as adaptation:

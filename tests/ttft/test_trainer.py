@@ -141,6 +141,7 @@ def test_evaluation_ignores_the_multiplicity(model, tmp_path):
         expected = model(input_ids=ids, labels=ids).loss.item()
 
     loss = trainer.evaluate(dataset_of(ROWS))["eval_loss"]
+
     assert loss == pytest.approx(expected, rel=1e-5)
     assert "labels" in names
     assert "multiplicity" not in names
@@ -159,6 +160,7 @@ def test_an_optimizer_step_needs_one_multiplicity(
 ):
     trainer = trainer_of(gpt2, tmp_path, rows, **options)
     message = rf'"multiplicity" must have one value.*got \[{counts}\]'
+
     with pytest.raises(ValueError, match=message):
         trainer.train()
 
@@ -168,6 +170,7 @@ def test_processes_need_one_multiplicity(gpt2, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "gather_object", lambda counts: [*counts, {2}])
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     trainer = trainer_of(gpt2, tmp_path)
+
     with pytest.raises(
         ValueError, match=r'"multiplicity" must have one .*got \[1, 2\]'
     ):
@@ -177,8 +180,12 @@ def test_processes_need_one_multiplicity(gpt2, tmp_path, monkeypatch):
 def test_the_column_is_needed(gpt2, tmp_path):
     trainer = trainer_of(gpt2, tmp_path)
     trainer.train_dataset = dataset_of(ROWS, counted=False)
+
     with pytest.raises(ValueError, match='must have a column "multiplicity", got'):
         trainer.train()
+
+    with pytest.raises(TypeError, match='"multiplicity" must hold integers, got torch'):
+        trainer.training_step(gpt2, {"multiplicity": torch.tensor([2.0])})
 
 
 def test_unused_columns_must_stay(gpt2, tmp_path):
@@ -198,12 +205,15 @@ def test_the_users_optimizer_repeats_steps_and_is_theirs_afterwards(gpt2, tmp_pa
         parameter.grad = torch.ones_like(parameter)
 
     optimizer.step()
+
     assert count.item() == 7
 
     optimizer.step(repeats=4)
+
     assert count.item() == 11
 
     trainer_of(gpt2, tmp_path, optimizer=optimizer).train()
+
     assert count.item() == 17
 
 

@@ -56,6 +56,7 @@ def plain_loop(finetuner, support, clip):
 
 def assert_equals_plain_loop(finetuner, clip=None):
     support = finetuner.select(PROMPT)
+
     assert max(support.counts) > 2, "the prompt must be one with repeats"
 
     expected, losses = plain_loop(finetuner, support, clip)
@@ -68,7 +69,9 @@ def assert_equals_plain_loop(finetuner, clip=None):
 
     assert adaptation.losses == pytest.approx(losses, rel=1e-9)
     assert adaptation.steps == support.counts
+
     refresh = finetuner.config.refresh
+
     assert adaptation.passes == sum(math.ceil(c / refresh) for c in support.counts)
 
 
@@ -97,6 +100,7 @@ def test_only_the_adapters_of_a_peft_model_are_trained(llama, make, with_lora):
         changed = differences(before, state_of(model))
 
     assert changed == sorted(f"{name}: bytes" for name in names)
+
     assert_equals_plain_loop(finetuner)
 
 
@@ -112,6 +116,7 @@ def test_a_bfloat16_model_is_trained_and_restored(gpt2, make):
     assert losses[-1] < losses[0]
 
     precise = losses_of(make(gpt2.float()))
+
     assert losses == pytest.approx(precise, rel=0.03)
 
 

@@ -123,8 +123,13 @@ def adapt(
             )
         saved = adaptation.save_adapter(save, rank=save_rank) if save else None
     _print_training(adaptation, passages)
-    _print_scores(before, after)
-    _print_overlap(text, adaptation, passages)
+    if config.train_on_prompt:
+        echo(
+            "The model was trained on the prompt, so bits per byte of it are no score."
+        )
+    else:
+        _print_scores(before, after)
+        _print_overlap(text, adaptation, passages)
     _print_saved(saved)
     if generate:
         _print_continuations(unadapted, adapted)
@@ -155,22 +160,29 @@ def _text_of(prompt: str | None, file: str | None) -> str:
     if (prompt is None) == (file is None):
         raise ValueError("give one of --prompt and --prompt-file")
     if file is not None:
-        content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
-        try:
-            prompt = content.decode("utf-8-sig")
-        except UnicodeError as error:
-            raise ValueError(f"prompt {file}: {error}") from error
+        prompt = text_in(file)
     if not prompt or not prompt.strip():
         raise ValueError("prompt must not be blank")
     return prompt
+
+
+def text_in(file: str) -> str:
+    """The text in the file, or in stdin. ValueError if it is not UTF-8."""
+    content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise ValueError(f"prompt {file}: {error}") from error
 
 
 def _check_save(
     save: Path, config: TTFTConfig, *, inputs: Iterable[str | Path | None]
 ) -> None:
     check_output(save, inputs=inputs)
-    if config.n_select == 0:
-        raise ValueError("--save needs --n-select above 0: nothing is trained")
+    if config.n_select == config.train_on_prompt == 0:
+        raise ValueError(
+            "--save needs --n-select or --train-on-prompt above 0: nothing is trained"
+        )
 
 
 def _print_training(adaptation: Adaptation, store: Datastore) -> None:

@@ -30,7 +30,8 @@ def evaluate(
     experiment: Annotated[dict[str, Any], fields_of(Experiment, without=IN_FILES)],
     # The seed is the experiment's.
     settings: Annotated[
-        dict[str, Any], fields_of(TTFTConfig, several=True, without=("seed",))
+        dict[str, Any],
+        fields_of(TTFTConfig, several=True, without=("seed", "ngram_weights")),
     ],
     workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
@@ -80,7 +81,7 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
     prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
-    with open_results(output, evaluation.run, evaluation.adapters) as results:
+    with open_results(output, evaluation.run, adapters=evaluation.adapters) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)

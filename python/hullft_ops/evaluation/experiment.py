@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
+from hullft_ops._terminal import listed
 from hullft_ops.ttft.config import (
     COMPARED,
     NAMED,
@@ -24,6 +25,8 @@ from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.validation import options_class, parse
 
 NO_STEPS = "no steps"
+# Without any of these a model stays as it is.
+_ADAPTING = ("n_select", "train_on_prompt", "context", "ngrams", "adapter")
 _SHIPPED = Path(__file__).with_name("experiments")
 
 
@@ -99,8 +102,8 @@ def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
     """Every configuration of some grids, once. Lists multiply out.
 
     A setting that does not matter takes its default, as the marks in `TTFTConfig` say; ``refresh``
-    is 1 for knn and random. A configuration without steps, context and adapter is left out: every
-    row has the bits per byte without adaptation.
+    is 1 for knn and random. A configuration that adapts nothing is left out: every row has the bits
+    per byte without adaptation.
 
     Raises:
         InputError: a setting is unknown or wrong, or nothing is left to measure.
@@ -110,13 +113,13 @@ def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
         try:
             for values in _combinations(grid):
                 config = TTFTConfig(**_without_idle(values))
-                if config.n_select or config.context or config.adapter:
+                if any(getattr(config, name) for name in _ADAPTING):
                     configs.setdefault(label(config), config)
         except InputError as error:
             raise InputError(f"settings[{number}]: {error}") from error
     if not configs:
         raise InputError(
-            "settings: without steps and context there is nothing to measure"
+            f"settings: nothing to measure where {listed(_ADAPTING)} are all 0"
         )
     return list(configs.values())
 

@@ -22,7 +22,7 @@ from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adapter import adapter_identity
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.embedding import load_embedder
-from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.models.memory import return_freed_memory
 from hullft_ops.ttft.reader import Reader, tokenizer_identity
@@ -70,6 +70,12 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     with waiting("loading the embedder"):
         embedder = load_embedder(experiment.embedder)
     store, prompts, notes = open_texts(experiment, embedder)
+    trains_on_prompts = any(config.train_on_prompt for config in configs)
+    if trains_on_prompts and any(prompt.continuation is None for prompt in prompts):
+        raise InputError(
+            "train_on_prompt: the model has then seen the prompt, so each needs a continuation to "
+            "score"
+        )
     finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, configs[0])
     for config in configs[1:]:
         # A configuration that does not fit the models is refused before the work.
@@ -133,29 +139,33 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, dict[str, float]] = {}
     for training in _trainings(configs):
+        # What is read and what is mixed in can be taken away again.
         context = max(config.context for config in training)
+        ngrams = max(config.ngrams for config in training)
         # It holds three times the trained parameters once it has adapted, so one at a time.
         finetuner = evaluation.finetuner.with_config(
-            replace(training[0], context=context)
+            replace(training[0], context=context, ngrams=ngrams)
         )
-        reader = finetuner.reader
-        if reader.window not in before:
-            before[reader.window] = scores_of(prompt, partial(score, reader))
+        window = finetuner.reader.window
+        if window not in before:
+            # In the model's own dtype, so that it is the same for all.
+            reader = Reader(finetuner.model, finetuner.tokenizer, window)
+            before[window] = scores_of(prompt, partial(score, reader))
         support = finetuner.selector.select(neighbours)
-        rows = Rows(evaluation, prompt, before[reader.window], support)
+        rows = Rows(evaluation, prompt, before[window], support)
         yield from rows.of(finetuner, training)
         del finetuner
         return_freed_memory()
 
 
 def _trainings(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
-    """Groups that one training serves: they differ in passes and context alone.
+    """Groups that one training serves: they differ in passes, context and n-grams alone.
 
     Each is by rising passes, and then by falling context.
     """
     groups = defaultdict(list)
     for config in configs:
-        groups[replace(config, passes=None, context=0)].append(config)
+        groups[replace(config, passes=None, context=0, ngrams=0.0)].append(config)
     for group in groups.values():
         group.sort(key=lambda config: (config.passes or inf, -config.context))
     return list(groups.values())
@@ -182,6 +192,7 @@ class Rows:
                     if config.context != context:
                         context = config.context
                         adaptation.read(context)
+                    adaptation.mix(config.ngrams)
                     rows.append(self._scored(config, adaptation))
         except NonFiniteLossError as error:
             for config in configs[len(rows) :]:
@@ -190,10 +201,11 @@ class Rows:
         return rows
 
     def _scored(self, config: TTFTConfig, adaptation: Adaptation) -> Row:
-        after = scores_of(self.prompt, adaptation.score)
+        is_seen = config.train_on_prompt > 0
+        after = scores_of(self.prompt, adaptation.score, is_seen=is_seen)
         scores = {
-            name: Score(before=before, after=after[name])
-            for name, before in self.before.items()
+            name: Score(before=self.before[name], after=value)
+            for name, value in after.items()
         }
         seconds = {stage: adaptation.seconds.get(stage, 0.0) for stage in STAGES}
         return self._row(
@@ -224,13 +236,13 @@ class Rows:
         )
 
 
-def run_identity(reader: Reader, store: Store, seed: int) -> str:
-    """Differs if any weight, the tokenizer, a text, an embedding or the seed does."""
+def run_identity(reader: Reader, store: Store | None, options: Any) -> str:
+    """Differs if any weight, the tokenizer, a text, an embedding or an option does."""
     about = [
         reader.model_identity,
         tokenizer_identity(reader.tokenizer),
-        store.identity,
-        store.embedder,
-        seed,
+        store.identity if store is not None else None,
+        store.embedder if store is not None else None,
+        options,
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -41,7 +41,7 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
         rows[0][TITLES[name]] = f"{before:.4f}"
     for config in measured.ranked():
         after, measurements = measured.after[config], measured.rows[config]
-        seconds = fmean(row.seconds.get("finetune", 0.0) for row in measurements)
+        seconds = fmean(row.seconds_total for row in measurements)
         cells = {
             "configuration": names[config],
             score: f"{after.mean():.4f}",
@@ -50,7 +50,7 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
                 TITLES[name]: f"{measured.mean_score(config, name).after:.4f}"
                 for name in others
             },
-            "finetune": f"{seconds:.3f} s",
+            "adapting": f"{seconds:.3f} s",
             "passes": f"{fmean(row.passes for row in measurements):.1f}",
         }
         rows.append(cells)
@@ -100,6 +100,9 @@ def _doubts(measured: Measurements) -> list[str]:
     if measured.incomplete:
         count = counted(measured.incomplete, "prompt")
         lines.append(f"{count} left out, on which some configuration has no score.")
+    rows = [rows[0] for rows in measured.rows.values()]
+    if any(row.settings.get("train_on_prompt") for row in rows):
+        lines.append("A prompt that the model was trained on has no score of its own.")
     for config, failures in measured.failed.items():
         count = counted(failures, "prompt")
         lines.append(f"Left out: {config}, which failed on {count}.")

@@ -1,4 +1,4 @@
-"""The results of an evaluation: a JSONL file from which a killed run goes on."""
+"""Results: a JSONL file from which a killed run goes on, and the rows of an evaluation."""
 
 import fcntl
 import lzma
@@ -27,7 +27,7 @@ from hullft_ops.ttft.validation import parse
 STAGES = ("embed", "search", "select", "finetune", "prefill")
 # How every row begins.
 _BEGINNING = b'{"run":'
-_LONG_BEGINNING = re.compile(rb'\{"run":"[0-9a-f]{16}","prompt":"')
+_LONG_BEGINNING = re.compile(rb'\{"run":"[0-9a-f]{16}","prompt":')
 # How a file begins that xz compressed.
 _XZ = b"\xfd7zXZ\0"
 _STRICT = ConfigDict(
@@ -101,14 +101,14 @@ class Row(BaseModel):
 
 
 class ResultsFile:
-    """Rows on disk, by prompt and configuration. `open_results` makes one."""
+    """Rows on disk, by their keys. `open_results` makes one."""
 
-    def __init__(self, path: Path, file: BinaryIO, rows: list[Row]) -> None:
+    def __init__(self, path: Path, file: BinaryIO, rows: list[Any]) -> None:
         self.rows = {row.key: row for row in rows}
         self._path = path
         self._file = file
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Any) -> None:
         """Write a row. It is on the disk when this returns; InputError if the file is gone."""
         with named_in_errors(self._path):
             self._file.write(row.model_dump_json().encode() + b"\n")
@@ -124,14 +124,21 @@ class ResultsFile:
 
 @contextmanager
 def open_results(
-    path: Path, run: str, adapters: Mapping[str, str]
+    path: Path,
+    run: str,
+    kind: Any = Row,
+    *,
+    adapters: Mapping[str, str] | None = None,
 ) -> Iterator[ResultsFile]:
     """Open a results file to append to, or create it. Drops a last line that a kill cut off.
+
+    Rows are of any ``kind`` with a ``run``, a ``prompt`` after it and a ``key``.
 
     Args:
         path: the file.
         run: the identity of the rows to come.
-        adapters: those of their adapters, by folder.
+        kind: their class.
+        adapters: the identities of their adapters, by the folder in their settings.
 
     Raises:
         InputError: another process writes to it, it holds rows of another run or adapter, or as
@@ -145,19 +152,15 @@ def open_results(
         except BlockingIOError as error:
             raise InputError(f"results {path}: another process writes to it") from error
         content = path.read_bytes()
-        rows = _parsed(content, path)
+        rows = _parsed(content, path, kind)
         for row in rows:
             if row.run != run:
                 raise InputError(
                     f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
-                    f"or seed (run {row.run}, this is {run}); name another file"
+                    f"or option (run {row.run}, this is {run}); name another file"
                 )
-            folder = str(row.settings.get("adapter"))
-            if folder in adapters and row.adapter != adapters[folder]:
-                raise InputError(
-                    f"results {path}: holds rows of what adapter {folder} was before it changed; "
-                    "name another file"
-                )
+            if adapters:
+                _check_adapter(row, adapters, path)
         *_, last = content.split(b"\n")
         if last and _is_torn(last):
             os.truncate(file.fileno(), len(content) - len(last))
@@ -166,14 +169,23 @@ def open_results(
         yield ResultsFile(path, file, rows)
 
 
-def read_rows(path: Path) -> list[Row]:
+def _check_adapter(row: Row, adapters: Mapping[str, str], path: Path) -> None:
+    folder = str(row.settings.get("adapter"))
+    if folder in adapters and row.adapter != adapters[folder]:
+        raise InputError(
+            f"results {path}: holds rows of what adapter {folder} was before it changed; "
+            "name another file"
+        )
+
+
+def read_rows(path: Path, kind: Any = Row) -> list[Any]:
     """The rows of a results file in order, without a last line that a kill cut off.
 
     xz may have compressed the file.
 
     Raises:
         OSError: the file cannot be read.
-        InputError: a line is not a row, or two rows are of one configuration and prompt.
+        InputError: a line is not a row, or two rows have the same key.
     """
     if path.is_dir():
         raise InputError(f"results {path}: is a folder, must be a file")
@@ -183,21 +195,21 @@ def read_rows(path: Path) -> list[Row]:
             content = lzma.decompress(content)
         except lzma.LZMAError as error:
             raise InputError(f"results {path}: {error}") from error
-    return _parsed(content, path)
+    return _parsed(content, path, kind)
 
 
-def _parsed(content: bytes, path: Path) -> list[Row]:
+def _parsed(content: bytes, path: Path, kind: Any) -> list[Any]:
     *lines, last = content.split(b"\n")
     # Without a row before it, only a long beginning says that the file is ours.
     is_ours = bool(lines) or _LONG_BEGINNING.match(last)
     if last and not (is_ours and _is_torn(last)):
         lines.append(last)
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, ...], Any] = {}
     for number, line in enumerate(lines, start=1):
         place = f"results {path}: line {number}"
-        row = parse(Row, line, place)
+        row = parse(kind, line, place)
         if row.key in rows:
-            raise InputError(f"{place}: a second row of {row.config} on {row.prompt}")
+            raise InputError(f"{place}: a second row of {' on '.join(row.key[::-1])}")
         rows[row.key] = row
     return list(rows.values())
 

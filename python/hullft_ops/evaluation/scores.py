@@ -24,12 +24,18 @@ MEANINGS = {
 }
 
 
-def scores_of(prompt: Prompt, score: Callable[..., BitsPerByte]) -> dict[str, float]:
-    """The scores by name, where ``score`` takes the arguments of `Adaptation.score`."""
+def scores_of(
+    prompt: Prompt, score: Callable[..., BitsPerByte], *, is_seen: bool = False
+) -> dict[str, float]:
+    """The scores by name, where ``score`` takes the arguments of `Adaptation.score`.
+
+    A model that was trained on the prompt, ``is_seen``, has no score of it.
+    """
     scores = {}
-    # A prompt of one token has no score.
-    with suppress(NothingToScoreError):
-        scores["prompt"] = score(prompt.text).value
+    if not is_seen:
+        # A prompt of one token has no score.
+        with suppress(NothingToScoreError):
+            scores["prompt"] = score(prompt.text).value
     if prompt.continuation is not None:
         scores["continuation"] = score(prompt.continuation, after=prompt.text).value
     return scores

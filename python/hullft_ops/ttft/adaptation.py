@@ -1,15 +1,16 @@
 """An adapted model: its support, losses and times, and what it can do until it is restored."""
 
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
-from hullft_ops.ttft.generation import NEW_TOKENS, chat_prompt, continue_prompt
+from hullft_ops.ttft.generation import Prompt, continue_prompt
 from hullft_ops.ttft.models.lora import SavedAdapter, save_adapter
 from hullft_ops.ttft.models.memory import out_of_memory_explained
-from hullft_ops.ttft.reader import Context, Reader, nearest_that_fit
+from hullft_ops.ttft.reader import Context, Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.steps import Deadline, StageClock, schedule
 from hullft_ops.ttft.support import Support
@@ -43,7 +44,7 @@ class Adaptation:
         original: list[Tensor],
     ) -> None:
         self.support = support
-        self.schedule = schedule(support.counts, trainer.config)
+        self.schedule = schedule(support.counts, trainer.config, support.prompt_count)
         self.losses: list[float] = []
         tokenize = support.seconds.get("tokenize", 0.0)
         self.seconds = support.seconds | {"finetune": tokenize}
@@ -52,13 +53,15 @@ class Adaptation:
         self._trainer = trainer
         self._original = original
         self._context = Context()
+        self.mix(trainer.config.ngrams)
 
     @property
     def steps(self) -> list[int]:
         """The optimizer steps taken on each passage of the support."""
         steps = [0] * len(self.support.counts)
         for taken in self.schedule[: self.passes]:
-            steps[taken.passage] += taken.repeats
+            if taken.passage < len(steps):
+                steps[taken.passage] += taken.repeats
         return steps
 
     @property
@@ -69,7 +72,7 @@ class Adaptation:
     @property
     def skipped_steps(self) -> int:
         """Steps that did not fit into the budget of seconds or passes."""
-        return sum(self.support.counts) - sum(self.steps)
+        return sum(skipped.repeats for skipped in self.schedule[self.passes :])
 
     def train(
         self, passes: int | None = None, deadline: Deadline | None = None
@@ -100,15 +103,23 @@ class Adaptation:
         """Put only the ``context`` nearest of the retrieved passages before texts; None for all."""
         self._check_alive("read")
         passages = self.support.context_ids
-        if context is not None:
-            passages = passages[max(0, len(passages) - context) :]
+        first = 0 if context is None else max(0, len(passages) - context)
+        texts = self.support.context_texts[first:]
         clock = StageClock(self._reader.model.device)
         with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
-            self._context = self._reader.read(passages)
+            read = self._reader.read(passages[first:], texts)
+        self._context = replace(read, ngrams=self._context.ngrams)
         self.seconds |= clock.seconds()
 
+    def mix(self, ngrams: float) -> None:
+        """Mix n-grams of the neighbours in from now on, with this factor; see `TTFTConfig`."""
+        self._check_alive("mix")
+        config = replace(self._trainer.config, ngrams=ngrams)
+        self._context = replace(self._context, ngrams=self.support.ngrams(config))
+
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
-        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages.
+        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages and with
+        n-grams of the neighbours.
 
         ``after`` is a prompt that comes before the text.
         """
@@ -116,43 +127,30 @@ class Adaptation:
         return score(self._reader, text, after=after, context=self._context)
 
     def generate(
-        self, prompt: str, *, chat: bool = False, **generate_kwargs: Any
+        self, prompt: Prompt, *, chat: bool = False, **generate_kwargs: Any
     ) -> str:
         """What the adapted model writes after ``prompt``, behind the retrieved passages.
 
         Args:
-            prompt: a text. Of one that is too long, the model reads the last tokens, as many as
+            prompt: a text, or a conversation: a list of messages, each with a "role" and a
+                "content". Of one that is too long, the model reads the last tokens, as many as
                 leave room for the new ones.
-            chat: continue it as a message in the tokenizer's chat template, in which the retrieved
-                passages stand before it.
+            chat: continue a text as a user's message. A conversation stands in the tokenizer's chat
+                template, and the retrieved passages stand before its last message of the user.
             generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
         Returns:
             Only the continuation, without special tokens.
 
         Raises:
-            TypeError, ValueError: the prompt is not a str or has no token, ``max_new_tokens``
-                leaves no room for it, an argument asks for more than one continuation, or there is
-                no chat template.
+            TypeError, ValueError: the prompt is neither, or has no token, ``max_new_tokens`` leaves
+                no room for it, an argument asks for more than one continuation, or there is no chat
+                template.
         """
         self._check_alive("generate")
-        context = self._context
-        if chat:
-            new_tokens = generate_kwargs.get("max_new_tokens", NEW_TOKENS)
-            prompt = self._chat_prompt(prompt, self._reader.window - new_tokens)
-            # The passages stand within the prompt.
-            context = Context()
-        return continue_prompt(self._reader, prompt, context=context, **generate_kwargs)
-
-    def _chat_prompt(self, message: str, room: int) -> str:
-        """The message in the chat template, behind as many of the nearest passages as fit."""
-        alone = chat_prompt(self._reader.tokenizer, message)
-        room -= len(self._reader.tokens(alone).ids)
-        count = len(nearest_that_fit(self._context.passages, room))
-        if count == 0:
-            return alone
-        texts = self.support.context_texts[-count:]
-        return chat_prompt(self._reader.tokenizer, "".join([*texts, message]))
+        return continue_prompt(
+            self._reader, prompt, context=self._context, chat=chat, **generate_kwargs
+        )
 
     def save_adapter(
         self,
@@ -180,8 +178,8 @@ class Adaptation:
         self._check_alive("save_adapter")
         if not self._original:
             raise RuntimeError(
-                "save_adapter: nothing was trained: n_select is 0, or the selected passages are "
-                "too short"
+                "save_adapter: nothing was trained: n_select and train_on_prompt are 0, or the "
+                "texts are too short"
             )
         return save_adapter(
             self._reader.model,

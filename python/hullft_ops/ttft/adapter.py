@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,11 +58,18 @@ class AdapterConfig:
     rank: PositiveInt = 16
     """Rank of the matrices that are added to every linear layer but the head."""
 
+    passages: PositiveInt | None = None
+    """How many passages to train on, drawn at random; None for all."""
+
+    minutes: PositiveFloat | None = None
+    """When to end, if the passages last longer; None for no limit. Such a training begins anew
+    after a kill."""
+
     epochs: PositiveInt = 1
     """How often to train on each passage."""
 
     lr: PositiveFloat = 5e-4
-    """Learning rate of the first step; it falls linearly to 0."""
+    """Learning rate of the first step; it falls linearly to 0 over the passages or minutes."""
 
     batch_size: PositiveInt = 1
     """Passages for each optimizer step."""
@@ -73,7 +81,7 @@ class AdapterConfig:
     """bfloat16 to train under autocast; None for the model's own dtype."""
 
     seed: int = 0
-    """Seed of the passages' order and of the LoRA's first values."""
+    """Seed of which passages, of their order and of the LoRA's first values."""
 
 
 def train_adapter(
@@ -135,7 +143,7 @@ def train_adapter(
         warnings.filterwarnings("ignore", "Could not find a config file")
         training = folder / "training"
         _begin(training, record)
-        passages = _tokenized(reader, store, training)
+        passages = _tokenized(reader, store, config, training)
         _train(lora_model, passages, config, training)
         lora_model.save_pretrained(folder, save_embedding_layers=False)
         (folder / RECORD).write_text(record, encoding="utf-8")
@@ -155,8 +163,10 @@ def _begin(training: Path, record: str) -> None:
     file.write_text(record, encoding="utf-8")
 
 
-def _tokenized(reader: Reader, store: Store, folder: Path) -> Any:
-    """A dataset of the passages' ``input_ids``, in a file in ``folder``."""
+def _tokenized(
+    reader: Reader, store: Store, config: AdapterConfig, folder: Path
+) -> Any:
+    """A dataset of the chosen passages' ``input_ids``, in a file in ``folder``."""
     from datasets import Dataset
 
     def tokenize(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
@@ -166,6 +176,8 @@ def _tokenized(reader: Reader, store: Store, folder: Path) -> Any:
         return {"input_ids": rows}
 
     positions = Dataset.from_dict({"position": range(len(store.texts))})
+    if config.passages is not None and config.passages < len(positions):
+        positions = positions.shuffle(config.seed).select(range(config.passages))
     passages = positions.map(
         tokenize,
         batched=True,
@@ -192,6 +204,7 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         bf16=config.dtype == "bfloat16",
         use_cpu=model.device.type == "cpu",
         seed=config.seed,
+        save_strategy="steps" if config.minutes is None else "no",
         save_steps=_SAVE_STEPS,
         save_total_limit=1,
         logging_steps=10,
@@ -207,6 +220,8 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         train_dataset=passages,
         data_collator=_padded,
     )
+    if config.minutes is not None:
+        trainer.add_callback(_until(config.minutes, config.lr))
     last = _last_checkpoint(folder)
     if last is not None:
         progress_line(f"going on from {last}")
@@ -214,6 +229,29 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
     if not math.isfinite(result.training_loss):
         remove_files(folder.parent, _TRAINING)
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
+
+
+def _until(minutes: float, lr: float) -> Any:
+    """A callback of `Trainer` that lets the rate fall to 0 in so many minutes, and then ends."""
+    from transformers import TrainerCallback
+
+    class Until(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self._begin = perf_counter()
+
+        def on_step_begin(
+            self, args: Any, state: Any, control: Any, **trained: Any
+        ) -> None:
+            for group in trained["optimizer"].param_groups:
+                group["lr"] = min(group["lr"], lr * (1 - self._share()))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= self._share() >= 1
+
+        def _share(self) -> float:
+            return min(1.0, (perf_counter() - self._begin) / (60 * minutes))
+
+    return Until()
 
 
 def _padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -240,9 +278,10 @@ def adapter_identity(path: str | Path) -> str:
     """SHA-256 over the files of an adapter that PEFT saved, in hexadecimal digits."""
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-    files = [Path(path, CONFIG_NAME), Path(path, SAFETENSORS_WEIGHTS_NAME)]
-    content = b"".join(file.read_bytes() for file in files)
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        digest.update(Path(path, name).read_bytes())
+    return digest.hexdigest()
 
 
 def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, Any]]:

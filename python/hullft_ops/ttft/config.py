@@ -23,11 +23,14 @@ from hullft_ops import Selection
 from hullft_ops._checks import Variant
 from hullft_ops.ttft.models.forwards import Precision
 from hullft_ops.ttft.models.loading import load_model
+from hullft_ops.ttft.ngrams import WEIGHTS
 from hullft_ops.ttft.validation import options_class
 
 # Selection and training hold memory for each step.
 MAX_STEPS = 100_000
 MethodName = Literal["hullft", "sift", "knn", "random"]
+# At 1 nothing would be left of the model.
+_Weight = Annotated[float, Field(ge=0, lt=1)]
 
 
 @runtime_checkable
@@ -80,9 +83,9 @@ COMPARED = "compared"
 
 @dataclass(frozen=True)
 class Beside:
-    """Marks a field that matters only where another one is above 0."""
+    """Marks a field that matters only where one of these others is above 0."""
 
-    field: str
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ class Of:
     methods: tuple[str, ...]
 
 
-_STEPS = Beside("n_select")
+_STEPS = Beside(("n_select",))
+_TRAINING = Beside(("n_select", "train_on_prompt"))
+_POOL = Beside(("n_select", "ngrams"))
 
 
 @options_class
@@ -109,7 +114,7 @@ class TTFTConfig:
     n_select: Annotated[int, Field(ge=0, le=MAX_STEPS), NAMED] = 8
     """Optimizer steps for each prompt; 0 for none."""
 
-    refresh: Annotated[PositiveInt, _STEPS, NAMED] = 2
+    refresh: Annotated[PositiveInt, _TRAINING, NAMED] = 2
     """Optimizer steps with each gradient. A passage with c steps takes ceil(c / refresh)
     forward-backward passes."""
 
@@ -119,32 +124,44 @@ class TTFTConfig:
     """balanced for passes in turns, so that at any time each passage has about its share of the
     steps, or grouped for all passes on a passage in a row, as in the paper."""
 
-    passes: Annotated[PositiveInt | None, _STEPS] = None
+    passes: Annotated[PositiveInt | None, _TRAINING] = None
     """Forward-backward passes at most; None for as many as the steps need."""
 
-    pool_size: Annotated[PositiveInt, _STEPS] = 200
-    """How many of the nearest passages to select from."""
+    pool_size: Annotated[PositiveInt, _POOL] = 200
+    """How many of the nearest passages to select from, and to take n-grams from."""
 
     context: Annotated[NonNegativeInt, COMPARED] = 5
     """How many of the nearest passages stand before the prompt, nearest last."""
 
-    context_following: Annotated[NonNegativeInt, Beside("context"), COMPARED] = 1
+    context_following: Annotated[NonNegativeInt, Beside(("context",)), COMPARED] = 1
     """How many passages stand behind each of these that follow it in its document."""
+
+    ngrams: Annotated[float, Field(ge=0, le=1), COMPARED] = 1.0
+    """How strongly to mix n-grams of the pool into the model's predictions: a factor of
+    ``ngram_weights``, from 0 for no n-grams to 1."""
+
+    ngram_weights: Annotated[
+        tuple[_Weight, ...], Field(min_length=1), Beside(("ngrams",))
+    ] = WEIGHTS
+    """Weights of what follows n-grams of 1, 2, 4, ... tokens; see `hullft_ops.ttft.ngrams`."""
+
+    train_on_prompt: Annotated[int, Field(ge=0, le=MAX_STEPS), COMPARED] = 0
+    """Optimizer steps on the prompt itself, after those on passages."""
 
     train_following: Annotated[NonNegativeInt, _STEPS] = 0
     """How many passages are trained on with each selected one that follow it in its document, as
     one text. `max_length` cuts that."""
 
-    lr: Annotated[PositiveFloat, _STEPS, NAMED] = 5e-5
+    lr: Annotated[PositiveFloat, _TRAINING, NAMED] = 5e-5
     """Adam's learning rate."""
 
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens to cut passages to; None for the model's window."""
 
-    dtype: Annotated[Precision | None, _STEPS] = None
-    """bfloat16 to train under autocast; None for the model's own dtype."""
+    dtype: Precision | None = None
+    """bfloat16 to train, read, score and write under autocast; None for the model's own dtype."""
 
-    max_grad_norm: Annotated[PositiveFloat | None, _STEPS] = None
+    max_grad_norm: Annotated[PositiveFloat | None, _TRAINING] = None
     """Norm to clip each gradient to; None for no clipping."""
 
     variant: Annotated[Variant, _STEPS, Of(("hullft",))] = "vanilla"
@@ -181,7 +198,7 @@ def matters(name: str, settings: Mapping[str, Any]) -> bool:
 
     method = value_of("method")
     for mark in marks_of(name):
-        if isinstance(mark, Beside) and not value_of(mark.field):
+        if isinstance(mark, Beside) and not any(map(value_of, mark.fields)):
             return False
         # A method of one's own may look at any field.
         is_of_others = isinstance(mark, Of) and method not in mark.methods

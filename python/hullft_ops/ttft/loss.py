@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft.head_loss import linear_mean_loss
-from hullft_ops.ttft.models.cache import no_padding_check, unmasked
 from hullft_ops.ttft.models.checks import unwrapped
 from hullft_ops.ttft.models.forwards import is_observed
 
@@ -23,27 +22,36 @@ _CHUNK_BYTES = 64 * 2**20
 _COMPARED_TOKENS = 16
 
 
-def next_token_losses(model: "PreTrainedModel", tokens: Tensor, **cache: Any) -> Tensor:
-    """The negative log-likelihood in nats of every token but the first, given those before.
+def next_token_logits(
+    model: "PreTrainedModel", tokens: Tensor, first: int = 1, **cache: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits that predict a text's tokens from ``first`` on, and these tokens, in chunks.
 
     Args:
         model: a causal language model.
-        tokens: int64 ``[T]``, T at least 2, within the model's window.
+        tokens: int64 ``[T]``, T above ``first``, within the model's window.
+        first: at least 1.
         cache: arguments that give the model a cache of earlier tokens.
 
-    Returns:
-        ``[T - 1]``, float64 for a float64 model and float32 for all others.
+    Yields:
+        Logits ``[rows, vocabulary]``, float64 for a float64 model and float32 for all others, and
+        int64 ``[rows]``.
     """
     arguments = {"use_cache": False} | cache
     logits = model(input_ids=tokens[None], **arguments).logits[0]
     precision = torch.promote_types(logits.dtype, torch.float32)
     rows = _rows_at_once(logits.shape[1])
     # The log-probabilities of all positions would take as much memory as the logits.
+    chunks = torch.split(logits[first - 1 : -1], rows)
+    for chunk, targets in zip(chunks, torch.split(tokens[first:], rows), strict=True):
+        yield chunk.to(precision), targets
+
+
+def next_token_losses(model: "PreTrainedModel", tokens: Tensor) -> Tensor:
+    """The negative log-likelihood in nats of every token but the first, ``[T - 1]``."""
     losses = [
-        cross_entropy(chunk.to(precision), targets, reduction="none")
-        for chunk, targets in zip(
-            torch.split(logits[:-1], rows), torch.split(tokens[1:], rows), strict=True
-        )
+        cross_entropy(logits, targets, reduction="none")
+        for logits, targets in next_token_logits(model, tokens)
     ]
     return torch.cat(losses)
 
@@ -111,9 +119,7 @@ class _SplitModel:
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """The last hidden states ``[T, d]`` of tokens ``[T]``."""
-        arguments = {"use_cache": False} | unmasked(self.base)
-        with no_padding_check(self.base):
-            output = self.base(input_ids=tokens[None], **arguments)
+        output = self.base(input_ids=tokens[None], use_cache=False)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

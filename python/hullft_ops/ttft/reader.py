@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.contexts import signal_safe
-from hullft_ops.ttft.loss import next_token_losses
+from hullft_ops.ttft.loss import next_token_logits
 from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
     check_causal,
@@ -23,8 +23,9 @@ from hullft_ops.ttft.models.checks import (
     text_window,
     unwrapped,
 )
-from hullft_ops.ttft.models.forwards import eval_mode
+from hullft_ops.ttft.models.forwards import Precision, autocast, eval_mode
 from hullft_ops.ttft.models.onednn import wide_products
+from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.restore import exclusive
 
 if TYPE_CHECKING:
@@ -35,12 +36,16 @@ _TOKENS_AT_ONCE = 512
 # With other arguments, beams for example, transformers may refuse a cache that it did not make.
 _TAKE_A_CACHE = {
     "do_sample",
+    "logits_processor",
     "max_new_tokens",
     "num_return_sequences",
     "repetition_penalty",
     "return_dict_in_generate",
+    "stop_strings",
     "stopping_criteria",
+    "streamer",
     "temperature",
+    "tokenizer",
     "top_k",
     "top_p",
 }
@@ -70,9 +75,10 @@ class Reader:
         model: the model, or a PEFT model around one.
         tokenizer: its tokenizer.
         max_length: tokens that the model reads at once, new ones included; None for its window.
+        dtype: bfloat16 to read under autocast; None for the model's own.
 
     Attributes:
-        window: that number.
+        window: how many tokens it reads at once.
 
     Raises:
         ValueError: the model is not causal, or lacks ids of the tokenizer; or ``max_length`` is out
@@ -85,9 +91,11 @@ class Reader:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int | None = None,
+        dtype: Precision | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.dtype = dtype
         with exclusive(model):
             check_causal(model, tokenizer)
         self.window = text_window(model, tokenizer, max_length)
@@ -140,17 +148,30 @@ class Reader:
         RuntimeError if it is in use elsewhere.
         """
         model = self.model
-        with exclusive(model), eval_mode(model), wide_products(model), torch.no_grad():
+        with (
+            exclusive(model),
+            eval_mode(model),
+            wide_products(model),
+            torch.no_grad(),
+            autocast(model.device, self.dtype),
+        ):
             yield
 
-    def read(self, passages: Sequence[Sequence[int]]) -> "Context":
+    @cached_property
+    def takes_padding(self) -> bool:
+        """Whether the model keeps keys and values alone, in which padding can be masked."""
+        return self._cache_of(self._tokenized("a").ids) is not None
+
+    def read(
+        self, passages: Sequence[Sequence[int]], texts: Sequence[str] = ()
+    ) -> "Context":
         """Read the tokens of retrieved passages, nearest last, for the texts behind them."""
         ids = [*self._opening, *chain.from_iterable(passages)]
         cache = None
         # The cache leaves the last token out: its logits predict the first of the text.
         if passages and len(ids) > 1:
             cache = self._cache_of(ids[:-1])
-        return Context(passages, ids, self._keyword, cache)
+        return Context(passages, texts, ids, self._keyword, cache)
 
     def _cache_of(self, ids: Sequence[int]) -> Any:
         """The model's cache of the tokens; None if it keeps more than keys and values."""
@@ -172,14 +193,14 @@ class Reader:
                 arguments[self._keyword] = cache
         return cache if cache.get_seq_length() == len(ids) else None
 
-    def losses(
+    def logits(
         self,
         head: Sequence[int],
         body: Sequence[int],
         first: int,
         context: "Context",
-    ) -> Tensor:
-        """The negative log-likelihoods in nats of the tokens of ``body`` from ``first`` on.
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What predicts the tokens of ``body`` from ``first`` on, as `next_token_logits`.
 
         Call it in `reading`. ``head`` stands before the body; if it is the context's tokens, they
         are not read again.
@@ -187,48 +208,69 @@ class Reader:
         cache = context.arguments(head)
         before = head[-1:] if cache else head
         ids = torch.tensor([*before, *body], device=self.model.device)
-        losses = next_token_losses(self.model, ids, **cache)
-        return losses[len(before) + first - 1 :]
+        return next_token_logits(self.model, ids, len(before) + first, **cache)
 
-    def generate(self, ids: Sequence[int], context: "Context", **options: Any) -> str:
-        """What the model writes after these tokens, without special tokens.
+    def generate(
+        self,
+        rows: Sequence[Sequence[int]],
+        contexts: Sequence["Context"],
+        **options: Any,
+    ) -> list[str]:
+        """What the model writes after each row of tokens, without special tokens.
 
-        ``options`` are those of ``model.generate``.
+        ``options`` are those of ``model.generate``. A row alone uses what its context has read.
         """
         config: Any = self.model.generation_config
         has_beams = (config.num_beams or 1) > 1
         takes_cache = options.keys() <= _TAKE_A_CACHE and not has_beams
-        if takes_cache and config.cache_implementation is None:
-            options |= context.arguments(ids)
-        tokens = torch.tensor([list(ids)], device=self.model.device)
+        if len(rows) == 1 and takes_cache and config.cache_implementation is None:
+            options |= contexts[0].arguments(rows[0])
+        length = max(map(len, rows))
+        # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
+        padded = [[row[0]] * (length - len(row)) + list(row) for row in rows]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
         if self.tokenizer.pad_token_id is None:
             options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
+        if options.get("stop_strings"):
+            options.setdefault("tokenizer", self.tokenizer)
         generate: Any = self.model.generate
+        device = self.model.device
         with self.reading():
             output = generate(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens), **options
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                **options,
             )
-        # Decoders of SentencePiece take the space from the beginning of what they decode.
-        before = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        whole = str(self.tokenizer.decode(output[0], skip_special_tokens=True))
-        return whole[len(before) :]
+        texts = []
+        for row, written in zip(rows, output.tolist(), strict=True):
+            # Decoders of SentencePiece take the space from the beginning of what they decode.
+            whole = [*row, *written[length:]]
+            before, text = self.tokenizer.batch_decode(
+                [list(row), whole], skip_special_tokens=True
+            )
+            texts.append(text[len(before) :])
+        return texts
 
 
 @dataclass(frozen=True)
 class Context:
-    """Retrieved passages that a model has read, which stand before texts.
+    """What was retrieved for a prompt: passages that stand before texts, and n-grams.
 
     Attributes:
         passages: the tokens of each, nearest last.
+        texts: the text of each.
         ids: those of the cache: the special tokens that open a text, and the passages.
         keyword: what the model's forward calls a cache.
         cache: of all ``ids`` but the last; None to read them again before each text.
+        ngrams: what to mix into predictions; None for nothing.
     """
 
     passages: Sequence[Sequence[int]] = ()
+    texts: Sequence[str] = ()
     ids: Sequence[int] = ()
     keyword: str = ""
     cache: Any = None
+    ngrams: Ngrams | None = None
 
     def before(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
         """What stands before a text that ``opening`` special tokens open: these, and the passages.

@@ -6,8 +6,12 @@ things differ: only the bytes of scored tokens count, and long texts are scored 
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
 from hullft_ops._terminal import progress
@@ -29,11 +33,13 @@ class BitsPerByte:
         nll: negative log-likelihood of the scored tokens, in nats.
         bytes: UTF-8 bytes of the scored tokens.
         tokens: how many tokens were scored.
+        likeliest: for each scored token, whether the model finds no other token likelier.
     """
 
     nll: float
     bytes: int
     tokens: int
+    likeliest: list[bool] = field(default_factory=list, repr=False)
 
     @property
     def value(self) -> float:
@@ -78,11 +84,11 @@ def score_text(
 def score(
     reader: Reader, text: str, *, after: str = "", context: Context | None = None
 ) -> BitsPerByte:
-    """As `score_text`, behind retrieved passages.
+    """As `score_text`, behind retrieved passages, and with n-grams mixed in.
 
-    They stand after the special tokens that open the text, and before every window of a long text,
-    as many of the nearest as `room_before` leaves room for. The same tokens are scored as without
-    them.
+    The passages stand after the special tokens that open the text, and before every window of a
+    long text, as many of the nearest as `room_before` leaves room for. The same tokens are scored
+    as without them.
     """
     check_text("score_text", "text", text)
     if not reader.tokenizer.is_fast:
@@ -107,10 +113,17 @@ def score(
             f"score_text: text must have at least {least}, got {text[:20]!r} with "
             f"{len(ids) - opening}"
         )
-    nll = _negative_log_likelihood(reader, ids, first, opening, context or Context())
+    nll = 0.0
+    likeliest: list[bool] = []
+    predictions = _predictions(reader, ids, first, opening, context or Context())
+    with reader.reading():
+        for logits, targets in predictions:
+            losses = cross_entropy(logits, targets, reduction="none")
+            nll += losses.double().sum().item()
+            likeliest += (logits.argmax(dim=-1) == targets).tolist()
     if not math.isfinite(nll):
         raise NonFiniteLossError(f"score_text: the loss of {text[:20]!r}... is {nll}")
-    return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(ids) - first)
+    return BitsPerByte(nll, byte_count, len(likeliest), likeliest)
 
 
 def _bytes_of_first(reader: Reader, text: str, tokens: Tokens) -> int:
@@ -135,22 +148,30 @@ def _bytes_of_first(reader: Reader, text: str, tokens: Tokens) -> int:
     return len(text[: offsets[1][0]].encode()) + shared
 
 
-def _negative_log_likelihood(
-    reader: Reader, ids: list[int], first: int, opening: int, context: Context
-) -> float:
-    """Of ``ids`` from ``first`` on, of which ``opening`` open the text, behind the passages."""
+def _predictions(
+    reader: Reader,
+    ids: list[int],
+    first: int,
+    opening: int,
+    context: Context,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits, and the tokens of ``ids`` from ``first`` on that they predict, behind the passages.
+
+    ``opening`` tokens open the text. Take them in `Reader.reading`.
+    """
     head = context.before(ids, opening, reader.window)
     # Without passages, only the first window reads the special tokens that open a text.
     body = ids[opening:] if head else ids
     first -= len(ids) - len(body)
-    total = 0.0
     windows = _windows(first, len(body), reader.window - len(head))
-    with reader.reading():
-        for begin, scored, end in progress(windows, desc="scoring", unit="window"):
-            window = body[begin:end]
-            losses = reader.losses(head, window, scored - begin, context)
-            total += losses.double().sum().item()
-    return total
+    for begin, place, end in progress(windows, desc="scoring", unit="window"):
+        window = body[begin:end]
+        for logits, targets in reader.logits(head, window, place - begin, context):
+            texts = [body[: place + row] for row in range(len(targets))]
+            place += len(targets)
+            if context.ngrams is not None:
+                logits = context.ngrams.mixed(logits, texts)
+            yield logits, targets
 
 
 def _windows(first: int, length: int, window: int) -> list[tuple[int, int, int]]:

@@ -1,9 +1,11 @@
 """The passes on a support, the steps that they serve, and the time they take."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +20,7 @@ class Pass:
     """A forward-backward pass on a passage, and the consecutive steps with its gradient.
 
     Attributes:
-        passage: its position in the support.
+        passage: its position in the support; that of the prompt is the number of passages.
         start: how many steps come before.
         repeats: how many steps.
     """
@@ -28,17 +30,24 @@ class Pass:
     repeats: int
 
 
-def schedule(counts: Sequence[int], config: TTFTConfig) -> list[Pass]:
-    """The passes for passages with these counts, one for every ``refresh`` steps.
+def schedule(
+    counts: Sequence[int], config: TTFTConfig, prompt_count: int = 0
+) -> list[Pass]:
+    """The passes for passages with these counts, one for every ``refresh`` steps, and then those on
+    the prompt.
 
     In the order "grouped" the passes on a passage follow one another, as in arXiv:2605.30337.
     """
     order = _grouped if config.order == "grouped" else _balanced
+    refresh = config.refresh
+    on_passages = order(np.array(counts), refresh)
+    on_prompt = [len(counts)] * math.ceil(prompt_count / refresh)
+    counts = [*counts, prompt_count]
     done = [0] * len(counts)
     passes: list[Pass] = []
     start = 0
-    for passage in order(np.array(counts), config.refresh):
-        repeats = min(config.refresh, counts[passage] - done[passage])
+    for passage in chain(on_passages, on_prompt):
+        repeats = min(refresh, counts[passage] - done[passage])
         passes.append(Pass(passage, start, repeats))
         done[passage] += repeats
         start += repeats

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.methods import select_passages
+from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.reader import Reader, nearest_that_fit, room_before
 from hullft_ops.ttft.steps import StageClock
 from hullft_ops.ttft.store.base import Store, checked_vectors
@@ -39,9 +40,13 @@ class Support:
             passages.
         gap: Frank-Wolfe gap over the pool.
         input_ids: the tokens of each passage, cut to the model's window.
+        prompt_ids: the last tokens of the prompt, as many as fit, to train on.
+        prompt_count: optimizer steps on them.
         context_indices: positions of the retrieved passages before the prompt, nearest last.
         context_texts: the text of each of those, with the passages that follow it, as it is read.
         context_ids: the tokens of each of those texts.
+        neighbour_ids: the tokens of the neighbours to take n-grams from, each with the passage that
+            follows it.
         datastore: identity of the datastore that the positions belong to.
         tokenizer: what made the tokens.
         seconds: wall-clock time by stage: embed, search, select, tokenize.
@@ -53,12 +58,38 @@ class Support:
     residual: float
     gap: float
     input_ids: list[list[int]] = field(default_factory=list)
+    prompt_ids: list[int] = field(default_factory=list)
+    prompt_count: int = 0
     context_indices: list[int] = field(default_factory=list)
     context_texts: list[str] = field(default_factory=list)
     context_ids: list[list[int]] = field(default_factory=list)
+    neighbour_ids: list[list[int]] = field(default_factory=list)
     datastore: str = ""
     tokenizer: Any = field(default=None, compare=False, repr=False)
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps on the passages and on the prompt."""
+        return sum(self.counts) + self.prompt_count
+
+    def ngrams(self, config: TTFTConfig) -> Ngrams | None:
+        """The neighbours' n-grams with the configuration's weights; None if it has none."""
+        if not config.ngrams:
+            return None
+        weights = [config.ngrams * weight for weight in config.ngram_weights]
+        return Ngrams(self.neighbour_ids, weights)
+
+
+# The support of any prompt without steps and retrieved passages.
+NOTHING = Support([], [], [], residual=1.0, gap=0.0)
+
+
+def check_prompt(prompt: str) -> None:
+    """TypeError or ValueError unless the prompt is a text that is not blank."""
+    check_text("select", "prompt", prompt)
+    if not prompt.strip():
+        raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +107,11 @@ class Neighbours:
     query: Tensor
     positions: Tensor
     seconds: dict[str, float]
+
+
+def retrieves(config: TTFTConfig) -> bool:
+    """Whether the options need the neighbours of a prompt."""
+    return any((config.n_select, config.context, config.ngrams))
 
 
 def neighbours_needed(config: TTFTConfig) -> int:
@@ -104,15 +140,13 @@ class SupportSelector:
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
-        check_text("select", "prompt", prompt)
-        if not prompt.strip():
-            raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
+        check_prompt(prompt)
         count = count or neighbours_needed(self.config)
         clock = StageClock(_CPU)
         with clock.of("embed"):
             vectors = checked_vectors(
                 f"select: the vectors of embedder {self.embedder.name}",
-                self.embedder.encode([prompt]),
+                encode_queries(self.embedder, [prompt]),
                 count=1,
                 dim=self.embedder.dim,
             )
@@ -123,7 +157,13 @@ class SupportSelector:
 
     def select(self, prompt: str | Neighbours) -> Support:
         """The support of a prompt, or of one whose neighbours are known. Raises as `neighbours`."""
-        near = prompt if isinstance(prompt, Neighbours) else self.neighbours(prompt)
+        if isinstance(prompt, Neighbours):
+            near = prompt
+        elif retrieves(self.config):
+            near = self.neighbours(prompt)
+        else:
+            check_prompt(prompt)
+            return self._with_prompt(NOTHING, prompt)
         clock = StageClock(_CPU)
         with clock.of("select"):
             pool = near.positions[:, : self.config.pool_size]
@@ -131,6 +171,7 @@ class SupportSelector:
         with clock.of("tokenize"):
             nearest = near.positions[0].tolist()
             support = self._tokenized(support, near.prompt, nearest)
+            support = self._with_prompt(support, near.prompt)
         return replace(support, seconds=near.seconds | clock.seconds())
 
     def _selected(self, candidates: Tensor, query: Tensor) -> Support:
@@ -166,6 +207,9 @@ class SupportSelector:
         texts = [self._text_of(run) for run in runs]
         context_ids = [self.reader.passage_ids(text) for text in texts]
         dropped = len(runs) - self._count_that_fits(prompt, context_ids)
+        neighbours: list[list[int]] = []
+        if self.config.ngrams:
+            neighbours = whole_runs(self.store, nearest[: self.config.pool_size])
         return replace(
             support,
             counts=counts,
@@ -173,9 +217,18 @@ class SupportSelector:
             context_indices=[*chain.from_iterable(runs[dropped:])],
             context_texts=texts[dropped:],
             context_ids=context_ids[dropped:],
+            neighbour_ids=[
+                self.reader.passage_ids(self._text_of(run)) for run in neighbours
+            ],
             datastore=self.store.identity,
             tokenizer=self.reader.tokenizer,
         )
+
+    def _with_prompt(self, support: Support, prompt: str) -> Support:
+        """The support with the prompt's tokens, to train on."""
+        ids = self.reader.tokens(prompt).ids[-self.max_length :]
+        count = self.config.train_on_prompt if len(ids) >= MIN_TOKENS else 0
+        return replace(support, prompt_ids=ids, prompt_count=count)
 
     def _text_of(self, run: Sequence[int]) -> str:
         text = "".join(self.store.texts[index] for index in run)
@@ -223,4 +276,17 @@ def retrieved_runs(
         run = [*takewhile(lambda passage: passage not in read, run)]
         runs.append(run)
         read.update(run)
+    return runs
+
+
+def whole_runs(store: Store, positions: Sequence[int]) -> list[list[int]]:
+    """The passages, each with the one that follows it, as runs of passages that are consecutive."""
+    members = {member for p in positions for member in with_following(store, p, 1)}
+    following = {position: store.following(position) for position in members}
+    runs = []
+    for begin in members - set(following.values()):
+        run = [begin]
+        while (after := following[run[-1]]) in members:
+            run.append(after)
+        runs.append(run)
     return runs

@@ -86,9 +86,14 @@ class ReplayTrainer(Trainer):
         """One forward-backward pass; its multiplicity is for the step after it."""
         if COLUMN not in inputs:
             raise ValueError(
-                f'ReplayTrainer: the dataset must have a column "{COLUMN}", got {list(inputs)}'
+                f'ReplayTrainer: a batch must have a column "{COLUMN}", got {list(inputs)}: the '
+                "dataset lacks it, or the data collator drops it"
             )
         column = torch.as_tensor(inputs.pop(COLUMN), device="cpu")
+        if column.is_floating_point():
+            raise TypeError(
+                f'ReplayTrainer: column "{COLUMN}" must hold integers, got {column.dtype}'
+            )
         self._counts |= set(column.flatten().tolist())
         if self.accelerator.num_processes > 1:
             self._counts = set().union(*gather_object([self._counts]))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,37 +78,21 @@ class SupportTrainer:
             # The moments stay, so they are allocated before any memory that is freed again.
             self._optimizer.make_state()
             self._optimizer.reset()
-        taken = 0
+        losses = []
         with _training_mode(self._model):
-            # One tensor for all losses, allocated first. A loss left where its pass put it would
-            # split the memory that the next pass needs for larger activations.
-            losses = torch.empty(len(passes), dtype=torch.float64, device=self._device)
-            texts = _on_device(support.input_ids, self._device)
+            texts = [*support.input_ids, support.prompt_ids]
             for current in progress(passes, desc="training", unit="pass"):
-                tokens = texts[current.passage]
-                if deadline is not None and not self._fits(deadline, len(tokens)):
+                ids = texts[current.passage]
+                if deadline is not None and not deadline.allows(len(ids)):
                     break
-                loss = self._pass(tokens, current.repeats, clock)
-                losses[taken] = loss
-                taken += 1
-                # Elsewhere, looking would stall the device.
-                if self._device.type == "cpu":
-                    _check_loss(loss.item(), current, support)
+                tokens = torch.tensor(ids, device=self._device)
+                # Waits for the pass, whose time the deadline counts.
+                loss = self._pass(tokens, current.repeats, clock).item()
+                _check_loss(loss, current, support)
+                losses.append(loss)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
-        # Reading each loss would stall a GPU every time, and reading none would leave the GPU's
-        # work out of the time.
-        values: list[float] = losses[:taken].tolist()
-        for loss_value, current in zip(values, passes, strict=False):
-            _check_loss(loss_value, current, support)
-        return values
-
-    def _fits(self, deadline: Deadline, tokens: int) -> bool:
-        """Whether the deadline allows a pass, once the passes before it have ended."""
-        for device in {parameter.device for parameter in self.trained}:
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-        return deadline.allows(tokens)
+        return losses
 
     def _pass(self, tokens: Tensor, repeats: int, clock: StageClock) -> Tensor:
         """The loss of a passage, after the steps with its gradient."""
@@ -167,20 +150,12 @@ def _check_depends(loss: Tensor) -> None:
 def _check_loss(loss: float, current: Pass, support: Support) -> None:
     """Refuse a loss that is not finite."""
     if not math.isfinite(loss):
-        index = support.indices[current.passage]
+        names = [f"passage {index} of the datastore" for index in support.indices]
+        name = [*names, "the prompt"][current.passage]
         raise NonFiniteLossError(
-            f"TestTimeFinetuner: the loss of passage {index} of the datastore is {loss} at step "
-            f"{current.start + 1} of {sum(support.counts)}"
+            f"TestTimeFinetuner: the loss of {name} is {loss} at step {current.start + 1} of "
+            f"{support.steps}"
         )
-
-
-def _on_device(texts: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
-    """The texts, int64, after one copy of all of them. The host does not wait for CUDA."""
-    flat = torch.tensor([*chain.from_iterable(texts)], dtype=torch.int64, device="cpu")
-    if device.type == "cuda":
-        flat = flat.pin_memory()
-    there = flat.to(device, non_blocking=True)
-    return list(torch.split(there, [len(text) for text in texts]))
 
 
 def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) -> None:

@@ -137,6 +137,7 @@ def test_the_model_must_have_every_id_of_the_tokenizer(gpt2, tokenizer):
     larger.add_tokens([f"<{number}>" for number in range(VOCABULARY)])
     highest = highest_id(larger)
     reason = f"every id of the tokenizer, up to {highest}, got GPT2LMHeadModel with 320"
+
     with pytest.raises(ValueError, match=reason):
         check_causal(gpt2, larger)
 
@@ -162,12 +163,14 @@ def bloom(**stated):
 
 def test_configurations_name_the_window_differently(gpt2, tokenizer, monkeypatch):
     mpt = MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=400, max_seq_len=24)
+
     assert model_window(gpt2, tokenizer) == 32
     assert model_window(MptForCausalLM(mpt), tokenizer) == 24
     assert model_window(bloom(seq_length=20), tokenizer) == 20
     assert model_window(bloom(), tokenizer) is None
 
     monkeypatch.setattr(tokenizer, "model_max_length", 28)
+
     assert model_window(bloom(), tokenizer) == 28
 
 
@@ -186,12 +189,14 @@ def test_a_window_is_the_users_or_the_models(gpt2, tokenizer):
 
 def test_equal_models_have_one_identity(model):
     identity = model_identity(model)
+
     assert len(identity) == 64
     assert model_identity(copy.deepcopy(model)) == identity
 
     weight = next(model.parameters())
     # Other strides, the same values.
     weight.data = weight.data.T.contiguous().T
+
     assert model_identity(model.train().requires_grad_(False)) == identity
 
 

@@ -40,6 +40,7 @@ def test_modules_of_exactly_those_types_run_another_for_a_while(error):
             assert torch.equal(model[0](x), torch.zeros(5, 6))
             assert torch.equal(model[2](hidden), doubled)
             assert not is_replaced(model[0])
+
             if error is not None:
                 raise error
     except KeyboardInterrupt:

@@ -42,9 +42,11 @@ def test_float32_tensors_come_back_exactly(tmp_path, tied):
     assert torch.equal(logits(model), logits(written))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model_window(model, tokenizer) == CONTEXT
+
     check_causal(model, tokenizer)
 
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+
     assert tokenizer.decode(ids) == TEXT
     assert len(tokenizer) == len(TOKENS)
     assert [TOKENS[i] for i in ids[:4]] == ["the", "Ġ", "cat", "Ġ"]
@@ -54,9 +56,11 @@ def test_it_is_converted_once_and_keeps_the_users_name(
     file, cache, tmp_path, monkeypatch
 ):
     model, tokenizer = load_model(file)
+
     assert model.name_or_path == model.config.name_or_path == str(file)
 
     [folder] = cache.iterdir()
+
     assert (folder / "model.safetensors").is_file()
 
     monkeypatch.setattr(reading, "_convert", lambda *_: pytest.fail("converted again"))
@@ -140,6 +144,7 @@ def test_a_file_that_asks_for_endless_values_is_refused_at_its_end(tmp_path):
     header = struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, len(key)) + key
     header += struct.pack("<IIQ", array, uint8, 2**40)
     (tmp_path / "tiny.gguf").write_bytes(header.ljust(94, b"\0"))
+
     with pytest.raises(InputError, match=r"tiny.gguf: is cut off at byte 94$"):
         load_model(tmp_path / "tiny.gguf")
 

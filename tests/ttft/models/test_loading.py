@@ -40,6 +40,7 @@ def refusal(name, **options) -> str:
         load_model(name, **options)
 
     message = str(caught.value)
+
     assert message.startswith(f"model {name}: ")
     assert "\n" not in message
 
@@ -95,6 +96,7 @@ def test_weights_of_another_configuration_are_refused(folder, entries, reason):
     assert f"its weights do not match its configuration: {reason}" in message
 
     model, _ = load_model(folder, allow_missing_weights=True)
+
     assert logits(model).isfinite().all()
 
 
@@ -149,6 +151,7 @@ def test_a_tokenizers_code_in_the_folder_is_not_run(folder, tmp_path, monkeypatc
 
     # The code would run where a user allows it.
     AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
     assert mark.exists()
 
 

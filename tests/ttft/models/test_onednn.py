@@ -94,6 +94,7 @@ def test_a_head_gives_loss_and_gradients(products, rows):
     expected_gradients = torch.autograd.grad(expected_loss, precise)
 
     assert_close([loss, *gradients], [expected_loss, *expected_gradients])
+
     # Logits and weights in two tiles, for each chunk.
     assert len(products) == 5 * 9 // rows
 
@@ -103,6 +104,7 @@ def test_everything_else_is_left_to_torch(products, monkeypatch):
     x = torch.randn(5, 8)
     with wide_products(layer):
         row = x[0]
+
         assert torch.equal(layer(row), row @ layer.weight.T + layer.bias)
         assert layer(x[:0]).shape == (0, 6)
 

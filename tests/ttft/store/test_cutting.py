@@ -67,6 +67,7 @@ def main():
 
 def test_code_is_cut_at_definitions():
     pieces = list(split_passages(CODE, 90))
+
     assert "".join(pieces) == CODE
     assert [piece.splitlines()[0] for piece in pieces] == [
         "import os",
@@ -79,8 +80,10 @@ def test_code_is_cut_at_definitions():
 @pytest.mark.parametrize("most", [4, 33, 100])
 def test_passages_join_up_to_the_text(text, most):
     pieces = list(split_passages(text, most))
+
     assert "".join(pieces) == text
     assert all(0 < len(piece) <= most for piece in pieces)
+
     if len(pieces) > 1:
         assert min(map(len, pieces)) >= most // 4
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -22,23 +21,14 @@ _POSITIONS = ("max_position_embeddings", "max_seq_len", "seq_length")
 # expert at once, so later tokens may change how an earlier one is rounded.
 _ROUNDING = 1e-4
 
-# The tokenizers that each model has passed with: `score_text` makes a reader for each text.
-_passed: "WeakKeyDictionary[nn.Module, WeakSet[PreTrainedTokenizerBase]]" = (
-    WeakKeyDictionary()
-)
-
 
 def check_causal(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
     """ValueError unless the model is a causal language model with every id of the tokenizer.
 
-    A causal model's logits for the first of two tokens do not depend on the second. A model that
-    has passed with a tokenizer is not run again.
+    A causal model's logits for the first of two tokens do not depend on the second.
     """
-    passed = _passed.setdefault(model, WeakSet())
-    if tokenizer in passed:
-        return
     highest = highest_id(tokenizer)
     embedding: Any = model.get_input_embeddings()
     _check_ids(model, highest, getattr(embedding, "num_embeddings", highest + 1))
@@ -64,7 +54,6 @@ def check_causal(
     # A model of NaN passes: its loss is refused.
     if (logits[0, 0] - changed[0, 0]).abs().max() > rounding * logits[0, 0].abs().max():
         raise _refusal(model, "sees the tokens after the one that it reads")
-    passed.add(tokenizer)
 
 
 def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:

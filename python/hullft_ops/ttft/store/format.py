@@ -239,7 +239,7 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
         vectors_file.open("ab") as file,
         progress_bar("embedding", len(texts), done) as bar,
     ):
-        positions, to_embed = tee(_batches_of_like_length(texts, done))
+        positions, to_embed = tee(batches_of_like_length(texts, done, BATCH))
         batches = ([texts[i] for i in batch] for batch in to_embed)
         encoded = embed(batches) if embed else map(embedder.encode, batches)
         group = np.empty((GROUP, embedder.dim), np.float32)
@@ -260,13 +260,15 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
                 n_embedded = 0
 
 
-def _batches_of_like_length(texts: Sequence[str], first: int) -> Iterator[list[int]]:
+def batches_of_like_length(
+    texts: Sequence[str], first: int, size: int
+) -> Iterator[list[int]]:
     """The positions of the texts from ``first`` on, group by group, the short ones first."""
     for start in range(first, len(texts), GROUP):
         lengths = [len(text) for text in texts[start : start + GROUP]]
         by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-        for i in range(0, len(by_length), BATCH):
-            yield [start + position for position in by_length[i : i + BATCH]]
+        for i in range(0, len(by_length), size):
+            yield [start + position for position in by_length[i : i + size]]
 
 
 def finish(folder: Path, embedder: Embedder) -> None:

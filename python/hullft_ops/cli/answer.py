@@ -1,0 +1,151 @@
+"""``hullft-ops answer``: continue many prompts, and write each answer to a file."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from pydantic import BaseModel, ConfigDict
+from tqdm import tqdm
+
+from hullft_ops._checks import check_integer
+from hullft_ops._terminal import counted, echo, waiting
+from hullft_ops.cli.adapt import text_in
+from hullft_ops.cli.options import fields_of
+from hullft_ops.evaluation.measuring import run_identity
+from hullft_ops.evaluation.results import open_results, read_rows
+from hullft_ops.ttft.adapter import adapter_identity
+from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.files import check_output
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.generation import Prompt, chat_prompt, conversation
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.support import check_prompt, retrieves
+from hullft_ops.ttft.validation import parse
+
+
+class Answer(BaseModel):
+    """A prompt, a text or a conversation, with what the model wrote after it."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    run: str
+    prompt: str | list[dict[str, Any]]
+    answer: str
+
+    @property
+    def key(self) -> tuple[str]:
+        return (json.dumps(self.prompt),)
+
+
+def answer(
+    prompts: tyro.conf.Positional[str],
+    inputs: Annotated[dict[str, Any], fields_of(ModelConfig)],
+    settings: Annotated[
+        dict[str, Any],
+        fields_of(TTFTConfig, lr="2e-4 for the shipped model, 5e-5"),
+    ],
+    *,
+    output: Path,
+    store: Path | None = None,
+    embedder: str = DEFAULT_EMBEDDER,
+    prompt_column: str = "prompt",
+    chat: bool = False,
+    seconds: float | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+) -> None:
+    """Continue many prompts; write a line of JSON for each, with the prompt and its answer.
+
+    Model, embedder and adapter are loaded once. The model adapts to one prompt after the other;
+    with --n-select 0 it continues prompts of similar length together. A killed run goes on: prompts
+    that have an answer in the output are left out.
+
+    Args:
+        prompts: JSONL file, or text with a prompt on each line; - for stdin. A prompt that repeats
+            is answered once.
+        inputs: the language model.
+        settings: how to adapt.
+        output: answers file, JSONL.
+        store: folder of a datastore, which hullft-ops index makes; None with --n-select 0,
+            --context 0 and --ngrams 0.
+        embedder: name or folder of the sentence-transformers model that made the datastore.
+        prompt_column: the column of a JSONL file with the prompt, a text or a list of messages;
+            where it is missing, messages.
+        chat: continue texts as messages, in the chat template of an instruct model.
+        seconds: budget for retrieval and training for each prompt.
+        max_new_tokens: length of an answer.
+        batch_size: prompts to continue together.
+    """
+    language_model = ModelConfig(**inputs)
+    values = {"lr": default_lr(language_model.model)} | settings
+    config = TTFTConfig(**values)
+    sources = prompts, store, language_model.model, config.adapter, embedder
+    check_output(output, kind="rows", inputs=sources)
+    if output.exists():
+        # A file of another kind is refused before the work.
+        read_rows(output, Answer)
+    if store is None and retrieves(config):
+        raise ValueError("give --store, or --n-select 0, --context 0 and --ngrams 0")
+    every = read_prompts(prompts, prompt_column)
+    passages = Datastore.open(store) if store is not None else None
+    with waiting("loading the model"):
+        model, tokenizer = language_model.load()
+    if chat:
+        # Without a template it is refused before the work.
+        chat_prompt(tokenizer, "")
+    encoder = None
+    if passages is not None:
+        with waiting("loading the embedder"):
+            encoder = load_embedder(embedder)
+    finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
+    longest = finetuner.reader.window - 1
+    check_integer("generate", "max_new_tokens", max_new_tokens, 1, longest)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "chat": chat,
+        "seconds": seconds,
+    }
+    settings = asdict(config)
+    if config.adapter is not None:
+        settings["adapter"] = adapter_identity(config.adapter)
+    run = run_identity(finetuner.reader, passages, [settings, options])
+    with open_results(output, run, Answer) as answers:
+        left = [prompt for key, prompt in every.items() if key not in answers.rows]
+        done = len(every) - len(left)
+        echo(f"{counted(len(every), 'prompt')}, {done} answered before", err=True)
+        texts = finetuner.generate_each(
+            left, batch_size=batch_size, do_sample=False, **options
+        )
+        for position, text in tqdm(texts, "answers", len(every), initial=done):
+            answers.append(Answer(run=run, prompt=left[position], answer=text))
+    echo(output)
+
+
+def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:
+    """The prompts of a JSONL file or a text in order, by the keys of their answers.
+
+    InputError names a wrong line.
+    """
+    text = text_in(source)
+    is_json = text.lstrip().startswith("{")
+    prompts = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"prompts {source}: line {number}"
+        prompt: Any = line
+        if is_json:
+            record = parse(dict[str, Any], line.encode(), place)
+            prompt = record.get(column, record.get("messages"))
+        try:
+            check_prompt(conversation(prompt)[1]["content"])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{place}, column {column}: {error}") from error
+        prompts[(json.dumps(prompt),)] = prompt
+    if not prompts:
+        raise InputError(f"prompts {source}: there is none")
+    return prompts

@@ -1,0 +1,135 @@
+"""``hullft-ops answer``: what it reads, what it writes, and how a killed run goes on."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from command import hullft_ops, succeeded
+from hullft_ops.cli.answer import Answer, read_prompts
+from hullft_ops.evaluation.results import read_rows
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder, load_model
+from hullft_ops.ttft.errors import InputError
+
+PROMPTS = ["the cat sat", "a dog", "the cat sat on the red mat", "a tree", "a dog"]
+FILE, OUTPUT = Path("prompts.jsonl"), Path("answers.jsonl")
+CHAT = [{"role": "user", "content": "a dog"}]
+
+
+@pytest.fixture
+def arguments(model_directory: Path) -> list[object]:
+    lines = [json.dumps({"id": n, "prompt": text}) for n, text in enumerate(PROMPTS)]
+    FILE.write_text("\n".join(lines))
+    words = ["answer", FILE, "--output", OUTPUT, "--model", model_directory]
+    return [
+        *words,
+        "--n-select",
+        0,
+        "--context",
+        0,
+        "--ngrams",
+        0,
+        "--max-new-tokens",
+        8,
+    ]
+
+
+def answers() -> dict[str, str]:
+    return {row.prompt: row.answer for row in read_rows(OUTPUT, Answer)}
+
+
+@pytest.mark.parametrize("n_select", [0, 3])
+def test_it_writes_what_the_finetuner_generates(
+    n_select: int,
+    arguments: list[object],
+    model_directory: Path,
+    embedder_directory: Path,
+    store: Path,
+) -> None:
+    inputs = ["--store", store, "--embedder", embedder_directory]
+    options = ["--n-select", n_select, "--context", 1, "--lr", 0.02]
+    succeeded(*arguments, *inputs, *options)
+    finetuner = TestTimeFinetuner(
+        *load_model(str(model_directory)),
+        Datastore.open(store),
+        load_embedder(str(embedder_directory)),
+        n_select=n_select,
+        context=1,
+        ngrams=0,
+        lr=0.02,
+    )
+    assert answers() == {
+        prompt: finetuner.generate(prompt, max_new_tokens=8, do_sample=False)
+        for prompt in PROMPTS
+    }
+
+
+def test_a_killed_run_goes_on(arguments: list[object]) -> None:
+    succeeded(*arguments)
+    whole = answers()
+    first, second, *_ = OUTPUT.read_bytes().splitlines(keepends=True)
+    OUTPUT.write_bytes(first + second[:40])
+
+    assert "4 prompts, 1 answered before" in succeeded(*arguments).stderr
+    assert OUTPUT.read_bytes().startswith(first)
+    assert answers() == whole
+
+    before = OUTPUT.read_bytes()
+    result = hullft_ops(*arguments, "--max-new-tokens", 9)
+
+    assert result.code == 2
+    assert "another model, tokenizer, datastore, embedder or option" in result.last
+    assert OUTPUT.read_bytes() == before
+
+
+def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [{"prompt": "a"}, {"messages": CHAT}, {"prompt": CHAT}, {"prompt": "a"}]
+    FILE.write_text("\n\n".join(map(json.dumps, lines)))
+    assert [*read_prompts(str(FILE), "prompt").values()] == ["a", CHAT]
+
+    FILE.write_text('{"question": "b"}\n')
+    assert [*read_prompts(str(FILE), "question").values()] == ["b"]
+
+    stdin = SimpleNamespace(buffer=io.BytesIO(b"a cat \n\n[a] dog"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert [*read_prompts("-", "prompt").values()] == ["a cat ", "[a] dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("\n", "there is none"),
+        ('{"prompt": "a"}\n{', "line 2: Invalid JSON"),
+        (
+            '{"text": "a"}',
+            "line 1, column prompt: generate: prompt must be a str, got N",
+        ),
+        ('{"prompt": " "}', "line 1, column prompt: select: prompt must have text"),
+        (
+            '{"messages": [{"role": "tool"}]}',
+            "line 1, .* with a role, and one of the u",
+        ),
+    ],
+)
+def test_a_line_without_a_prompt_is_named(content: str, message: str) -> None:
+    FILE.write_text(content)
+    with pytest.raises(InputError, match=f"^prompts {FILE}: {message}"):
+        read_prompts(str(FILE), "prompt")
+
+
+def test_what_cannot_be_answered_is_refused_before_the_work(
+    arguments: list[object],
+) -> None:
+    for options, message in (
+        (["--context", 1], "give --store, or --n-select 0, --context 0 and"),
+        (["--chat"], "chat: the model's tokenizer has no chat template"),
+        (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
+        (["--batch-size", 0], "batch_size must be in 1.."),
+    ):
+        result = hullft_ops(*arguments, *options)
+
+        assert result.code == 2
+        assert message in result.last

@@ -1,0 +1,138 @@
+"""N-grams of the neighbours, mixed into scores and into what is written."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hullft_ops.ttft.ngrams import Ngrams
+from hullft_ops.ttft.scoring import score
+from hullft_ops.ttft.support import whole_runs
+
+PROMPT = "the cat sat on the"
+texts_of_few_tokens = st.lists(st.integers(0, 3), max_size=9)
+
+
+def slow_followers(texts, text, length):
+    """How often each token follows the last ``length`` tokens of the text."""
+    suffix = text[len(text) - length :]
+    return Counter(
+        other[end]
+        for other in [*texts, text]
+        for end in range(length, len(other))
+        if other[end - length : end] == suffix
+    )
+
+
+@given(st.lists(texts_of_few_tokens, max_size=4), texts_of_few_tokens)
+def test_followers_equal_those_of_a_search_by_hand(texts, text):
+    followers = list(Ngrams(texts).followers(text))
+    expected = [
+        counts
+        for length in (1, 2, 4, 8)
+        if length <= len(text) and (counts := slow_followers(texts, text, length))
+    ]
+
+    assert len(followers) == len(expected)
+    for (tokens, shares), counts in zip(followers, expected, strict=True):
+        assert dict(zip(tokens.tolist(), shares, strict=True)) == {
+            token: pytest.approx(count / counts.total())
+            for token, count in counts.items()
+        }
+
+
+def test_the_mixture_is_a_distribution_with_the_weight_of_each_length():
+    ngrams = Ngrams([[5, 6, 7], [5, 6, 8], [9, 6, 7, 7]], weights=[0.1, 0.4])
+    logits = torch.randn(4, 10, dtype=torch.float64)
+    mixtures = ngrams.mixed(logits, [[6], [5, 6], [3, 5, 6], [1]]).exp()
+
+    model = logits.softmax(dim=-1)
+    after_six = torch.tensor([0, 0, 0, 0, 0, 0, 0, 2, 1, 0]) / 3
+    after_both = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 0]) / 2
+    by_one = 0.9 * model + 0.1 * after_six
+    by_two = 0.6 * by_one + 0.4 * after_both
+    expected = [by_one[0], by_two[1], by_two[2], model[3]]
+
+    torch.testing.assert_close(mixtures, torch.stack(expected))
+    torch.testing.assert_close(mixtures.sum(dim=-1), torch.ones(4, dtype=torch.float64))
+
+
+def test_a_forbidden_token_stays_forbidden():
+    logits = torch.zeros(1, 4)
+    logits[0, 2] = -torch.inf
+    mixture = Ngrams([[1, 2]], weights=[0.5]).mixed(logits, [[1]])
+
+    assert mixture[0, 2] == -torch.inf
+
+
+@pytest.mark.parametrize("context", [0, 1])
+def test_what_is_written_is_what_is_scored_as_likeliest(
+    model, tokenizer, make, store_of, context
+):
+    options = {"n_select": 0, "ngrams": 1, "ngram_weights": (0.6,)}
+    store = store_of(["red dog", "the cat", f"{PROMPT} mat and"])
+    finetuner = make(model, store=store, context=context, **options)
+    with finetuner.adapted(PROMPT) as adaptation:
+        assert len(adaptation.support.context_ids) == context
+
+        answer = adaptation.generate(PROMPT, do_sample=False, max_new_tokens=6)
+        tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        likeliest = adaptation.score(answer, after=PROMPT).likeliest
+        adaptation.mix(0)
+        alone = adaptation.generate(PROMPT, do_sample=False, max_new_tokens=6)
+
+    assert answer != alone
+    # Written tokens may merge into others when they are read.
+    assert len(tokens) == len(likeliest) > 0
+    assert all(likeliest)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "top_k": 5, "temperature": 0.7},
+        {"num_beams": 3},
+        {"stop_strings": ["cat"]},
+    ],
+    ids=str,
+)
+def test_other_ways_of_writing_keep_working(llama, make, options):
+    finetuner = make(llama, n_select=0, context=2, ngrams=1, ngram_weights=(0.9,))
+    torch.manual_seed(0)
+    with finetuner.adapted(PROMPT) as adaptation:
+        answer = adaptation.generate(PROMPT, max_new_tokens=12, **options)
+
+    assert answer
+    if "stop_strings" in options:
+        assert answer.count("cat") <= 1
+
+
+def test_they_lower_the_bits_of_a_text_that_the_neighbours_hold(llama, make, store):
+    finetuner = make(llama, n_select=0, ngrams=1)
+    text = store.texts[3]
+    with finetuner.adapted(text[:20]) as adaptation:
+        mixed = adaptation.score(text[20:], after=text[:20])
+
+    assert mixed.nll < score(finetuner.reader, text[20:], after=text[:20]).nll
+
+
+class Documents:
+    """Seven passages, of which the fourth ends a document."""
+
+    def following(self, position):
+        return position + 1 if position not in (3, 6) else None
+
+
+@pytest.mark.parametrize(
+    ("positions", "runs"),
+    [
+        ([5], [[5, 6]]),
+        ([3], [[3]]),
+        ([2, 0], [[0, 1, 2, 3]]),
+        ([3, 4, 1], [[1, 2, 3], [4, 5]]),
+    ],
+)
+def test_neighbours_that_follow_one_another_are_one_text(positions, runs):
+    assert sorted(whole_runs(Documents(), positions)) == runs
