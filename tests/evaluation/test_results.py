@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 def file(tmp_path: Path) -> Path:
     """Three rows."""
     path = tmp_path / "rows.jsonl"
-    with open_results(path, "r", {}) as results:
+    with open_results(path, "r") as results:
         for n in range(3):
             results.append(result_row(f"p{n}", domain="日本\n\u2028"))
     return path
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 def refused(path: Path, message: str) -> None:
     """It is, with one line that begins with the file, and stays as it is."""
     content = path.read_bytes()
-    with pytest.raises(InputError) as error, open_results(path, "r", {}):
+    with pytest.raises(InputError) as error, open_results(path, "r"):
         pass
 
     assert str(error.value).startswith(f"results {path}: {message}")
@@ -40,7 +40,7 @@ def test_rows_come_back_as_they_were(file: Path) -> None:
     rows = [result_row(f"p{n}", domain="日本\n\u2028") for n in range(3)]
     assert read_rows(file) == rows
 
-    with open_results(file, "r", {}) as results:
+    with open_results(file, "r") as results:
         assert list(results.rows.values()) == rows
 
 
@@ -51,7 +51,7 @@ def test_a_last_line_that_a_kill_cut_off_is_dropped(file: Path) -> None:
         file.write_bytes(content[:end])
         assert len(read_rows(file)) == 2
 
-        with open_results(file, "r", {}) as results:
+        with open_results(file, "r") as results:
             assert file.read_bytes() == whole
 
             results.append(result_row("p2", domain="日本\n\u2028"))
@@ -65,7 +65,7 @@ def test_the_first_row_may_be_cut_off_too(tmp_path: Path) -> None:
     path.write_bytes(content[:100])
     assert read_rows(path) == []
 
-    with open_results(path, run, {}):
+    with open_results(path, run):
         assert path.read_bytes() == b""
 
 
@@ -83,7 +83,7 @@ def test_a_whole_last_row_without_a_line_end_is_kept(file: Path) -> None:
     file.write_bytes(content[:-1])
     assert len(read_rows(file)) == 3
 
-    with open_results(file, "r", {}) as results:
+    with open_results(file, "r") as results:
         results.append(result_row("p3"))
 
     assert file.read_bytes().startswith(content)
@@ -114,14 +114,14 @@ def test_a_file_of_the_user_stays_as_it_is(content: bytes, file: Path) -> None:
 
 
 def test_rows_are_not_written_into_a_file_that_is_gone(file: Path) -> None:
-    with open_results(file, "r", {}) as results:
+    with open_results(file, "r") as results:
         file.unlink()
         with pytest.raises(InputError, match=f"{file.name}: was deleted or replaced"):
             results.append(result_row("p3"))
 
 
 def test_one_process_writes_at_a_time(file: Path) -> None:
-    with open_results(file, "r", {}):
+    with open_results(file, "r"):
         refused(file, "another process writes to it")
 
 

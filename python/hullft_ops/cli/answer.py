@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo
+from hullft_ops._terminal import counted, echo, waiting
 from hullft_ops.cli.adapt import text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.measuring import run_identity
@@ -92,15 +92,15 @@ def answer(
         raise ValueError("give --store, or --n-select 0, --context 0 and --ngrams 0")
     every = read_prompts(prompts, prompt_column)
     passages = Datastore.open(store) if store is not None else None
-    echo("loading the model", err=True)
-    model, tokenizer = language_model.load()
+    with waiting("loading the model"):
+        model, tokenizer = language_model.load()
     if chat:
         # Without a template it is refused before the work.
         chat_prompt(tokenizer, "")
     encoder = None
     if passages is not None:
-        echo("loading the embedder", err=True)
-        encoder = load_embedder(embedder)
+        with waiting("loading the embedder"):
+            encoder = load_embedder(embedder)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     longest = finetuner.reader.window - 1
     check_integer("generate", "max_new_tokens", max_new_tokens, 1, longest)

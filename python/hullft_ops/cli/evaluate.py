@@ -81,7 +81,7 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
     prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
-    with open_results(output, evaluation.run, evaluation.adapters) as results:
+    with open_results(output, evaluation.run, adapters=evaluation.adapters) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)

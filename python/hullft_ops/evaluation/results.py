@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, BinaryIO
 
 from pydantic import (
@@ -123,20 +122,23 @@ class ResultsFile:
         self.rows[row.key] = row
 
 
-_NO_ADAPTERS: Mapping[str, str] = MappingProxyType({})
-
-
 @contextmanager
 def open_results(
-    path: Path, run: str, adapters: Mapping[str, str] = _NO_ADAPTERS, kind: Any = Row
+    path: Path,
+    run: str,
+    kind: Any = Row,
+    *,
+    adapters: Mapping[str, str] | None = None,
 ) -> Iterator[ResultsFile]:
     """Open a results file to append to, or create it. Drops a last line that a kill cut off.
+
+    Rows are of any ``kind`` with a ``run``, a ``prompt`` after it and a ``key``.
 
     Args:
         path: the file.
         run: the identity of the rows to come.
-        adapters: those of their adapters, by folder, where rows state them.
-        kind: of the rows, any with a ``run``, a ``prompt`` after it and a ``key``.
+        kind: their class.
+        adapters: the identities of their adapters, by the folder in their settings.
 
     Raises:
         InputError: another process writes to it, it holds rows of another run or adapter, or as
@@ -157,18 +159,23 @@ def open_results(
                     f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
                     f"or option (run {row.run}, this is {run}); name another file"
                 )
-            folder = str(row.settings.get("adapter")) if adapters else ""
-            if folder in adapters and row.adapter != adapters[folder]:
-                raise InputError(
-                    f"results {path}: holds rows of what adapter {folder} was before it changed; "
-                    "name another file"
-                )
+            if adapters:
+                _check_adapter(row, adapters, path)
         *_, last = content.split(b"\n")
         if last and _is_torn(last):
             os.truncate(file.fileno(), len(content) - len(last))
         elif last:
             file.write(b"\n")
         yield ResultsFile(path, file, rows)
+
+
+def _check_adapter(row: Row, adapters: Mapping[str, str], path: Path) -> None:
+    folder = str(row.settings.get("adapter"))
+    if folder in adapters and row.adapter != adapters[folder]:
+        raise InputError(
+            f"results {path}: holds rows of what adapter {folder} was before it changed; "
+            "name another file"
+        )
 
 
 def read_rows(path: Path, kind: Any = Row) -> list[Any]:

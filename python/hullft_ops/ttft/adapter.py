@@ -278,9 +278,10 @@ def adapter_identity(path: str | Path) -> str:
     """SHA-256 over the files of an adapter that PEFT saved, in hexadecimal digits."""
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-    files = [Path(path, CONFIG_NAME), Path(path, SAFETENSORS_WEIGHTS_NAME)]
-    content = b"".join(file.read_bytes() for file in files)
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        digest.update(Path(path, name).read_bytes())
+    return digest.hexdigest()
 
 
 def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, Any]]:
