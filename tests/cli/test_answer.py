@@ -23,17 +23,8 @@ def arguments(model_directory: Path) -> list[object]:
     lines = [json.dumps({"id": n, "prompt": text}) for n, text in enumerate(PROMPTS)]
     FILE.write_text("\n".join(lines))
     words = ["answer", FILE, "--output", OUTPUT, "--model", model_directory]
-    return [
-        *words,
-        "--n-select",
-        0,
-        "--context",
-        0,
-        "--ngrams",
-        0,
-        "--max-new-tokens",
-        8,
-    ]
+    alone = ["--train-on-prompt", 0, "--context", 0, "--ngrams", 0]
+    return [*words, *alone, "--max-new-tokens", 8]
 
 
 @pytest.mark.parametrize("n_select", [0, 3])
@@ -54,6 +45,7 @@ def test_it_writes_what_the_finetuner_generates(
         n_select=n_select,
         context=1,
         ngrams=0,
+        train_on_prompt=0,
         lr=0.02,
     )
     assert {row.prompt: row.answer for row in read_rows(OUTPUT, Answer)} == {

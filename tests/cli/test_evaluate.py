@@ -288,9 +288,10 @@ def test_a_folder_becomes_evidence(
     assert "\n10 of 12 held-out prompts, of " in result.stderr
     assert "\n--limit takes more prompts\n" in result.stderr
     assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
+    retrieved = "context=5 context_following=1 ngrams=1"
     assert {row.config for row in rows} == {
-        "no steps context=5 context_following=1 ngrams=1",
-        "hullft n=8 refresh=2 lr=5e-05 context=5 context_following=1 ngrams=1",
+        f"no steps {retrieved}",
+        f"n=0 refresh=2 lr=5e-05 {retrieved} train_on_prompt=2",
     }
 
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
@@ -302,7 +303,10 @@ def test_a_folder_becomes_evidence(
     table = result.stdout.removeprefix("results.jsonl\n")
     assert "no adaptation" in table
     assert "The continuation comes after the prompt" in table
-    assert all(set(row.scores) == {"prompt", "continuation"} for row in rows)
+    assert "A prompt that the model was trained on has no score of its own." in table
+    for row in rows:
+        trains_on_prompt = row.settings["train_on_prompt"] > 0
+        assert ("prompt" in row.scores) != trains_on_prompt
     assert succeeded("report", "results.jsonl").stdout == table
 
     written = {path: path.stat().st_mtime_ns for path in datastore.iterdir()}

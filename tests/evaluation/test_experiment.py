@@ -17,11 +17,13 @@ from hullft_ops.evaluation.experiment import (
 from hullft_ops.ttft.config import TTFTConfig, matters
 from hullft_ops.ttft.errors import InputError
 
+# Steps on selected passages, and nothing beside them.
+ALONE = {"train_on_prompt": 0, "context": 0, "ngrams": 0}
+
 
 def labels(*settings: dict[str, Any]) -> list[str]:
     """Of the configurations, with the selected passages alone unless the settings say more."""
-    alone = {"context": 0}
-    return [label(config) for config in expand([alone | grid for grid in settings])]
+    return [label(config) for config in expand([ALONE | grid for grid in settings])]
 
 
 def written(content: Any, folder: Path) -> Path:
@@ -32,7 +34,7 @@ def written(content: Any, folder: Path) -> Path:
 
 
 def test_lists_multiply_out_and_each_configuration_comes_once() -> None:
-    grid = {"method": "hullft", "n_select": [5, 10], "refresh": [1, 2], "ngrams": 0}
+    grid = {"method": "hullft", "n_select": [5, 10], "refresh": [1, 2]}
     assert labels(grid, grid | {"n_select": 5}) == [
         "hullft n=5 refresh=1 lr=5e-05",
         "hullft n=5 refresh=2 lr=5e-05",
@@ -43,7 +45,7 @@ def test_lists_multiply_out_and_each_configuration_comes_once() -> None:
 
 @pytest.mark.parametrize("method", ["knn", "random"])
 def test_refresh_does_not_matter_to_methods_of_one_step_a_passage(method: str) -> None:
-    grid = {"method": method, "n_select": 5, "refresh": [1, 2, 4], "ngrams": 0}
+    grid = {"method": method, "n_select": 5, "refresh": [1, 2, 4]}
     assert labels(grid) == [f"{method} n=5 refresh=1 lr=5e-05"]
 
 
@@ -55,24 +57,24 @@ def test_refresh_does_not_matter_to_methods_of_one_step_a_passage(method: str) -
             {"context": 2, "context_following": 0},
             " context=2 max_length=64 ngrams=1",
         ),
-        ({"context": 0, "ngrams": 0}, " max_length=64"),
+        (ALONE, " max_length=64"),
     ],
 )
 def test_a_label_states_what_is_read_and_what_is_not_the_default(
     passages: dict[str, int], named: str
 ) -> None:
     options = {"n_select": 20, "lr": 1.0, "max_length": 64, "variant": "away"}
-    config = TTFTConfig(**options, **passages)
+    config = TTFTConfig(**{"train_on_prompt": 0} | options | passages)
 
     assert label(config) == f"hullft n=20 refresh=2 lr=1{named} variant=away"
     assert TTFTConfig(**settings_of(config)) == config
 
 
 def test_without_steps_what_concerns_them_does_not_matter() -> None:
-    grid = {"method": ["knn", "hullft"], "n_select": 0, "lr": [1, 2], "context": [0, 5]}
-    grid |= {"ngrams": 0, "pool_size": [50, 200]}
+    grid = {"method": "knn", "n_select": 0, "lr": 1, "pool_size": 50, "context": [0, 5]}
     assert labels(grid) == ["no steps context=5 context_following=1"]
     # A field without a mark is never dropped.
+    grid |= {"train_on_prompt": 0, "ngrams": 0}
     unmarked = [field.name for field in fields(TTFTConfig) if matters(field.name, grid)]
     assert unmarked == [
         "n_select",
@@ -88,7 +90,7 @@ def test_without_steps_what_concerns_them_does_not_matter() -> None:
 
 def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:
     grid = {"method": ["hullft", "sift"], "noise": [0.1, 0.2], "order": "grouped"}
-    grid |= {"ngrams": 0}
+    grid |= {"n_select": 8}
     assert labels(grid | {"context_following": [1, 2]}) == [
         "hullft n=8 refresh=2 lr=5e-05 order=grouped",
         "sift n=8 refresh=2 lr=5e-05 noise=0.1 order=grouped",
@@ -118,7 +120,7 @@ def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
         ({"experts": 3}, "settings[0]: TTFTConfig: unknown option 'experts', known"),
         ({"n_select": []}, "settings[0]: n_select must not be an empty list"),
         (
-            {"n_select": 0, "context": 0, "ngrams": 0},
+            ALONE | {"n_select": 0},
             "nothing to measure where n_select, train_on_prompt, context, ngrams, adapter",
         ),
     ],
@@ -140,7 +142,10 @@ def test_a_setting_that_cannot_be(settings: dict[str, Any], message: str) -> Non
         ({"store": 3}, "store must be"),
         ({"settings": []}, "settings: List should have at least 1 item"),
         ({"settings": ["knn"]}, "settings.0 must be an object, got 'knn'"),
-        ({"settings": [{}, {"lr": -1}]}, "settings[1]: TTFTConfig: lr must be greater"),
+        (
+            {"settings": [{}, {"n_select": 1, "lr": -1}]},
+            "settings[1]: TTFTConfig: lr must be greater",
+        ),
     ],
 )
 def test_an_error_names_the_file_and_the_key(

@@ -266,6 +266,7 @@ def make(tokenizer, store, embedder):
             "context": 0,
             "ngrams": 0,
             "dtype": None,
+            "train_on_prompt": 0,
         }
         settings |= options
         return TestTimeFinetuner(model, tokenizer, store, embedder, **settings)

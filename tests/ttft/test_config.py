@@ -22,7 +22,7 @@ from hullft_ops.ttft.errors import InputError
         ("max_grad_norm", math.nan, "a finite number, got nan"),
         ("method", "nearest", "'hullft', .* or 'random', got 'nearest'"),
         ("variant", "greedy", "'vanilla', .* or 'corrective', got 'greedy'"),
-        ("dtype", "float16", "'bfloat16', got 'float16'"),
+        ("dtype", "float16", "'auto' or 'bfloat16', got 'float16'"),
     ],
 )
 def test_an_option_out_of_range_is_named(option, value, message):

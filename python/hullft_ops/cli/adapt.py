@@ -106,7 +106,10 @@ def adapt(
         passages = folder_datastore(str(corpus), encoder, **files)
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
-    before = _score(partial(score, finetuner.reader), text)
+    # A model that was trained on the prompt has no score of it.
+    before = after = nan
+    if not config.train_on_prompt:
+        before = _score(partial(score, finetuner.reader), text)
     unadapted = adapted = ""
     if generate:
         echo("continuing the prompt without adaptation", err=True)
@@ -115,7 +118,8 @@ def adapt(
         )
     echo("adapting to the prompt", err=True)
     with finetuner.adapted(text, seconds=seconds) as adaptation:
-        after = _score(adaptation.score, text)
+        if not config.train_on_prompt:
+            after = _score(adaptation.score, text)
         if generate:
             echo("continuing the prompt with adaptation", err=True)
             adapted = adaptation.generate(
@@ -212,7 +216,8 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
         if stage in adaptation.seconds
     ]
     gradients = counted(adaptation.passes, "gradient")
-    echo(f"{counted(sum(steps), 'step')} with {gradients}")
+    taken = sum(each.repeats for each in adaptation.schedule[: adaptation.passes])
+    echo(f"{counted(taken, 'step')} with {gradients}")
     echo(f"seconds: {', '.join(stages)}")
     if adaptation.skipped_steps:
         echo(f"{counted(adaptation.skipped_steps, 'step')} beyond the budget skipped")

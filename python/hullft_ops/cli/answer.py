@@ -61,7 +61,7 @@ def answer(
     """Continue many prompts; write a line of JSON for each, with the prompt and its answer.
 
     Model, embedder and adapter are loaded once. The model adapts to one prompt after the other;
-    with --n-select 0 it continues prompts of similar length together. A killed run goes on: prompts
+    without steps it continues prompts of similar length together. A killed run goes on: prompts
     that have an answer in the output are left out.
 
     Args:

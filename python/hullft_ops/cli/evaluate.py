@@ -42,9 +42,9 @@ def evaluate(
     """Measure every combination of settings on held-out prompts; write a row for each, and print a
     table.
 
-    With --corpus alone, it holds out whole files of your own, and compares no adaptation, reading
-    retrieved passages, and steps of hullft beside them. A killed run goes on: rows that the output
-    has are not measured again.
+    With --corpus alone, it holds out whole files of your own, and compares no adaptation, what is
+    retrieved for a prompt, and steps beside it. A killed run goes on: rows that the output has are
+    not measured again.
 
     Args:
         experiment: in place of what the file says.
@@ -57,7 +57,8 @@ def evaluate(
     read = Experiment() if config is None else read_experiment(config)
     grids = [grid | settings for grid in read.settings]
     if config is None and "corpus" in experiment:
-        grids = [settings | {"n_select": 0}, settings]
+        steps = {"train_on_prompt": TTFTConfig.train_on_prompt}
+        grids = [settings | {"n_select": 0, "train_on_prompt": 0}, steps | settings]
     chosen = replace(read, **experiment, settings=grids)
     # These may be files; a folder is no place for rows.
     sources = chosen.prompts, chosen.corpus, chosen.model, config

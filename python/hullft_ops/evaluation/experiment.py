@@ -62,8 +62,9 @@ class Experiment(ModelConfig, CorpusConfig):
 
     settings: Annotated[
         list[dict[str, Any]], Field(min_length=1), BeforeValidator(_listed)
-    ] = Field(default_factory=lambda: [{"method": ["knn", "hullft"]}])
-    """The grid: fields of `TTFTConfig` with a value or a list of values, or a list of such."""
+    ] = Field(default_factory=lambda: [{"method": ["knn", "hullft"], "n_select": 8}])
+    """The grid: fields of `TTFTConfig` with a value or a list of values, or a list of such. Steps
+    on the prompt, which is scored, are taken only if it says so."""
 
     description: str = ""
     """What the experiment is for."""
@@ -71,6 +72,8 @@ class Experiment(ModelConfig, CorpusConfig):
     def configs(self) -> list[TTFTConfig]:
         """Every configuration of the grid; see `expand`."""
         defaults = {"lr": default_lr(self.model), "seed": self.seed}
+        # Prompts are scored.
+        defaults["train_on_prompt"] = 0
         return expand([defaults | grid for grid in self.settings])
 
 
@@ -163,7 +166,8 @@ def label(config: TTFTConfig) -> str:
         if name == "method":
             parts.append(str(value))
         elif name == "n_select":
-            parts.append(f"n={value}" if value else NO_STEPS)
+            has_steps = value or values["train_on_prompt"]
+            parts.append(f"n={value}" if has_steps else NO_STEPS)
         elif value or name not in compared:
             parts.append(f"{name}={_shown(value)}")
     return " ".join(parts)
@@ -171,7 +175,8 @@ def label(config: TTFTConfig) -> str:
 
 def compared_settings(settings: Mapping[str, Any]) -> str:
     """What a report compares: the method, and what precedes the prompt."""
-    parts = [] if settings.get("n_select") else [NO_STEPS]
+    has_steps = settings.get("n_select") or settings.get("train_on_prompt")
+    parts = [] if has_steps else [NO_STEPS]
     for name in fields_marked(COMPARED):
         value = settings.get(name)
         if value and matters(name, settings):

@@ -109,10 +109,11 @@ class TTFTConfig:
     """
 
     method: Annotated[MethodName | SelectionMethod, _STEPS, NAMED, COMPARED] = "hullft"
-    """How to select passages: hullft, sift, knn, random, or in Python a `SelectionMethod`."""
+    """How to select the passages for n_select steps: hullft, sift, knn, random, or in Python a
+    `SelectionMethod`."""
 
-    n_select: Annotated[int, Field(ge=0, le=MAX_STEPS), NAMED] = 8
-    """Optimizer steps for each prompt; 0 for none."""
+    n_select: Annotated[int, Field(ge=0, le=MAX_STEPS), NAMED] = 0
+    """Optimizer steps on selected passages for each prompt; 0 for none."""
 
     refresh: Annotated[PositiveInt, _TRAINING, NAMED] = 2
     """Optimizer steps with each gradient. A passage with c steps takes ceil(c / refresh)
@@ -145,7 +146,7 @@ class TTFTConfig:
     ] = WEIGHTS
     """Weights of what follows n-grams of 1, 2, 4, ... tokens; see `hullft_ops.ttft.ngrams`."""
 
-    train_on_prompt: Annotated[int, Field(ge=0, le=MAX_STEPS), COMPARED] = 0
+    train_on_prompt: Annotated[int, Field(ge=0, le=MAX_STEPS), COMPARED] = 2
     """Optimizer steps on the prompt itself, after those on passages."""
 
     train_following: Annotated[NonNegativeInt, _STEPS] = 0
