@@ -129,7 +129,7 @@ def test_a_server_answers_and_streams(served: tuple[OpenAI, Any]) -> None:
         chat.create(messages=MESSAGES, stream=True, **ASKED),
     ):
         pieces = [event.choices[0] for event in events]
-        texts = [getattr(p, "text", None) or p.delta.content for p in pieces[:-1]]
+        texts = [p.text if hasattr(p, "text") else p.delta.content for p in pieces[:-1]]
 
         assert "".join(texts) == expected
         assert len(pieces) > 2

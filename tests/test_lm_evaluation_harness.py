@@ -139,7 +139,9 @@ def test_retrieved_passages_that_fit_stand_before_the_context_nearest_last(
     question = len(plain.tok_encode(QUESTION))
     room = 2 * max(lengths) + min(lengths) // 2
     limit = question + room + plain.max_gen_toks
-    model = hullft(store=store, n_select=0, context=6, max_length=limit)
+    model = hullft(
+        store=store, train_on_prompt=0, context=6, dtype=None, max_length=limit
+    )
     support = model.finetuner.select(QUESTION)
     behind = "".join([*support.context_texts[-2:], QUESTION])
 

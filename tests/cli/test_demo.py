@@ -20,9 +20,9 @@ def test_it_compares_three_settings(models_of: list[object], corpus_file: Path) 
 
     assert len(rows) == 9
     assert {row.config for row in rows} == {
-        "knn n=20 refresh=1 lr=5e-05",
-        "hullft n=20 refresh=1 lr=5e-05",
-        "hullft n=20 refresh=2 lr=5e-05",
+        "knn n=20 refresh=1 lr=5e-05 dtype=None",
+        "hullft n=20 refresh=1 lr=5e-05 dtype=None",
+        "hullft n=20 refresh=2 lr=5e-05 dtype=None",
     }
 
     before = sum(row.scores["continuation"].before for row in rows) / 9

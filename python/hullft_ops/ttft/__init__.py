@@ -23,6 +23,7 @@ with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
     from hullft_ops.ttft.models.lora import SavedAdapter
     from hullft_ops.ttft.models.memory import keep_freed_memory
+    from hullft_ops.ttft.ngrams import Ngrams
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
@@ -58,6 +59,7 @@ __all__ = [
     "IndexConfig",
     "InputError",
     "MemoryStore",
+    "Ngrams",
     "NonFiniteLossError",
     "NothingToScoreError",
     "ReplayTrainer",

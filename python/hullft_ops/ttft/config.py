@@ -144,7 +144,7 @@ class TTFTConfig:
     ngram_weights: Annotated[
         tuple[_Weight, ...], Field(min_length=1), Beside(("ngrams",))
     ] = WEIGHTS
-    """Weights of what follows n-grams of 1, 2, 4, ... tokens; see `hullft_ops.ttft.ngrams`."""
+    """Weights of what follows n-grams of 1, 2, 4, ... tokens; see `hullft_ops.ttft.Ngrams`."""
 
     train_on_prompt: Annotated[int, Field(ge=0, le=MAX_STEPS), COMPARED] = 2
     """Optimizer steps on the prompt itself, after those on passages."""

@@ -1,14 +1,4 @@
-"""What a prompt's neighbours say next, mixed into the model's predictions.
-
-Take the last 1, 2, 4, ... tokens of a text in turn. Where they occur in the neighbours or earlier
-in the text, with ``q`` for how often each token came next there, the probabilities ``p`` become
-``(1 - w) p + w q``. The weight ``w`` depends on the number of tokens alone, so the mixture is a
-distribution after any text.
-
-This is the interpolation of Jelinek and Mercer with the language model at its base. Liu et al.,
-*Infini-gram*, arXiv:2401.17377, and Grave et al., *Improving Neural Language Models with a
-Continuous Cache*, arXiv:1612.04426, mix models in the same way.
-"""
+"""What a prompt's neighbours say next, mixed into the model's predictions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -26,7 +16,16 @@ _BOUNDARY = -1
 
 
 class Ngrams:
-    """The n-grams of some texts.
+    """The n-grams of some texts, which say what comes next.
+
+    Take the last 1, 2, 4, ... tokens of a text in turn. Where they occur in these texts or earlier
+    in the text, with ``q`` for how often each token came next there, the probabilities ``p`` become
+    ``(1 - w) p + w q``. The weight ``w`` depends on the number of tokens alone, so the mixture is a
+    distribution after any text.
+
+    This is the interpolation of Jelinek and Mercer with the language model at its base. Liu et al.,
+    *Infini-gram*, arXiv:2401.17377, and Grave et al., *Improving Neural Language Models with a
+    Continuous Cache*, arXiv:1612.04426, mix models in the same way.
 
     Args:
         texts: the tokens of each.
