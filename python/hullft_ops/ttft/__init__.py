@@ -31,12 +31,10 @@ with needed_by("hullft_ops.ttft"):
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore
     from hullft_ops.ttft.store.index import index_corpus
-    from hullft_ops.ttft.trainer import ReplayTrainer
 
 # These need more libraries than adapting a model does, or seconds to import them.
 _LATER = {
     "Datastore": "store.datastore",
-    "ReplayTrainer": "trainer",
     "index_corpus": "store.index",
 }
 
@@ -60,7 +58,6 @@ __all__ = [
     "MemoryStore",
     "NonFiniteLossError",
     "NothingToScoreError",
-    "ReplayTrainer",
     "SavedAdapter",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
