@@ -149,10 +149,6 @@ class TTFTConfig:
     train_on_prompt: Annotated[int, Field(ge=0, le=MAX_STEPS), COMPARED] = 2
     """Optimizer steps on the prompt itself, after those on passages."""
 
-    train_following: Annotated[NonNegativeInt, _STEPS] = 0
-    """How many passages are trained on with each selected one that follow it in its document, as
-    one text. `max_length` cuts that."""
-
     lr: Annotated[PositiveFloat, _TRAINING, NAMED] = 5e-5
     """Adam's learning rate."""
 

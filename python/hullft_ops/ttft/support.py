@@ -249,9 +249,8 @@ class SupportSelector:
 
     def _trained_ids(self, index: int) -> list[int]:
         """The tokens of a passage, as a model is trained on them."""
-        run = with_following(self.store, index, self.config.train_following)
-        text = "".join(self.store.texts[position] for position in run)
-        return self.reader.passage_ids(text, with_special=True)[: self.max_length]
+        ids = self.reader.passage_ids(self.store.texts[index], with_special=True)
+        return ids[: self.max_length]
 
 
 def with_following(store: Store, position: int, following: int) -> list[int]:
