@@ -32,8 +32,6 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
-# The share of a prompt in the datastore that is worth a word.
-_HELD = 0.8
 _SOURCE_CHARS = 30
 
 
@@ -133,7 +131,6 @@ def adapt(
         )
     else:
         _print_scores(before, after)
-        _print_overlap(text, adaptation, passages)
     _print_saved(saved)
     if generate:
         _print_continuations(unadapted, adapted)
@@ -251,17 +248,6 @@ def _print_scores(before: float, after: float) -> None:
         )
 
 
-def _print_overlap(prompt: str, adaptation: Adaptation, store: Datastore) -> None:
-    """Say so if the passages hold much of the prompt."""
-    indices = adaptation.support.indices + adaptation.support.context_indices
-    share = share_held(prompt, [store.texts[index] for index in indices])
-    if share >= _HELD:
-        echo(
-            f"The passages hold {share:.0%} of the prompt, so its score says little about texts "
-            "that the datastore lacks."
-        )
-
-
 def _print_continuations(unadapted: str, adapted: str) -> None:
     """The two side by side."""
     table = Table("without adaptation", "with adaptation", box=box.SIMPLE_HEAD)
@@ -277,15 +263,3 @@ def _print_saved(saved: SavedAdapter | None) -> None:
     left_out = f"; it leaves out {listed(saved.left_out)}" if saved.left_out else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")
-
-
-def share_held(prompt: str, passages: Iterable[str]) -> float:
-    """The share of the prompt's runs of five words that a passage has too."""
-    held = {run for passage in passages for run in _runs(passage)}
-    runs = _runs(prompt)
-    return sum(run in held for run in runs) / max(1, len(runs))
-
-
-def _runs(text: str) -> list[str]:
-    words = text.split()
-    return [" ".join(words[i : i + 5]) for i in range(len(words) - 4)]
