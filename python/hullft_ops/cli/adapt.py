@@ -7,14 +7,12 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable, progress, waiting
+from hullft_ops._terminal import counted, echo, listed, printable, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
@@ -108,21 +106,19 @@ def adapt(
     before = after = nan
     if not config.train_on_prompt:
         before = _score(partial(score, finetuner.reader), text)
+    # Two samples would differ without any adaptation.
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     unadapted = adapted = ""
     if generate:
         echo("continuing the prompt without adaptation", err=True)
-        unadapted = continue_prompt(
-            finetuner.reader, asked, **_generation(max_new_tokens)
-        )
+        unadapted = continue_prompt(finetuner.reader, asked, **options)
     echo("adapting to the prompt", err=True)
     with finetuner.adapted(text, seconds=seconds) as adaptation:
         if not config.train_on_prompt:
             after = _score(adaptation.score, text)
         if generate:
             echo("continuing the prompt with adaptation", err=True)
-            adapted = adaptation.generate(
-                text, chat=chat, **_generation(max_new_tokens)
-            )
+            adapted = adaptation.generate(text, chat=chat, **options)
         saved = adaptation.save_adapter(save, rank=save_rank) if save else None
     _print_training(adaptation, passages)
     if config.train_on_prompt:
@@ -134,26 +130,6 @@ def adapt(
     _print_saved(saved)
     if generate:
         _print_continuations(unadapted, adapted)
-
-
-def _generation(max_new_tokens: int) -> dict[str, Any]:
-    """Options for ``model.generate``. Two samples would differ without any adaptation."""
-    return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "stopping_criteria": [_WritingBar(max_new_tokens)],
-    }
-
-
-class _WritingBar:
-    """A criterion for ``model.generate`` that never stops it, and moves a bar with each token."""
-
-    def __init__(self, tokens: int) -> None:
-        self._bar = iter(progress(range(tokens), desc="writing", unit="token"))
-
-    def __call__(self, ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        next(self._bar, None)
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
 def _text_of(prompt: str | None, file: str | None) -> str:
