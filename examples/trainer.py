@@ -1,30 +1,25 @@
-"""transformers' Trainer on examples with multiplicities.
+"""A transformers' Trainer that takes several steps with each gradient.
 
     python examples/trainer.py
 
-Selection decides how many steps each text gets. A row of the dataset gives one gradient and the
-number of steps to take with it. The model is hullft_ops's toy.
+A column of the dataset says how many, as a selection decides. The model is hullft_ops's toy.
 """
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DataCollatorForLanguageModeling,
-    TrainingArguments,
-)
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
+import hullft_ops
 from hullft_ops.ttft import (
     Datastore,
-    ReplayTrainer,
     TestTimeFinetuner,
     load_embedder,
+    load_model,
     score_text,
-    tiny_lm_path,
 )
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
@@ -32,20 +27,30 @@ PROMPT = "def area_99(side):\n    return 99"
 REFRESH = 2
 
 
+class ReplayTrainer(Trainer):
+    """A Trainer whose rows have a column "multiplicity": the steps with their gradient."""
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        # One row a batch: a mean of gradients has one number of steps.
+        multiplicity = inputs.pop("multiplicity").item()
+        # Trainer calls step() without arguments.
+        for group in self.optimizer.param_groups:
+            group["repeats"] = multiplicity
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
 def main() -> dict[str, float]:
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
+    model, tokenizer = load_model(None)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        tiny_lm_path(), trust_remote_code=False
-    )
     embedder = load_embedder()
     before = score_text(model, tokenizer, PROMPT).value
     with tempfile.TemporaryDirectory() as folder:
         store = Datastore.build(TEXTS, embedder, Path(folder) / "store")
-        support = TestTimeFinetuner(
-            model, tokenizer, store, embedder, n_select=20
-        ).select(PROMPT)
+        finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=20)
+        support = finetuner.select(PROMPT)
         rows = [
             {"input_ids": ids, "multiplicity": min(REFRESH, count - done)}
             for ids, count in zip(support.input_ids, support.counts, strict=True)
@@ -55,11 +60,10 @@ def main() -> dict[str, float]:
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
-                learning_rate=2e-4,
                 lr_scheduler_type="constant",
                 num_train_epochs=1,
                 per_device_train_batch_size=1,
-                remove_unused_columns=False,
+                remove_unused_columns=False,  # or it drops the multiplicities
                 report_to="none",
                 save_strategy="no",
                 disable_tqdm=True,
@@ -67,6 +71,7 @@ def main() -> dict[str, float]:
             ),
             train_dataset=Dataset.from_list(rows),
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            optimizers=(hullft_ops.ReplayAdam(model.parameters(), lr=2e-4), None),
         )
         trainer.train()
     after = score_text(model, tokenizer, PROMPT).value

@@ -11,7 +11,6 @@ from peft import PeftModel
 
 from command import hullft_ops, succeeded
 from hullft_ops import _terminal
-from hullft_ops.cli.adapt import share_held
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
@@ -110,15 +109,10 @@ def test_it_says_if_adapting_hurts(arguments: list[object]) -> None:
     assert "Adapting hurt: " in succeeded(*arguments, "--lr", 3, "--no-generate").stdout
 
 
-def test_it_says_if_the_datastore_holds_the_prompt(
-    arguments: list[object], texts: list[str]
-) -> None:
-    options = ("--n-select", 1, "--no-generate")
-    printed = succeeded(*arguments, *options, "--prompt", texts[9]).stdout
+def test_one_is_singular(arguments: list[object]) -> None:
+    printed = succeeded(*arguments, "--n-select", 1, "--no-generate").stdout
 
-    assert "The passages hold 100% of the prompt, so its score says little" in printed
     assert "\n1 step with 1 gradient\n" in printed
-    assert "The passages hold" not in succeeded(*arguments, *options).stdout
 
 
 def test_it_says_if_the_continuation_is_blank(
@@ -209,7 +203,6 @@ def test_long_waits_have_a_bar(
 
     assert re.search(r"training: .*pass/s", shown)
     assert re.search(r"scoring: .*window/s", shown)
-    assert re.search(r"writing: .*token/s", shown)
     assert "loading the model" in shown
     assert "continuing the prompt with adaptation" in shown
 
@@ -314,13 +307,3 @@ def test_foreign_text_does_not_steer_the_terminal(
 
     assert result.stdout.rstrip().endswith("\\u202e\\u2066")
     assert (refused.code, unknown.code) == (2, 2)
-
-
-def test_how_much_of_a_prompt_the_passages_hold() -> None:
-    prompt = "the cat sat on the red mat and ran"
-    held = ["so the cat  sat on\nthe red mat", "and ran to the park"]
-
-    # Three of its five runs of five words.
-    assert share_held(prompt, held) == 0.6
-    assert share_held(prompt, [f"> {prompt}."]) == 0.8
-    assert share_held("the cat sat", held) == 0

@@ -36,7 +36,7 @@ def options_in(text: str) -> set[str]:
         ("answer", ModelConfig, set()),
         ("answer", TTFTConfig, set()),
         ("evaluate", Experiment, {"settings", "description"}),
-        ("evaluate", TTFTConfig, {"seed", "ngram_weights"}),
+        ("evaluate", TTFTConfig, {"ngram_weights"}),
         ("evaluate", Workers, set()),
         ("index", IndexConfig, set()),
         ("train", AdapterConfig, set()),

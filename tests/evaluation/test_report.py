@@ -38,7 +38,7 @@ def rows_of(method: str, after: float, *, prompts: int = 30) -> list[Row]:
 def measured() -> Measurements:
     rows = rows_of("knn", 1.5)
     rows += rows_of("hullft", 1.4)
-    rows += rows_of("random", 2.2)
+    rows += rows_of("sift", 2.2)
     return Measurements.of(rows)
 
 
@@ -57,13 +57,13 @@ def test_both_scores_are_shown_with_what_they_mean() -> None:
 
 
 def test_every_configuration_has_its_means(measured: Measurements) -> None:
-    none, hullft, knn, random = cells_of(measured)
+    none, hullft, knn, sift = cells_of(measured)
 
     assert none == {"configuration": "no adaptation", SCORE: "3.4500"}
-    assert [row["configuration"] for row in (hullft, knn, random)] == [
+    assert [row["configuration"] for row in (hullft, knn, sift)] == [
         "hullft n=3",
         "knn n=3",
-        "random n=3",
+        "sift n=3",
     ]
     assert hullft[SCORE] == f"{measured.after['hullft n=3'].mean():.4f}"
     assert hullft["against none"] == "-17.4%"
@@ -73,13 +73,13 @@ def test_every_configuration_has_its_means(measured: Measurements) -> None:
 def test_it_names_each_methods_best_setting_and_what_hurts(
     measured: Measurements,
 ) -> None:
-    _, hullft, knn, random, hurts = verdicts(measured)
+    _, hullft, knn, sift, hurts = verdicts(measured)
 
     assert hullft.startswith("Best of hullft: hullft n=3, -17.4% [-19.")
     assert hullft.endswith("] against none, better on 30 of 30.")
     assert re.search(r"30 of 30, \+3\.5% \[.*\] against hullft n=3\.$", knn)
-    assert "better on 0 of 30" in random
-    assert hurts == "Adapting hurts: random n=3 scores worse than none."
+    assert "better on 0 of 30" in sift
+    assert hurts == "Adapting hurts: sift n=3 scores worse than none."
 
 
 def test_a_table_names_what_differs_and_says_once_what_its_rows_share() -> None:

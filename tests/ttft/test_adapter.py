@@ -395,9 +395,9 @@ SHAPES = (
 NOT_FINITE = "the factors of transformer.h.0.attn.c_attn are not finite"
 REFUSED = [
     (pickled, "has no adapter_model.safetensors"),
-    (cut_off, "adapter_model.safetensors: "),
+    (cut_off, "SafetensorError: "),
     (without_a_configuration, "has no adapter_config.json"),
-    (no_json, "adapter_config.json: "),
+    (no_json, "Expecting property name"),
     (frozen, "the model must train transformer.h.0.attn.c_attn"),
     (tied_head, "the model must train lm_head, and use it only there"),
     (embedding, "must be of linear layers, has transformer.wpe"),

@@ -20,7 +20,7 @@ from hullft_ops.ttft.errors import InputError
         ("lr", 10**400, "a valid number, got 100"),
         ("noise", -0.5, "greater than 0, got -0.5"),
         ("max_grad_norm", math.nan, "a finite number, got nan"),
-        ("method", "nearest", "'hullft', .* or 'random', got 'nearest'"),
+        ("method", "nearest", "'hullft', .* or 'knn', got 'nearest'"),
         ("variant", "greedy", "'vanilla', .* or 'corrective', got 'greedy'"),
         ("dtype", "float16", "'auto' or 'bfloat16', got 'float16'"),
     ],

@@ -1,8 +1,5 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
-import copy
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -129,12 +126,6 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
         pass
 
 
-def test_a_store_without_a_member_is_refused(gpt2, make, store):
-    partial = SimpleNamespace(texts=store.texts, embedder=store.embedder, dim=store.dim)
-    with pytest.raises(TypeError, match="store must have embeddings, identity"):
-        make(gpt2, store=partial)
-
-
 @pytest.mark.parametrize("options", [{"context": 0}, {"context": 1, "n_select": 0}])
 def test_a_support_of_another_tokenizer_is_refused(
     gpt2, tokenizers, store, embedder, make, options
@@ -158,13 +149,6 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
     for cast, dtype in ((llama.half, "float16"), (llama.bfloat16, "bfloat16")):
         with pytest.warns(UserWarning, match=f"embed_tokens.weight is {dtype}, in"):
             make(cast())
-
-    with torch.inference_mode():
-        made_there = copy.deepcopy(gpt2).requires_grad_(True)
-    with pytest.raises(
-        ValueError, match="must be made outside of torch.inference_mode"
-    ):
-        make(made_there)
 
     llama.model.norm.to("meta")
     with pytest.raises(ValueError, match="model.norm.weight is on the meta device"):

@@ -52,23 +52,6 @@ def test_knn_takes_one_step_on_each_of_the_nearest(gpt2, make, nearest):
     assert support.counts == [1] * 12
 
 
-def test_random_draws_by_seed_and_prompt_alone(gpt2, make, store, nearest):
-    pool, query = nearest
-    finetuner = make(gpt2, method="random")
-    support = finetuner.select(PROMPT)
-    other = make(gpt2, method="random", seed=1).select(PROMPT)
-
-    assert finetuner.select(PROMPT) == support
-    assert support.counts == [1] * 12
-    assert len(set(support.indices)) == 12
-    assert other.indices != support.indices
-    assert set(support.indices + other.indices) <= set(pool.tolist())
-
-    residual = query - store.embeddings[support.indices].mean(0)
-
-    assert support.residual == pytest.approx(float(residual.norm()), rel=1e-5)
-
-
 def test_a_function_of_the_users_is_a_method(gpt2, make, nearest):
     def last(embeddings, candidates, queries, n_select):
         farthest = embeddings[candidates[:, -1:]]

@@ -120,33 +120,13 @@ def test_a_budget_skips_the_steps_that_would_end_late(gpt2, make, passes, second
     assert adaptation.skipped_steps == 12 - sum(taken)
 
 
-class FakeEvent:
-    """An event on a device that has finished nothing before somebody waits for it."""
-
-    is_over = False
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self, stream):
-        assert stream == "the current stream"
-
-    def synchronize(self):
-        FakeEvent.is_over = True
-
-    def elapsed_time(self, end):
-        if not FakeEvent.is_over:
-            raise RuntimeError("Both events must be completed")
-        return 500.0
-
-
-def test_the_clock_waits_for_the_device_before_it_tells_the_time(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    streams = {torch.device("cuda:1"): "the current stream"}
-    monkeypatch.setattr(torch.cuda, "current_stream", streams.get)
+def test_a_stage_on_a_gpu_ends_when_the_device_has_done_its_work(monkeypatch):
+    devices = []
+    monkeypatch.setattr(torch.cuda, "synchronize", devices.append)
     clock = StageClock(torch.device("cuda:1"))
     with clock.of("backward"), clock.of("step"):
         pass
 
-    assert not FakeEvent.is_over
-    assert clock.seconds() == {"backward": 1.0, "step": 0.5}
+    # At both beginnings and both ends.
+    assert devices == [torch.device("cuda:1")] * 4
+    assert clock.seconds().keys() == {"backward", "step"}

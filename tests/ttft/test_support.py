@@ -96,18 +96,6 @@ def test_passages_are_read_with_those_that_follow(llama, tokenizer, make, docume
         assert len(support.context_ids) == 2
 
 
-def test_passages_are_trained_on_with_those_that_follow(
-    gpt2, tokenizer, make, documents
-):
-    options = {"store": documents, "n_select": 9, "pool_size": 9, "method": "knn"}
-    support = make(gpt2, train_following=1, max_length=8, **options).select("the cat")
-    for index, tokens in zip(support.indices, support.input_ids, strict=True):
-        text = documents.texts[index]
-        if index % 3 < 2:
-            text += documents.texts[index + 1]
-        assert tokens == tokenizer(text)["input_ids"][:8]
-
-
 def test_a_prompt_is_embedded_by_the_side_for_prompts(gpt2, make, embedder, store_of):
     class TwoSided(type(embedder)):
         def encode_query(self, texts):

@@ -7,14 +7,12 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable, progress, waiting
+from hullft_ops._terminal import counted, echo, listed, printable, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
@@ -32,8 +30,6 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
-# The share of a prompt in the datastore that is worth a word.
-_HELD = 0.8
 _SOURCE_CHARS = 30
 
 
@@ -110,21 +106,19 @@ def adapt(
     before = after = nan
     if not config.train_on_prompt:
         before = _score(partial(score, finetuner.reader), text)
+    # Two samples would differ without any adaptation.
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     unadapted = adapted = ""
     if generate:
         echo("continuing the prompt without adaptation", err=True)
-        unadapted = continue_prompt(
-            finetuner.reader, asked, **_generation(max_new_tokens)
-        )
+        unadapted = continue_prompt(finetuner.reader, asked, **options)
     echo("adapting to the prompt", err=True)
     with finetuner.adapted(text, seconds=seconds) as adaptation:
         if not config.train_on_prompt:
             after = _score(adaptation.score, text)
         if generate:
             echo("continuing the prompt with adaptation", err=True)
-            adapted = adaptation.generate(
-                text, chat=chat, **_generation(max_new_tokens)
-            )
+            adapted = adaptation.generate(text, chat=chat, **options)
         saved = adaptation.save_adapter(save, rank=save_rank) if save else None
     _print_training(adaptation, passages)
     if config.train_on_prompt:
@@ -133,30 +127,9 @@ def adapt(
         )
     else:
         _print_scores(before, after)
-        _print_overlap(text, adaptation, passages)
     _print_saved(saved)
     if generate:
         _print_continuations(unadapted, adapted)
-
-
-def _generation(max_new_tokens: int) -> dict[str, Any]:
-    """Options for ``model.generate``. Two samples would differ without any adaptation."""
-    return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "stopping_criteria": [_WritingBar(max_new_tokens)],
-    }
-
-
-class _WritingBar:
-    """A criterion for ``model.generate`` that never stops it, and moves a bar with each token."""
-
-    def __init__(self, tokens: int) -> None:
-        self._bar = iter(progress(range(tokens), desc="writing", unit="token"))
-
-    def __call__(self, ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        next(self._bar, None)
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
 def _text_of(prompt: str | None, file: str | None) -> str:
@@ -251,17 +224,6 @@ def _print_scores(before: float, after: float) -> None:
         )
 
 
-def _print_overlap(prompt: str, adaptation: Adaptation, store: Datastore) -> None:
-    """Say so if the passages hold much of the prompt."""
-    indices = adaptation.support.indices + adaptation.support.context_indices
-    share = share_held(prompt, [store.texts[index] for index in indices])
-    if share >= _HELD:
-        echo(
-            f"The passages hold {share:.0%} of the prompt, so its score says little about texts "
-            "that the datastore lacks."
-        )
-
-
 def _print_continuations(unadapted: str, adapted: str) -> None:
     """The two side by side."""
     table = Table("without adaptation", "with adaptation", box=box.SIMPLE_HEAD)
@@ -277,15 +239,3 @@ def _print_saved(saved: SavedAdapter | None) -> None:
     left_out = f"; it leaves out {listed(saved.left_out)}" if saved.left_out else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")
-
-
-def share_held(prompt: str, passages: Iterable[str]) -> float:
-    """The share of the prompt's runs of five words that a passage has too."""
-    held = {run for passage in passages for run in _runs(passage)}
-    runs = _runs(prompt)
-    return sum(run in held for run in runs) / max(1, len(runs))
-
-
-def _runs(text: str) -> list[str]:
-    words = text.split()
-    return [" ".join(words[i : i + 5]) for i in range(len(words) - 4)]

@@ -28,10 +28,9 @@ IN_FILES = ("settings", "description")
 
 def evaluate(
     experiment: Annotated[dict[str, Any], fields_of(Experiment, without=IN_FILES)],
-    # The seed is the experiment's.
     settings: Annotated[
         dict[str, Any],
-        fields_of(TTFTConfig, several=True, without=("seed", "ngram_weights")),
+        fields_of(TTFTConfig, several=True, without=("ngram_weights",)),
     ],
     workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,

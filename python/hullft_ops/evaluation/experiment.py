@@ -20,7 +20,6 @@ from hullft_ops.ttft.config import (
 )
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.methods import ONE_STEP_A_PASSAGE
 from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.validation import options_class, parse
 
@@ -58,7 +57,7 @@ class Experiment(ModelConfig, CorpusConfig):
     for 10 of a corpus."""
 
     seed: NonNegativeInt = 0
-    """Chooses the prompts, and the passages of the method random."""
+    """Chooses the prompts."""
 
     settings: Annotated[
         list[dict[str, Any]], Field(min_length=1), BeforeValidator(_listed)
@@ -71,9 +70,8 @@ class Experiment(ModelConfig, CorpusConfig):
 
     def configs(self) -> list[TTFTConfig]:
         """Every configuration of the grid; see `expand`."""
-        defaults = {"lr": default_lr(self.model), "seed": self.seed}
         # Prompts are scored.
-        defaults["train_on_prompt"] = 0
+        defaults = {"lr": default_lr(self.model), "train_on_prompt": 0}
         return expand([defaults | grid for grid in self.settings])
 
 
@@ -105,7 +103,7 @@ def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
     """Every configuration of some grids, once. Lists multiply out.
 
     A setting that does not matter takes its default, as the marks in `TTFTConfig` say; ``refresh``
-    is 1 for knn and random. A configuration that adapts nothing is left out: every row has the bits
+    is 1 for knn. A configuration that adapts nothing is left out: every row has the bits
     per byte without adaptation.
 
     Raises:
@@ -145,7 +143,7 @@ def _without_idle(values: dict[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if name not in known or matters(name, values)
     }
-    if kept.get("method") in ONE_STEP_A_PASSAGE:
+    if kept.get("method") == "knn":
         kept["refresh"] = 1
     return kept
 

@@ -32,12 +32,10 @@ with needed_by("hullft_ops.ttft"):
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore
     from hullft_ops.ttft.store.index import index_corpus
-    from hullft_ops.ttft.trainer import ReplayTrainer
 
 # These need more libraries than adapting a model does, or seconds to import them.
 _LATER = {
     "Datastore": "store.datastore",
-    "ReplayTrainer": "trainer",
     "index_corpus": "store.index",
 }
 
@@ -62,7 +60,6 @@ __all__ = [
     "Ngrams",
     "NonFiniteLossError",
     "NothingToScoreError",
-    "ReplayTrainer",
     "SavedAdapter",
     "SelectionMethod",
     "SentenceTransformerEmbedder",

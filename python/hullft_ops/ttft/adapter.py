@@ -291,7 +291,7 @@ def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, A
         InputError: as `read_lora`; or `train_adapter` has trained it with other weights.
     """
     subject = f"adapter {path}"
-    with input_errors(subject, path):
+    with input_errors(subject):
         layers = read_lora(reader.model, Path(path))
         if Path(path, RECORD).exists():
             identity = json.loads(Path(path, RECORD).read_bytes())["model"]

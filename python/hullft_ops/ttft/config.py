@@ -28,7 +28,7 @@ from hullft_ops.ttft.validation import options_class
 
 # Selection and training hold memory for each step.
 MAX_STEPS = 100_000
-MethodName = Literal["hullft", "sift", "knn", "random"]
+MethodName = Literal["hullft", "sift", "knn"]
 # At 1 nothing would be left of the model.
 _Weight = Annotated[float, Field(ge=0, lt=1)]
 
@@ -109,7 +109,7 @@ class TTFTConfig:
     """
 
     method: Annotated[MethodName | SelectionMethod, _STEPS, NAMED, COMPARED] = "hullft"
-    """How to select the passages for n_select steps: hullft, sift, knn, random, or in Python a
+    """How to select the passages for n_select steps: hullft, sift, knn, or in Python a
     `SelectionMethod`."""
 
     n_select: Annotated[int, Field(ge=0, le=MAX_STEPS), NAMED] = 0
@@ -149,10 +149,6 @@ class TTFTConfig:
     train_on_prompt: Annotated[int, Field(ge=0, le=MAX_STEPS), COMPARED] = 2
     """Optimizer steps on the prompt itself, after those on passages."""
 
-    train_following: Annotated[NonNegativeInt, _STEPS] = 0
-    """How many passages are trained on with each selected one that follow it in its document, as
-    one text. `max_length` cuts that."""
-
     lr: Annotated[PositiveFloat, _TRAINING, NAMED] = 5e-5
     """Adam's learning rate."""
 
@@ -171,9 +167,6 @@ class TTFTConfig:
 
     noise: Annotated[PositiveFloat, _STEPS, Of(("sift",))] = 0.01
     """Observation noise of sift."""
-
-    seed: Annotated[NonNegativeInt, _STEPS, Of(("random",))] = 0
-    """Seed of random."""
 
     adapter: Annotated[str | None, COMPARED] = None
     """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Set `n_select`

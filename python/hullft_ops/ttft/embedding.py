@@ -84,7 +84,7 @@ class SentenceTransformerEmbedder:
         seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
         try:
-            with input_errors(f"embedder {name_or_path}", name_or_path):
+            with input_errors(f"embedder {name_or_path}"):
                 self._model = SentenceTransformer(
                     name_or_path, device=device, trust_remote_code=False
                 )

@@ -25,7 +25,7 @@ from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Context, Reader, tokenizer_identity
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.steps import Deadline
-from hullft_ops.ttft.store.base import Store, check_embedder, check_store
+from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.format import batches_of_like_length
 from hullft_ops.ttft.support import NOTHING, Support, SupportSelector, retrieves
 from hullft_ops.ttft.training import SupportTrainer
@@ -80,7 +80,6 @@ class TestTimeFinetuner:
         **options: Any,
     ) -> None:
         if store is not None and embedder is not None:
-            check_store("TestTimeFinetuner", store)
             check_embedder("TestTimeFinetuner", embedder, store)
         self.model = model
         self.tokenizer = tokenizer
@@ -274,11 +273,6 @@ def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
         if parameter.is_meta:
             raise ValueError(
                 f"TestTimeFinetuner: model must have its weights, {name} is on the meta device"
-            )
-        if parameter.is_inference():
-            raise ValueError(
-                "TestTimeFinetuner: model must be made outside of torch.inference_mode, which lets "
-                f"nobody train {name}"
             )
         if parameter.dtype in _HALF:
             warnings.warn(

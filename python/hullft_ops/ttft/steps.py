@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -107,14 +106,13 @@ class Deadline:
 
 
 class StageClock:
-    """Counts the seconds of each stage, on CUDA by events in its stream, which only
-    `seconds` waits for."""
+    """Counts the seconds of each stage. On CUDA a stage ends when the device has done its work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+        self._seconds: dict[str, float] = defaultdict(float)
         self._stage: str | None = None
-        self._start: Any = None
+        self._start = 0.0
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
@@ -125,27 +123,13 @@ class StageClock:
         self._enter(outer)
 
     def _enter(self, stage: str | None) -> None:
-        now = self._now()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = perf_counter()
         if self._stage is not None:
-            self._spans[self._stage].append((self._start, now))
+            self._seconds[self._stage] += now - self._start
         self._stage, self._start = stage, now
 
-    def _now(self) -> Any:
-        if self._device.type != "cuda":
-            return perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        # The device need not be the current one.
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
     def seconds(self) -> dict[str, float]:
-        """Seconds of each stage, once the device has finished them."""
-        seconds: dict[str, float] = {}
-        for stage, spans in self._spans.items():
-            if self._device.type == "cuda":
-                spans[-1][1].synchronize()
-                milliseconds = sum(start.elapsed_time(end) for start, end in spans)
-                seconds[stage] = milliseconds / 1e3
-            else:
-                seconds[stage] = sum(end - start for start, end in spans)
-        return seconds
+        """Seconds of each stage."""
+        return dict(self._seconds)

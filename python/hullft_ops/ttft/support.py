@@ -31,11 +31,11 @@ class Support:
 
     Attributes:
         indices: positions in the datastore.
-        weights: the convex weights; "knn" and "random" give equal ones.
-        counts: optimizer steps on each passage. They sum to n_select, or to less if the method
-            takes one step a passage and the pool is smaller, or a passage has no next token to
-            train on. "hullft" may leave a passage without a step, even a heavy one, to keep the
-            mean over the steps near the prompt.
+        weights: the convex weights; "knn" gives equal ones.
+        counts: optimizer steps on each passage. They sum to n_select, or to less if the method is
+            "knn" and the pool is smaller, or a passage has no next token to train on. "hullft" may
+            leave a passage without a step, even a heavy one, to keep the mean over the steps near
+            the prompt.
         residual: distance from the prompt's embedding to the weighted mean; its norm without
             passages.
         gap: Frank-Wolfe gap over the pool.
@@ -249,9 +249,8 @@ class SupportSelector:
 
     def _trained_ids(self, index: int) -> list[int]:
         """The tokens of a passage, as a model is trained on them."""
-        run = with_following(self.store, index, self.config.train_following)
-        text = "".join(self.store.texts[position] for position in run)
-        return self.reader.passage_ids(text, with_special=True)[: self.max_length]
+        ids = self.reader.passage_ids(self.store.texts[index], with_special=True)
+        return ids[: self.max_length]
 
 
 def with_following(store: Store, position: int, following: int) -> list[int]:

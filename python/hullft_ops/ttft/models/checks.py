@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.errors import first_line
+from hullft_ops.ttft.models.forwards import eval_mode
 from hullft_ops.ttft.models.memory import is_out_of_memory
 
 # A tokenizer without a limit says 1e30.
@@ -63,16 +64,10 @@ def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 @torch.no_grad()
 def _logits(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor | None:
-    training = [module for module in model.modules() if module.training]
-    model.train(mode=False)
-    try:
-        logits: torch.Tensor | None = getattr(
-            model(input_ids=tokens, use_cache=False), "logits", None
-        )
-        return logits
-    finally:
-        for module in training:
-            module.training = True
+    with eval_mode(model):
+        output = model(input_ids=tokens, use_cache=False)
+    logits: torch.Tensor | None = getattr(output, "logits", None)
+    return logits
 
 
 def _check_ids(model: "PreTrainedModel", highest: int, count: int) -> None:

@@ -1,6 +1,5 @@
 """Loading a causal language model and its tokenizer, with errors that a user can act on."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +73,7 @@ def load_model(
     subject = f"model {source}"
     file = gguf_file(source)
     folder = source
-    with input_errors(subject, source):
+    with input_errors(subject):
         if file is not None:
             folder = converted(file)
         model, tokenizer = _load(subject, folder, allow_missing_weights)
@@ -142,33 +141,17 @@ def _check_weights(subject: str, keys: Mapping[str, Collection[Any]]) -> None:
 
 
 @contextmanager
-def input_errors(subject: str, folder: str | Path) -> Iterator[None]:
-    """Turn the libraries' exceptions into an `InputError` of one line that begins with ``subject``
-    and names the damaged file, if ``folder`` has one."""
+def input_errors(subject: str) -> Iterator[None]:
+    """Turn the libraries' exceptions into an `InputError` of one line, which begins with
+    ``subject``."""
     try:
         yield
     except (InputError, ImportError, torch.OutOfMemoryError):
         raise
     # The libraries do not document what they raise for foreign files.
     except Exception as error:
-        reason = _damage(Path(folder)) or first_line(error)
+        reason = first_line(error)
         # The libraries advise passing that argument.
         if "trust_remote_code" in str(error):
             reason = "it needs code that ships with it, which is not run"
         raise InputError(f"{subject}: {reason}") from error
-
-
-def _damage(folder: Path) -> str | None:
-    """The first file of the folder that cannot be read, and why."""
-    from safetensors import safe_open
-
-    for file in filter(Path.is_file, sorted(folder.glob("*"))):
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, "pt"):
-                    pass
-            elif file.suffix == ".json":
-                json.loads(file.read_bytes())
-        except Exception as error:
-            return f"{file.name}: {first_line(error)}"
-    return None

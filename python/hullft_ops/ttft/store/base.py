@@ -162,14 +162,6 @@ def identity_of(texts: Iterable[str], embeddings: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def check_store(function: str, store: Store) -> None:
-    """TypeError if a member of `Store` is missing."""
-    members = [name for name in vars(Store) if not name.startswith("_")]
-    missing = [name for name in members if not hasattr(store, name)]
-    if missing:
-        raise TypeError(f"{function}: store must have {', '.join(missing)}")
-
-
 def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
     """ValueError if the store's vectors come from another embedder."""
     ours = f"{embedder.name} of dim {embedder.dim}"

@@ -52,14 +52,11 @@ def token_chunks(
 def split_passages(text: str, max_chars: int) -> Iterator[str]:
     """Consecutive pieces of ``text`` that join up to it again, at most ``max_chars`` each.
 
+    That must be at least 4.
     A piece ends at the strongest boundary in the second half of its span, so functions and
     paragraphs stay whole if they fit. No piece of a text that is cut is shorter than
     ``max_chars // 4`` characters.
     """
-    if max_chars < 4:
-        raise ValueError(
-            f"split_passages: max_chars must be at least 4, got {max_chars}"
-        )
     start = 0
     while (remaining := len(text) - start) > max_chars:
         end = start + min(max_chars, remaining - max_chars // 4)
