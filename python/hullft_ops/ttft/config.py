@@ -169,8 +169,9 @@ class TTFTConfig:
     """Observation noise of sift."""
 
     adapter: Annotated[str | None, COMPARED] = None
-    """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Set `n_select`
-    to 0 beside it, unless you measure that steps help."""
+    """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Beside one of
+    the whole corpus, set `ngrams`, `train_on_prompt` and `context` to 0, unless you measure that
+    they help."""
 
 
 @cache
