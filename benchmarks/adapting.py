@@ -99,6 +99,8 @@ class Adapting:
             "lr": LR,
             "dtype": case.dtype,
             "context": 0,
+            "ngrams": 0,
+            "train_on_prompt": 0,
             **options,
         }
         self.finetuner = TestTimeFinetuner(

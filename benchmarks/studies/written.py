@@ -61,7 +61,7 @@ def rows_of(evaluation: Evaluation, prompt: Prompt) -> Iterator[Row]:
     """A row of each setting; those that differ in n-grams alone share an adaptation."""
     groups: dict[TTFTConfig, list[float]] = defaultdict(list)
     # Nothing at all comes first.
-    groups[TTFTConfig(n_select=0, context=0, ngrams=0)].append(0)
+    groups[TTFTConfig(train_on_prompt=0, context=0, ngrams=0)].append(0)
     for config in evaluation.configs.values():
         groups[replace(config, ngrams=1)].append(config.ngrams)
     for config, factors in groups.items():
