@@ -167,10 +167,10 @@ def _predictions(
     for begin, place, end in progress(windows, desc="scoring", unit="window"):
         window = body[begin:end]
         for logits, targets in reader.logits(head, window, place - begin, context):
-            texts = [body[: place + row] for row in range(len(targets))]
-            place += len(targets)
             if context.ngrams is not None:
+                texts = [body[: place + row] for row in range(len(targets))]
                 logits = context.ngrams.mixed(logits, texts)
+            place += len(targets)
             yield logits, targets
 
 

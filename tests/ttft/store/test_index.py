@@ -362,9 +362,9 @@ def test_only_what_the_corpus_made_is_removed(folder, embedder, tmp_path):
     assert Datastore.open(first).texts
 
 
-def test_what_another_process_writes_is_not_removed(
-    folder, embedder, tmp_path, monkeypatch
-):
+@pytest.fixture
+def unfinished(folder, embedder, tmp_path, monkeypatch):
+    """The hidden folder of a datastore whose embedding has failed."""
     root = tmp_path / "stores"
     with monkeypatch.context() as context:
         context.setattr(embedder, "encode", lambda texts: 1 / 0)
@@ -372,6 +372,11 @@ def test_what_another_process_writes_is_not_removed(
             folder_datastore(str(folder), embedder, root)
 
     [hidden] = root.iterdir()
+    return hidden
+
+
+def test_what_another_process_writes_is_not_removed(folder, embedder, unfinished):
+    root, hidden = unfinished.parent, unfinished
     with (hidden / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         change(folder)
@@ -385,16 +390,8 @@ def test_what_another_process_writes_is_not_removed(
 
 
 @pytest.mark.parametrize("record", ["datastore.json", "source.json"])
-def test_a_record_that_is_cut_off_is_made_anew(
-    folder, embedder, tmp_path, monkeypatch, record
-):
-    root = tmp_path / "stores"
-    with monkeypatch.context() as context:
-        context.setattr(embedder, "encode", lambda texts: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            folder_datastore(str(folder), embedder, root)
-
-    [hidden] = root.iterdir()
+def test_a_record_that_is_cut_off_is_made_anew(folder, embedder, unfinished, record):
+    root, hidden = unfinished.parent, unfinished
     (hidden / record).write_text('{"settings": {"cor')
     with warnings.catch_warnings(record=True) as caught:
         assert len(folder_datastore(str(folder), embedder, root)) == 20
