@@ -182,7 +182,7 @@ class Rows:
 
     def of(self, finetuner: TestTimeFinetuner, configs: list[TTFTConfig]) -> list[Row]:
         """Train once, and score after each configuration's passes behind its passages."""
-        context = finetuner.config.context
+        context, ngrams = finetuner.config.context, finetuner.config.ngrams
         rows: list[Row] = []
         try:
             with finetuner.adapted(self.support) as adaptation:
@@ -192,7 +192,9 @@ class Rows:
                     if config.context != context:
                         context = config.context
                         adaptation.read(context)
-                    adaptation.mix(config.ngrams)
+                    if config.ngrams != ngrams:
+                        ngrams = config.ngrams
+                        adaptation.mix(ngrams)
                     rows.append(self._scored(config, adaptation))
         except NonFiniteLossError as error:
             for config in configs[len(rows) :]:

@@ -202,9 +202,9 @@ class TestTimeFinetuner:
     ) -> Iterator[tuple[int, str]]:
         """Continue many prompts; yield the position of each and its continuation when it is ready.
 
-        The model adapts to one after the other. Without steps it continues prompts
-        of similar length together, and an adapter stays on its weights until the iterator ends or
-        is closed. In float32 that gives the texts of one at a time, if nothing is sampled.
+        The model adapts to one after the other. Without steps it continues prompts of similar
+        length together, and an adapter stays on its weights until the iterator ends or is closed.
+        In float32 that gives the texts of one at a time, if nothing is sampled.
 
         Args:
             prompts: texts and conversations, for whose last message of the user it retrieves.
