@@ -1,9 +1,7 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
-from math import isnan, nan
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +15,11 @@ from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.errors import NothingToScoreError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_prompt, continue_prompt
 from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
-from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.steps import Deadline
 from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
@@ -53,8 +49,7 @@ def adapt(
     save: Path | None = None,
     save_rank: int = 16,
 ) -> None:
-    """Adapt to a prompt; print passages, bits per byte before and after, and the continuations
-    without and with adaptation.
+    """Adapt to a prompt; print passages, and the continuations without and with adaptation.
 
     Args:
         inputs: the language model.
@@ -102,10 +97,6 @@ def adapt(
         passages = folder_datastore(str(corpus), encoder, **files)
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
-    # A model that was trained on the prompt has no score of it.
-    before = after = nan
-    if not config.train_on_prompt:
-        before = _score(partial(score, finetuner.reader), text)
     # Two samples would differ without any adaptation.
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     unadapted = adapted = ""
@@ -114,19 +105,11 @@ def adapt(
         unadapted = continue_prompt(finetuner.reader, asked, **options)
     echo("adapting to the prompt", err=True)
     with finetuner.adapted(text, seconds=seconds) as adaptation:
-        if not config.train_on_prompt:
-            after = _score(adaptation.score, text)
         if generate:
             echo("continuing the prompt with adaptation", err=True)
             adapted = adaptation.generate(text, chat=chat, **options)
         saved = adaptation.save_adapter(save, rank=save_rank) if save else None
     _print_training(adaptation, passages)
-    if config.train_on_prompt:
-        echo(
-            "The model was trained on the prompt, so bits per byte of it are no score."
-        )
-    else:
-        _print_scores(before, after)
     _print_saved(saved)
     if generate:
         _print_continuations(unadapted, adapted)
@@ -202,26 +185,6 @@ def _source(store: Datastore, index: int) -> str:
     if len(source) > _SOURCE_CHARS:
         source = f"…{source[1 - _SOURCE_CHARS :]}"
     return source
-
-
-def _score(scored: Callable[[str], BitsPerByte], prompt: str) -> float:
-    """Bits per byte; NaN for a prompt of one token."""
-    try:
-        return scored(prompt).value
-    except NothingToScoreError:
-        return nan
-
-
-def _print_scores(before: float, after: float) -> None:
-    if isnan(before):
-        echo("A prompt of one token has no bits per byte: no token has a context.")
-        return
-    echo(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
-    if after > before:
-        echo(
-            "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
-            "learning rate or passages closer to the prompt may help."
-        )
 
 
 def _print_continuations(unadapted: str, adapted: str) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
-from hullft_ops._terminal import progress
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.reader import Context, Reader, Tokens
 
@@ -164,7 +163,7 @@ def _predictions(
     body = ids[opening:] if head else ids
     first -= len(ids) - len(body)
     windows = _windows(first, len(body), reader.window - len(head))
-    for begin, place, end in progress(windows, desc="scoring", unit="window"):
+    for begin, place, end in windows:
         window = body[begin:end]
         for logits, targets in reader.logits(head, window, place - begin, context):
             if context.ngrams is not None:
