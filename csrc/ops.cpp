@@ -56,7 +56,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_level", &hullft::simd_level, "The instruction set in use.");
   m.def("use_simd_level", &hullft::use_simd_level,
         "Chooses an instruction set by name, for tests and measurements.");
-  m.def("is_intel_processor", &hullft::is_intel_processor, "Whether Intel made this processor.");
   m.def("quick_quotients", &hullft::quick_quotients,
         "Whether several Adam steps multiply where they would divide.");
   m.def("use_quick_quotients", &hullft::use_quick_quotients, "For tests and measurements.");

@@ -48,6 +48,14 @@ std::atomic<const Kernels*>& current() {
   return table;
 }
 
+bool is_intel_processor() {
+#if defined(HULLFT_X86)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 std::atomic<bool>& quick() {
   static std::atomic<bool> used = is_intel_processor();
   return used;
@@ -83,14 +91,6 @@ bool choose_simd_level(const char* name) {
     }
   }
   return false;
-}
-
-bool is_intel_processor() {
-#if defined(HULLFT_X86)
-  return __builtin_cpu_is("intel");
-#else
-  return false;
-#endif
 }
 
 bool quick_quotients() { return quick().load(std::memory_order_relaxed); }

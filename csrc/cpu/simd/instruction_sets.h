@@ -12,8 +12,6 @@ int available_simd_levels(const char* names[], int capacity);
 // Chooses one by name, for tests and measurements; false when it cannot run here.
 bool choose_simd_level(const char* name);
 
-bool is_intel_processor();
-
 // Whether several Adam steps take their quotients by multiplication, with the bits of the division:
 // on Intel's processors, whose divider is what they would wait for.
 bool quick_quotients();

@@ -9,7 +9,6 @@ import numpy as np
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.models.forwards import Precision, autocast
 from hullft_ops.ttft.models.loading import input_errors
-from hullft_ops.ttft.models.onednn import wide_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +136,7 @@ class SentenceTransformerEmbedder:
 
     def _encoded(self, texts: Sequence[str], before: str, encode: Any) -> np.ndarray:
         device = self._model.device
-        with wide_products(self._model), autocast(device, self._dtype):
+        with autocast(device, self._dtype):
             vectors: np.ndarray = encode(
                 list(texts),
                 prompt=before,

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hullft_ops.ttft.models.onednn import multiply, multiply_into
-
 # A CPU multiplies this many rows of the weight at once. On a whole vocabulary MKL reaches little
 # more than half of its speed.
 _TILE = 1024
@@ -90,7 +88,7 @@ class _LinearMeanLoss(torch.autograd.Function):
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = hidden.new_empty(len(hidden), len(weight))
     for tile in _tiles(weight):
-        multiply_into(logits[:, tile], hidden, weight[tile].T)
+        torch.mm(hidden, weight[tile].T, out=logits[:, tile])
     if bias is not None:
         logits.add_(bias.to(logits.dtype))
     return logits
@@ -118,16 +116,14 @@ class _GradientSums:
             self._bias = total if self._bias is None else self._bias + total
         factor = error.to(hidden.dtype)
         if self._needs_hidden:
-            self._hidden.append(multiply(factor, weight))
+            self._hidden.append(factor @ weight)
         if not self._needs_weight:
             return
-        is_first = self._weight is None
         if self._weight is None:
-            # Later chunks add to it, so it has the precision of the sum.
-            self._weight = error.new_empty(weight.shape)
+            # In the precision of the sum.
+            self._weight = error.new_zeros(weight.shape)
         for tile in _tiles(weight):
-            product_of = factor[:, tile].T
-            multiply_into(self._weight[tile], product_of, hidden, add=not is_first)
+            self._weight[tile] += factor[:, tile].T @ hidden
 
     def of(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None

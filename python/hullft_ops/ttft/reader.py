@@ -24,7 +24,6 @@ from hullft_ops.ttft.models.checks import (
     unwrapped,
 )
 from hullft_ops.ttft.models.forwards import AutoPrecision, autocast, eval_mode
-from hullft_ops.ttft.models.onednn import wide_products
 from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.restore import exclusive
 
@@ -151,7 +150,6 @@ class Reader:
         with (
             exclusive(model),
             eval_mode(model),
-            wide_products(model),
             torch.no_grad(),
             autocast(model.device, self.dtype),
         ):

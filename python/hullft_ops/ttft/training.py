@@ -17,8 +17,7 @@ from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.models.forwards import autocast, eval_mode, fused_activations
-from hullft_ops.ttft.models.onednn import wide_products
+from hullft_ops.ttft.models.forwards import autocast, eval_mode
 from hullft_ops.ttft.steps import Deadline, Pass, StageClock
 from hullft_ops.ttft.support import Support
 
@@ -127,13 +126,11 @@ class SupportTrainer:
 
 @signal_safe
 def _training_mode(model: nn.Module) -> Iterator[None]:
-    """Record gradients in eval mode, whatever mode the caller is in, with faster forwards."""
+    """Record gradients in eval mode, whatever mode the caller is in."""
     with (
         eval_mode(model),
         torch.inference_mode(False),
         torch.enable_grad(),
-        wide_products(model),
-        fused_activations(model),
     ):
         yield
 
