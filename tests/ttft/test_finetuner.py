@@ -146,9 +146,8 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
         make(gpt2, max_length=33)
     with pytest.raises(ValueError, match="must have a parameter with requires_grad"):
         make(gpt2.requires_grad_(False))
-    for cast, dtype in ((llama.half, "float16"), (llama.bfloat16, "bfloat16")):
-        with pytest.warns(UserWarning, match=f"embed_tokens.weight is {dtype}, in"):
-            make(cast())
+    with pytest.warns(UserWarning, match="embed_tokens.weight is float16, in"):
+        make(llama.half())
 
     llama.model.norm.to("meta")
     with pytest.raises(ValueError, match="model.norm.weight is on the meta device"):

@@ -121,6 +121,22 @@ def test_a_bfloat16_model_is_trained_and_restored(gpt2, make):
     assert losses == pytest.approx(precise, rel=0.03)
 
 
+def test_small_steps_of_a_bfloat16_model_are_not_lost(gpt2, make):
+    changes = []
+    for dtype in (torch.float64, torch.bfloat16):
+        model = gpt2.to(dtype)
+        before = values_of(trained_parameters(model))
+        # A hundredth of the last place of most weights.
+        with make(model, lr=1e-6).adapted(PROMPT):
+            after = values_of(trained_parameters(model))
+        pairs = zip(before, after, strict=True)
+        changes.append([(b.double() - a.double()).flatten() for a, b in pairs])
+    precise, rounded = (torch.cat(change) for change in changes)
+    along = rounded @ precise / (precise @ precise)
+
+    assert along.item() == pytest.approx(1, rel=0.1)
+
+
 def test_autocast_is_a_callers_and_keeps_parameters(model, make):
     tokens = torch.arange(9)[None]
     precise = losses_of(make(model))

@@ -30,13 +30,6 @@ from hullft_ops.ttft.store.format import batches_of_like_length
 from hullft_ops.ttft.support import NOTHING, Support, SupportSelector, retrieves
 from hullft_ops.ttft.training import SupportTrainer
 
-# Parameters that cannot take small steps, and why.
-_HALF = {
-    torch.float16: "float16, in which the square of a small gradient is 0 and Adam's step far too "
-    "large",
-    torch.bfloat16: "bfloat16, in which most steps are rounded away",
-}
-
 
 class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
@@ -262,7 +255,7 @@ class TestTimeFinetuner:
 
 
 def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """The parameters with ``requires_grad``, each once. Warns if they have 16 bits."""
+    """The parameters with ``requires_grad``, each once. Warns if they are float16."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError(
@@ -274,9 +267,10 @@ def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
             raise ValueError(
                 f"TestTimeFinetuner: model must have its weights, {name} is on the meta device"
             )
-        if parameter.dtype in _HALF:
+        if parameter.dtype == torch.float16:
             warnings.warn(
-                f"TestTimeFinetuner: {name} is {_HALF[parameter.dtype]}: load the model in float32",
+                f"TestTimeFinetuner: {name} is float16, in which the square of a small gradient is "
+                "0 and Adam's step far too large: load the model in bfloat16 or float32",
                 stacklevel=3,
             )
             break

@@ -47,7 +47,8 @@ class SupportTrainer:
         self.config = config
         self._model = model
         self._device = model.device
-        self._optimizer = ReplayAdam(self.trained, lr=config.lr)
+        # Rounding to nearest would lose most steps of bfloat16 parameters.
+        self._optimizer = ReplayAdam(self.trained, lr=config.lr, rounding_seed=0)
         self._loss = MeanLoss(model)
 
     def train(
