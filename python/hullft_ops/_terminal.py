@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Thread
+from time import sleep
 from typing import Any
 
 # Control characters (C0 except tabs, DEL, C1), halves of surrogate pairs, which no terminal can
@@ -96,4 +98,17 @@ def progress(items: Iterable[Any], **options: Any) -> Iterable[Any]:
     from tqdm import tqdm
 
     bar: Iterable[Any] = tqdm(items, delay=_DELAY, leave=False, **options)
+    return bar
+
+
+def ticking(bar: Any) -> Any:
+    """A `tqdm` bar, whose clock moves in a terminal until it is closed."""
+
+    def redraw() -> None:
+        while not bar.disable:
+            bar.refresh()
+            sleep(1.0)
+
+    if sys.stderr.isatty():
+        Thread(target=redraw, daemon=True).start()
     return bar

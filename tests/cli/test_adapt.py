@@ -4,13 +4,17 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 
 from command import hullft_ops, succeeded
 from hullft_ops import _terminal
+from hullft_ops._terminal import printable
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
@@ -20,6 +24,7 @@ from hullft_ops.ttft import (
 )
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.generation import continue_prompt
+from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.training import SupportTrainer
 
 PROMPT = "the cat sat on the red mat and the dog ran to the park"
@@ -37,16 +42,6 @@ def table_of(stdout: str) -> list[tuple[str, float, int]]:
     """Source, weight and steps of each passage."""
     rows = re.findall(r"^ +(\S+) +(\d\.\d{3}) +(\d+) ", stdout, re.MULTILINE)
     return [(source, float(weight), int(steps)) for source, weight, steps in rows]
-
-
-def shown_beside(stdout: str) -> tuple[list[str], list[str]]:
-    """The words of the continuations without and with adaptation."""
-    header, table = stdout.rsplit("with adaptation", 1)
-    width = len(header.rsplit("\n", 1)[1])
-    lines = table.splitlines()[2:]
-    halves = [line[:width] for line in lines], [line[width:] for line in lines]
-    without, adapted = ("".join(half).split() for half in halves)
-    return without, adapted
 
 
 def test_it_prints_what_the_finetuner_does(
@@ -85,7 +80,9 @@ def test_it_prints_what_the_finetuner_does(
     )
 
     assert unadapted != continuation
-    assert shown_beside(printed) == (unadapted.split(), continuation.split())
+    first, last = (printable(text, lines=True) for text in (unadapted, continuation))
+    assert printed.startswith(f"without adaptation:\n{first}\n")
+    assert printed.endswith(f"\nwith adaptation:\n{last}\n")
 
 
 def test_steps_on_the_prompt_count(arguments: list[object]) -> None:
@@ -186,7 +183,7 @@ def test_long_waits_have_a_bar(
     assert re.search(r"training: .*pass/s", shown)
     assert re.search(r"reading passages: .*part/s", shown)
     assert "loading the model" in shown
-    assert "continuing the prompt with adaptation" in shown
+    assert "adapting to the prompt" in shown
 
 
 def test_the_prompt_may_be_in_a_file_or_stdin(
@@ -278,7 +275,18 @@ def test_foreign_text_does_not_steer_the_terminal(
     texts = [f"{HOSTILE} the cat sat on the red mat {n}" for n in range(9)]
     path = tmp_path / "hostile"
     Datastore.build(texts, load_embedder(str(embedder_directory)), path)
-    monkeypatch.setattr(Adaptation, "generate", lambda *_, **__: f"one\n{HOSTILE}")
+
+    def write(
+        reader: Reader, rows: Any, _: object, *, streamer: Any, **__: Any
+    ) -> list[str]:
+        streamer.put(torch.tensor(rows))
+        streamer.put(torch.tensor(reader.tokenizer(f"one\n{HOSTILE}\n")["input_ids"]))
+        # It is there while the model writes.
+        assert sys.stdout.getvalue().endswith("\\u202e\\u2066\n")
+        streamer.end()
+        return [HOSTILE]
+
+    monkeypatch.setattr(Reader, "generate", write)
     result = succeeded(*arguments, "--store", path)
     refused = hullft_ops(*arguments, "--store", f"{HOSTILE}")
     unknown = hullft_ops(*arguments, f"--{HOSTILE}")

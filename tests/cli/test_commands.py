@@ -1,5 +1,6 @@
 """What all commands share: options from the classes that define them, errors, and Ctrl-C."""
 
+import io
 import logging
 import re
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from command import hullft_ops, succeeded
 from hullft_ops import cli
+from hullft_ops._terminal import ticking
 from hullft_ops.cli.command import errors_of
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation import measuring
@@ -22,6 +25,7 @@ from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft.adapter import AdapterConfig
 from hullft_ops.ttft.config import ModelConfig, TTFTConfig
 from hullft_ops.ttft.store.corpus import IndexConfig
+from processes import wait_for
 
 
 def options_in(text: str) -> set[str]:
@@ -143,6 +147,16 @@ def test_warnings_and_log_records_do_not_steer_the_terminal(
         "hullft-ops adapt: of a library\\x0a\\x1b[2J",
         "in \\x1b",
     ]
+
+
+def test_the_clock_of_a_bar_moves_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ticking(tqdm(total=1)):
+        wait_for(lambda: "00:01" in terminal.getvalue(), seconds=30)
 
 
 def test_errors_that_are_not_expected_are_raised() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from transformers import TextStreamer
 
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, listed, printable, waiting
@@ -27,6 +28,13 @@ from hullft_ops.ttft.store.index import folder_datastore
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 _SOURCE_CHARS = 30
+
+
+class _Printer(TextStreamer):
+    """Prints a continuation while the model writes it."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(printable(text, lines=True), stream_end)
 
 
 def adapt(
@@ -99,20 +107,22 @@ def adapt(
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     # Two samples would differ without any adaptation.
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    unadapted = adapted = ""
+    options["streamer"] = _Printer(
+        tokenizer, skip_prompt=True, skip_special_tokens=True
+    )
     if generate:
-        echo("continuing the prompt without adaptation", err=True)
-        unadapted = continue_prompt(finetuner.reader, asked, **options)
+        echo("without adaptation:")
+        continue_prompt(finetuner.reader, asked, **options)
     echo("adapting to the prompt", err=True)
     with finetuner.adapted(text, seconds=seconds) as adaptation:
+        _print_training(adaptation, passages)
         if generate:
-            echo("continuing the prompt with adaptation", err=True)
-            adapted = adaptation.generate(text, chat=chat, **options)
-        saved = adaptation.save_adapter(save, rank=save_rank) if save else None
-    _print_training(adaptation, passages)
-    _print_saved(saved)
-    if generate:
-        _print_continuations(unadapted, adapted)
+            echo("with adaptation:")
+            continuation = adaptation.generate(text, chat=chat, **options)
+            if not continuation.strip():
+                echo("The model ended at once: its continuation is blank.")
+        if save is not None:
+            _print_saved(adaptation.save_adapter(save, rank=save_rank))
 
 
 def _text_of(prompt: str | None, file: str | None) -> str:
@@ -187,18 +197,7 @@ def _source(store: Datastore, index: int) -> str:
     return source
 
 
-def _print_continuations(unadapted: str, adapted: str) -> None:
-    """The two side by side."""
-    table = Table("without adaptation", "with adaptation", box=box.SIMPLE_HEAD)
-    table.add_row(printable(unadapted, lines=True), printable(adapted, lines=True))
-    Console(markup=False).print(table)
-    if not adapted.strip():
-        echo("The model ended at once: its continuation is blank.")
-
-
-def _print_saved(saved: SavedAdapter | None) -> None:
-    if saved is None:
-        return
+def _print_saved(saved: SavedAdapter) -> None:
     left_out = f"; it leaves out {listed(saved.left_out)}" if saved.left_out else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")

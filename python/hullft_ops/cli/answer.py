@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, waiting
+from hullft_ops._terminal import counted, echo, ticking, waiting
 from hullft_ops.cli.adapt import text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.measuring import run_identity
@@ -120,7 +120,8 @@ def answer(
         texts = finetuner.generate_each(
             left, batch_size=batch_size, do_sample=False, **options
         )
-        for position, text in tqdm(texts, "answers", len(every), initial=done):
+        bar = ticking(tqdm(texts, "answers", len(every), initial=done))
+        for position, text in bar:
             answers.append(Answer(run=run, prompt=left[position], answer=text))
     echo(output)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from hullft_ops._terminal import counted, echo
+from hullft_ops._terminal import counted, echo, ticking
 from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.evaluation import ray_rows
 from hullft_ops.distributed.workers import Workers
@@ -87,6 +87,6 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
         rows = measure_tasks(evaluation, tasks)
         if workers.engine == "ray":
             rows = ray_rows(tasks, workers, run=evaluation.run, experiment=experiment)
-        for row in tqdm(rows, total=total, unit="row"):
+        for row in ticking(tqdm(rows, total=total, unit="row")):
             results.append(row)
     return [results.rows[prompt.id, config] for prompt in prompts for config in labels]
