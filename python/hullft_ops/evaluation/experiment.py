@@ -164,8 +164,7 @@ def label(config: TTFTConfig) -> str:
         if name == "method":
             parts.append(str(value))
         elif name == "n_select":
-            has_steps = value or values["train_on_prompt"]
-            parts.append(f"n={value}" if has_steps else NO_STEPS)
+            parts.append(f"n={value}" if _takes_steps(values) else NO_STEPS)
         elif value or name not in compared:
             parts.append(f"{name}={_shown(value)}")
     return " ".join(parts)
@@ -173,13 +172,16 @@ def label(config: TTFTConfig) -> str:
 
 def compared_settings(settings: Mapping[str, Any]) -> str:
     """What a report compares: the method, and what precedes the prompt."""
-    has_steps = settings.get("n_select") or settings.get("train_on_prompt")
-    parts = [] if has_steps else [NO_STEPS]
+    parts = [] if _takes_steps(settings) else [NO_STEPS]
     for name in fields_marked(COMPARED):
         value = settings.get(name)
         if value and matters(name, settings):
             parts.append(value if name == "method" else f"{name}={value}")
     return " ".join(parts)
+
+
+def _takes_steps(settings: Mapping[str, Any]) -> bool:
+    return any(settings.get(name) for name in ("n_select", "train_on_prompt"))
 
 
 def settings_of(config: TTFTConfig) -> dict[str, Any]:
