@@ -68,7 +68,7 @@ class AdapterConfig:
     epochs: PositiveInt = 1
     """How often to train on each passage."""
 
-    lr: PositiveFloat = 5e-4
+    lr: PositiveFloat = 1e-3
     """Learning rate of the first step; it falls linearly to 0 over the passages or minutes."""
 
     batch_size: PositiveInt = 1
