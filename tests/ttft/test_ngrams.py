@@ -79,6 +79,8 @@ def test_what_is_written_is_what_is_scored_as_likeliest(
 
         answer = adaptation.generate(PROMPT, do_sample=False, max_new_tokens=6)
         tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        # The weight while it writes.
+        adaptation.mix(0.5)
         likeliest = adaptation.score(answer, after=PROMPT).likeliest
         adaptation.mix(0)
         alone = adaptation.generate(PROMPT, do_sample=False, max_new_tokens=6)

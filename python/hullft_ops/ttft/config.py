@@ -139,7 +139,7 @@ class TTFTConfig:
 
     ngrams: Annotated[float, Field(ge=0, le=1), COMPARED] = 1.0
     """How strongly to mix n-grams of the pool into the model's predictions: a factor of
-    ``ngram_weights``, from 0 for no n-grams to 1."""
+    ``ngram_weights``, from 0 for no n-grams to 1. Half of it while the model writes."""
 
     ngram_weights: Annotated[
         tuple[_Weight, ...], Field(min_length=1), Beside(("ngrams",))

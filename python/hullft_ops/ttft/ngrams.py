@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import chain
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import Tensor
 # Of what follows the last 1, 2, 4, ... tokens. They were fitted by EM to answers of SmolLM2 on
 # code, documentation and C, alone and behind retrieved passages.
 WEIGHTS = (0.01, 0.04, 0.16, 0.31, 0.55, 0.5)
+# Of these while the model writes. What it copies makes long matches, which at the whole weights
+# keep the copy going where the text should turn.
+_WRITING = 0.5
 # Stands before each text, and equals no token.
 _BOUNDARY = -1
 
@@ -37,6 +41,12 @@ class Ngrams:
     ) -> None:
         self._tokens = _joined(texts)
         self._weights = weights
+
+    def scaled(self, factor: float) -> "Ngrams":
+        """The same n-grams at ``factor`` of the weights."""
+        other = copy(self)
+        other._weights = [factor * weight for weight in self._weights]
+        return other
 
     def followers(self, text: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """What came next after the last 1, 2, 4, ... tokens of ``text``, while they occur.
@@ -82,7 +92,7 @@ class Ngrams:
 
 
 class NgramProcessor:
-    """A logits processor for ``model.generate``, which mixes n-grams in.
+    """A logits processor for ``model.generate``, which mixes n-grams in at half of their weights.
 
     Args:
         ngrams: what to mix in for each prompt of the batch; None for nothing.
@@ -90,7 +100,7 @@ class NgramProcessor:
     """
 
     def __init__(self, ngrams: Sequence[Ngrams | None], lengths: Sequence[int]) -> None:
-        self._ngrams = ngrams
+        self._ngrams = [each.scaled(_WRITING) if each else None for each in ngrams]
         self._lengths = lengths
         self._read: int | None = None
 

@@ -77,8 +77,8 @@ class Support:
         """The neighbours' n-grams with the configuration's weights; None if it has none."""
         if not config.ngrams:
             return None
-        weights = [config.ngrams * weight for weight in config.ngram_weights]
-        return Ngrams(self.neighbour_ids, weights)
+        ngrams = Ngrams(self.neighbour_ids, config.ngram_weights)
+        return ngrams.scaled(config.ngrams)
 
 
 # The support of any prompt without steps and retrieved passages.
