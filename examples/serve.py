@@ -68,9 +68,10 @@ class Server:
         streamer = Streamer(self.finetuner.tokenizer)
         write = partial(self.finetuner.generate, prompt, streamer=streamer, **options)
 
-        def leave(_: Any) -> None:
+        def leave(answer: Any) -> None:
             self.places += 1
             streamer.words.put_nowait(None)
+            answer.exception()  # asyncio reports one that nobody has asked for.
 
         self.places -= 1
         writing = streamer.loop.run_in_executor(self.model, write)
@@ -133,14 +134,13 @@ def main(
     store: str | None = None,
     waiting: int = 8,
     port: int = 8000,
-    n_select: int = 0,
     context: int = 5,
     adapter: str | None = None,
 ) -> None:
+    print("loading the embedder and the model", flush=True)
     passages = ttft.Datastore.open(store) if store else None
     embedder = ttft.load_embedder() if store else None
-    options = {"n_select": n_select, "context": context, "adapter": adapter}
-    options["ngrams"] = 1 if store else 0
+    options = {"context": context, "adapter": adapter, "ngrams": 1 if store else 0}
     loaded = ttft.load_model(model)
     finetuner = ttft.TestTimeFinetuner(*loaded, passages, embedder, **options)
     uvicorn.run(application(finetuner, waiting), port=port)

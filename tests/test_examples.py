@@ -1,5 +1,6 @@
 """Every example runs and does what it says."""
 
+import gc
 import os
 import re
 import runpy
@@ -134,6 +135,21 @@ def test_a_server_answers_and_streams(served: tuple[OpenAI, Any]) -> None:
         assert "".join(texts) == expected
         assert len(pieces) > 2
         assert [piece.finish_reason for piece in pieces[-2:]] == [None, "length"]
+
+
+def test_a_client_may_go_away(
+    served: tuple[OpenAI, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    client, _ = served
+    ask = partial(client.completions.create, prompt="def area(", temperature=0)
+    with ask(model="toy", max_tokens=400, stream=True) as events:
+        next(iter(events))
+
+    # The server takes one at a time, so it has left the other.
+    assert ask(model="toy", max_tokens=1).choices
+
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_server_refuses_politely(served: tuple[OpenAI, Any]) -> None:

@@ -75,15 +75,16 @@ def progress_line(line: str) -> None:
 
 @contextmanager
 def waiting(line: str) -> Iterator[None]:
-    """As `progress_line`, and in a terminal something moves below until the body ends."""
+    """As `progress_line`, and in a terminal a clock moves below until the body ends."""
     if not _draws.get():
         yield
         return
 
-    from rich.console import Console
+    from tqdm import tqdm
 
     progress_line(line)
-    with Console(stderr=True).status(""):
+    # A bar without a count: others may move below it.
+    with ticking(tqdm(bar_format="{elapsed}", leave=False, disable=None)):
         yield
 
 

@@ -78,9 +78,12 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
         ('{"prompt": "a"}\n{', "line 2: Invalid JSON"),
         (
             '{"text": "a"}',
-            "line 1, column prompt: generate: prompt must be a str, got N",
+            "line 1, --prompt-column prompt: generate: prompt must be a str, got N",
         ),
-        ('{"prompt": " "}', "line 1, column prompt: select: prompt must have text"),
+        (
+            '{"prompt": " "}',
+            "line 1, --prompt-column prompt: select: prompt must have text",
+        ),
         (
             '{"messages": [{"role": "tool"}]}',
             "line 1, .* with a role, and one of the u",

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from command import hullft_ops, succeeded
 from hullft_ops import cli
-from hullft_ops._terminal import ticking
+from hullft_ops._terminal import progress_shown, ticking, waiting
 from hullft_ops.cli.command import errors_of
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation import measuring
@@ -149,13 +151,16 @@ def test_warnings_and_log_records_do_not_steer_the_terminal(
     ]
 
 
-def test_the_clock_of_a_bar_moves_in_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "shown", [lambda: ticking(tqdm(total=1)), lambda: waiting("adapting")]
+)
+def test_a_clock_moves_in_a_terminal(
+    shown: Callable[[], AbstractContextManager[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with ticking(tqdm(total=1)):
+    with progress_shown(), shown():
         wait_for(lambda: "00:01" in terminal.getvalue(), seconds=30)
 
 

@@ -1,5 +1,6 @@
 """``hullft-ops train``."""
 
+import re
 import warnings
 
 import pytest
@@ -19,11 +20,12 @@ def test_it_makes_an_adapter_for_peft(arguments, model_directory, tmp_path):
     with warnings.catch_warnings():
         # No warning of a library leaks.
         warnings.simplefilter("error", FutureWarning)
-        printed = succeeded(*arguments, "--rank", 2, "--max-length", 32).stdout
+        result = succeeded(*arguments, "--rank", 2, "--max-length", 32)
 
     path = tmp_path / "adapter"
 
-    assert printed.splitlines()[-1] == f"an adapter of rank 2 is in {path}"
+    assert re.search(r"100%.* 54/54 \[.*it/s", result.stderr)
+    assert result.stdout.splitlines()[-1] == f"an adapter of rank 2 is in {path}"
 
     model, _ = load_model(model_directory)
     adapted = PeftModel.from_pretrained(model, path)

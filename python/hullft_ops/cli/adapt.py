@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,8 +114,10 @@ def adapt(
     if generate:
         echo("without adaptation:")
         continue_prompt(finetuner.reader, asked, **options)
-    echo("adapting to the prompt", err=True)
-    with finetuner.adapted(text, seconds=seconds) as adaptation:
+    with ExitStack() as until_restored:
+        with waiting("adapting to the prompt"):
+            adapted = finetuner.adapted(text, seconds=seconds)
+            adaptation = until_restored.enter_context(adapted)
         _print_training(adaptation, passages)
         if generate:
             echo("with adaptation:")

@@ -145,7 +145,7 @@ def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:
         try:
             check_prompt(conversation(prompt)[1]["content"])
         except (TypeError, ValueError) as error:
-            raise InputError(f"{place}, column {column}: {error}") from error
+            raise InputError(f"{place}, --prompt-column {column}: {error}") from error
         prompts[(json.dumps(prompt),)] = prompt
     if not prompts:
         raise InputError(f"prompts {source}: there is none")

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -132,20 +133,22 @@ def train_adapter(
     record = json.dumps(asdict(config) | identities)
     set_seed(config.seed)
     lora_model = with_lora(model, "all-linear", config.rank)
+    # Otherwise PEFT asks the hub for the model's config at each of Trainer's checkpoints.
+    lora_model.save_pretrained = partial(
+        lora_model.save_pretrained, save_embedding_layers=False
+    )
     with (
         new_folder(path, _FILES, resume=True) as folder,
         out_of_memory_explained(_OUT_OF_MEMORY),
         warnings.catch_warnings(),
     ):
-        # PEFT reads a property that transformers has renamed, and its checkpoints miss the config
-        # of a model that is neither on the hub nor in a folder, such as a GGUF file.
+        # PEFT reads a property that transformers has renamed.
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "Could not find a config file")
         training = folder / "training"
         _begin(training, record)
         passages = _tokenized(reader, store, config, training)
         _train(lora_model, passages, config, training)
-        lora_model.save_pretrained(folder, save_embedding_layers=False)
+        lora_model.save_pretrained(folder)
         (folder / RECORD).write_text(record, encoding="utf-8")
         remove_files(folder, _TRAINING)
     return path
@@ -208,6 +211,8 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         save_steps=_SAVE_STEPS,
         save_total_limit=1,
         logging_steps=10,
+        # It goes by transformers' verbosity, which is low in a command.
+        disable_tqdm=False,
         # A loss of NaN must show.
         logging_nan_inf_filter=False,
         report_to="none",
