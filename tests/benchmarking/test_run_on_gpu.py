@@ -60,7 +60,7 @@ def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(run: Run) 
         for path in sorted(ROOT.glob("benchmarks/gpu/*_*.py"))
     ]
     selection = "benchmarks/bench_selection.py"
-    options = "--grid smoke -k 'not columns and not global'"
+    options = "--smoke -k 'not columns and not global'"
     ran = run(*files, selection, options=options)
 
     assert ran.status == 0, ran.files["log.txt"]
@@ -79,7 +79,6 @@ def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(run: Run) 
     assert {name.partition("[")[0] for name in skipped} == {
         "test_all_mantissas",
         "test_nothing_is_reported",
-        "test_what_torch_gains_by_capturing_a_pass",
     }
     assert "- 4: there is nothing to check on the CPU" in ran.files["page.md"]
 
