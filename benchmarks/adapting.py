@@ -1,6 +1,6 @@
 """A finetuner with a prompt, and the loops of `benchmarks.loops` on the same selection."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from benchmarks.loops import padded_cloning_finetune, torch_finetune
-from benchmarks.passages import LENGTHS, TrigramEmbedder, build_store
+from benchmarks.passages import TrigramEmbedder, build_store
 from benchmarks.timing import Call
 from hullft_ops.ttft import (
     Embedder,
@@ -60,23 +60,10 @@ class Case:
 SMALL = Case("gpt2-small", 4, lengths="short", texts=12)
 
 
-def cases(grid: str) -> list[Case]:
-    if grid == "smoke":
+def cases(smoke: bool) -> list[Case]:
+    if smoke:
         return [SMALL]
-    base, short = Case("gpt2"), Case("gpt2", 5)
-    if grid == "quick":
-        return [Case("tiny"), short, replace(short, dtype="bfloat16")]
-    long = replace(base, n_select=50)
-    return [
-        base,
-        replace(base, dtype="bfloat16"),
-        short,
-        long,
-        replace(long, dtype="bfloat16"),
-        *(replace(base, refresh=r) for r in (1, 4)),
-        *(replace(base, lengths=lengths) for lengths in LENGTHS if lengths != "300"),
-        *(Case("tiny", n) for n in (5, 20, 50)),
-    ]
+    return [Case("tiny"), Case("gpt2"), Case("gpt2", dtype="bfloat16")]
 
 
 def embedder_of(device: torch.device) -> Embedder:

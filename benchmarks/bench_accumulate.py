@@ -15,24 +15,15 @@ class Case:
     tensors: int
     total: int
     beta: float
-    dtype: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.tensors}x-{self.total / 1e6:.3g}M-beta{self.beta:g}-{self.dtype}"
+        return f"{self.tensors}x-{self.total / 1e6:.3g}M-beta{self.beta:g}"
 
 
-def cases(grid: str) -> list[Case]:
-    if grid == "smoke":
+def cases(smoke: bool) -> list[Case]:
+    if smoke:
         return [Case(3, 3000, 0.0), Case(3, 3000, 1.0)]
-    headline = [Case(148, 124_000_000, 0.0), Case(148, 124_000_000, 1.0)]
-    if grid == "quick":
-        return headline
-    return [
-        *headline,
-        *(Case(148, 124_000_000, beta, "bfloat16") for beta in (0.0, 1.0)),
-        *(Case(1, 1_000_000, beta) for beta in (0.0, 1.0)),
-        *(Case(300, 16_000_000, beta) for beta in (0.0, 1.0)),
-    ]
+    return [Case(148, 124_000_000, 0.0), Case(148, 124_000_000, 1.0)]
 
 
 def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> None:
@@ -41,11 +32,10 @@ def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> Non
     gradients = parameters.random_tensors(shapes, 1e-3, device, seed=0)
     for parameter, gradient in zip(params, gradients, strict=True):
         parameter.grad = gradient
-    dtype = getattr(torch, case.dtype)
-    cache = hullft_ops.GradientCache(params, dtype=dtype)
+    cache = hullft_ops.GradientCache(params)
     cache.accumulate(0, beta=0.0)
     cache.accumulate(0, beta=case.beta)
-    copies = [torch.empty_like(gradient, dtype=dtype) for gradient in gradients]
+    copies = [torch.empty_like(gradient) for gradient in gradients]
 
     def foreach() -> None:
         if case.beta == 0:
@@ -57,11 +47,6 @@ def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> Non
     torch._foreach_copy_(copies, gradients)
     foreach()
     for ours, theirs in zip(cache.gradients(0).values(), copies, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=_rounding(case), atol=0)
+        assert torch.equal(ours, theirs)
     recorder.ours(partial(cache.accumulate, 0, beta=case.beta))
     recorder.peer("torch foreach", foreach)
-
-
-def _rounding(case: Case) -> float:
-    """Only torch's bfloat16 sum rounds differently: it also rounds the gradient."""
-    return 0.0 if case.beta == 0 or case.dtype == "float32" else 2**-7

@@ -13,8 +13,8 @@ from hullft_ops import reference
 _ROUNDING = 1e-4  # of float32
 
 
-def cases(grid: str) -> list[PoolCase]:
-    return cases_of_one_sweep(grid, n_select=1)
+def cases(smoke: bool) -> list[PoolCase]:
+    return cases_of_one_sweep(smoke, n_select=1)
 
 
 def test_lmo(case: PoolCase, recorder: Recorder, device: torch.device) -> None:

@@ -28,14 +28,13 @@ class Case:
         return f"{self.solver}-{self.kind}-B{self.batch}-{self.dtype}"
 
 
-def cases(grid: str) -> list[Case]:
-    kinds = ["synthetic-control", "text"] if grid == "quick" else KINDS
-    cases_of_grid = []
-    for batch in [2] if grid == "smoke" else [64, 1]:
-        cases_of_grid += [Case(kind, batch) for kind in kinds]
-        cases_of_grid.append(Case("text", batch, dtype="float32"))
-        cases_of_grid.append(Case("positive", batch, solver="nnls"))
-    return cases_of_grid
+def cases(smoke: bool) -> list[Case]:
+    all_cases = []
+    for batch in [2] if smoke else [64, 1]:
+        all_cases += [Case(kind, batch) for kind in KINDS]
+        all_cases.append(Case("text", batch, dtype="float32"))
+        all_cases.append(Case("positive", batch, solver="nnls"))
+    return all_cases
 
 
 def test_simplex(case: Case, recorder: Recorder, device: torch.device) -> None:

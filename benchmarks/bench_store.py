@@ -12,7 +12,6 @@ from hullft_ops.ttft.store.datastore import Datastore
 
 _DIM = 384
 _K = 200
-_COUNTS = {"smoke": [1000], "quick": [10**5], "full": [10**5, 10**6]}
 
 
 class _MadeUp:
@@ -36,8 +35,9 @@ class Case(NamedTuple):
         return f"{self.action} {self.passages} passages"
 
 
-def cases(grid: str) -> list[Case]:
-    return [Case(action, n) for n in _COUNTS[grid] for action in ("open", "search")]
+def cases(smoke: bool) -> list[Case]:
+    passages = 1000 if smoke else 10**5
+    return [Case("open", passages), Case("search", passages)]
 
 
 def test_store(case: Case, recorder: Recorder, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ else:
 MEMORY = "memory added, sizes of the model"
 
 
-def cases(grid: str) -> list["adapting.Case"]:
-    return adapting.cases(grid)
+def cases(smoke: bool) -> list["adapting.Case"]:
+    return adapting.cases(smoke)
 
 
 def test_ttft(case: "adapting.Case", recorder: Recorder, device: torch.device) -> None:

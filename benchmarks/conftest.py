@@ -1,4 +1,4 @@
-"""``--grid``, the recorder that every benchmark writes to, and the summary."""
+"""``--smoke``, the recorder that every benchmark writes to, and the summary."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,20 +12,16 @@ from benchmarks.recorder import Comparison, Recorder
 from benchmarks.timing import Pace
 from hullft_ops import _C
 
-PACES = {
-    "smoke": Pace(seconds=0.0, min_rounds=2, max_rounds=2),
-    "quick": Pace(seconds=2.0, min_rounds=3, max_rounds=300),
-    "full": Pace(seconds=2.0, min_rounds=5, max_rounds=300),
-}
+SMOKE = Pace(seconds=0.0, min_rounds=2, max_rounds=2)
+PACE = Pace(seconds=2.0, min_rounds=3, max_rounds=300)
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--grid",
-        choices=tuple(PACES),
-        default="quick",
-        help="smoke: that it runs; quick: the headline cases (the default); full: every axis",
+        "--smoke",
+        action="store_true",
+        help="small cases, which only show that the benchmarks run",
     )
 
 
@@ -35,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        cases = metafunc.module.cases(metafunc.config.getoption("--grid"))
+        cases = metafunc.module.cases(metafunc.config.getoption("--smoke"))
         metafunc.parametrize("case", cases, ids=str)
 
 
@@ -73,7 +69,7 @@ def recorder(
     """Times one case. The summary and pytest-benchmark's ``extra_info`` get its result."""
     group = request.module.__name__.rpartition("bench_")[-1]
     comparison = Comparison(group, str(case))
-    pace = PACES[pytestconfig.getoption("--grid")]
+    pace = SMOKE if pytestconfig.getoption("--smoke") else PACE
     yield Recorder(comparison, device, pace, benchmark)
     if comparison.seconds:  # timed, so its checks have passed
         pytestconfig.stash[_COMPARISONS].append(comparison)

@@ -1,4 +1,4 @@
-"""A store of real text in several mixes of length, and an embedder that needs no model.
+"""A store of real text of a length, and an embedder that needs no model.
 
 A machine with a GPU may have neither FAISS nor an embedder's weights.
 """
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hullft_ops.ttft import Embedder, MemoryStore
 
 # Least and most tokens of a passage, drawn evenly on a logarithmic scale.
-LENGTHS = {"300": (280, 320), "short": (20, 100), "mixed": (20, 500)}
+LENGTHS = {"300": (280, 320), "short": (20, 100)}
 
 
 class TrigramEmbedder:

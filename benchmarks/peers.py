@@ -16,7 +16,6 @@ _POWER_STEPS = 30
 _POWER_MARGIN = 1.05
 _STEPS_BETWEEN_CHECKS = 20
 _FISTA_STEPS = 2000
-PYVERSITY_METHODS = ("MMR", "MSD", "DPP", "SSD")
 
 
 class PeerSelection(NamedTuple):
@@ -358,15 +357,13 @@ def sift(
     return picks, values
 
 
-def pyversity_select(
-    method: str, pool: torch.Tensor, query: torch.Tensor, n_select: int
-) -> np.ndarray:
+def pyversity_mmr(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> np.ndarray:
     """n_select distinct rows of pool [K, d], relevant to query [d] and unlike each other."""
     from pyversity import diversify
 
     rows = pool.numpy()
     scores = rows @ query.numpy()
-    indices: np.ndarray = diversify(rows, scores, n_select, method.lower()).indices
+    indices: np.ndarray = diversify(rows, scores, n_select, "mmr").indices
     return indices
 
 

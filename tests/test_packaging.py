@@ -66,7 +66,7 @@ import sys
 sys.modules.update(dict.fromkeys(sys.argv[1:]))
 import activeft.sift, pyversity
 from benchmarks import bench_integerize, bench_lmo, bench_replay, bench_selection
-print(len(bench_replay.cases("quick")[0].shapes()))
+print(len(bench_replay.cases(smoke=False)[0].shapes()))
 """
 
 

@@ -167,8 +167,10 @@ FUNCTIONS = [
 ]
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("function", "dynamic"),
+    [(fw_select, False), *((function, True) for function in FUNCTIONS)],
+)
 def test_compiled_equals_eager(function: Callable, dynamic: bool) -> None:
     compiled_function = compiled(function, dynamic)
 

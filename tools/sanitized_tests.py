@@ -21,12 +21,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = ROOT / "tools" / "sanitizers"
-SHARED_LOOPS = (
-    "tests/properties/test_selection_same_bits.py::test_the_number_of_threads"
-)
+SAME_BITS = "tests/properties/test_selection_same_bits.py"
+SHARED_LOOPS = f"{SAME_BITS}::test_the_number_of_threads"
 OPERATOR_TESTS = [
-    "tests/properties",
+    "tests/properties/test_replay.py",
+    SAME_BITS,
     f"--deselect={SHARED_LOOPS}",  # for the thread sanitizer
+    # Other values in the same places.
+    f"--deselect={SAME_BITS}::test_scaling_by_a_power_of_two",
     "tests/test_fw_lmo.py",
     "tests/test_grad_accumulate.py",
     "tests/test_knn_select.py",

@@ -1,6 +1,6 @@
 """What only a GPU shows: ``pytest benchmarks/gpu --device cuda``.
 
 Tests compare every operator and adaptations, with CUDA graphs and without; benchmarks set times
-beside what the card's own rates allow. With ``--device cpu --grid smoke`` the same code runs
+beside what the card's own rates allow. With ``--device cpu --smoke`` the same code runs
 without a GPU, which shows only that it runs.
 """

@@ -15,8 +15,8 @@ from benchmarks.timing import measure, synchronised
 from hullft_ops import ReplayAdam
 
 
-def cases(grid: str) -> list[Case]:
-    if grid == "smoke":
+def cases(smoke: bool) -> list[Case]:
+    if smoke:
         return [Case(2, 3, 3000, gpt2=False)]
     return [Case(repeats) for repeats in (1, 2, 4, 8)]
 

@@ -21,8 +21,8 @@ from benchmarks.timing import measure, synchronised
 _FEW_STEPS, _STEPS = 50, 250
 
 
-def cases(grid: str) -> list[Case]:
-    if grid == "smoke":
+def cases(smoke: bool) -> list[Case]:
+    if smoke:
         return [Case(2, 30, n_select=5)]
     one, many = Case(1), Case(1024)
     return [

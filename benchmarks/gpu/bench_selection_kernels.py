@@ -14,8 +14,8 @@ from benchmarks.recorder import Recorder
 _CALLS = 20
 
 
-def cases(grid: str) -> list[Case]:
-    if grid == "smoke":
+def cases(smoke: bool) -> list[Case]:
+    if smoke:
         return [Case(2, 30, n_select=5)]
     return [Case(batch, dim=dim) for batch in (1, 64, 1024) for dim in (384, 1024)]
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks import adapting
 from benchmarks.passages import TrigramEmbedder
-from benchmarks.timing import Pace, measure, synchronised
 from hullft_ops import ReplayAdam
 from hullft_ops.ttft import TestTimeFinetuner, score_text
 
@@ -22,14 +20,12 @@ from hullft_ops.ttft import TestTimeFinetuner, score_text
 _GRADIENT_ERROR = {None: 1e-5, "bfloat16": 0.05}
 # Between two adaptations, as a share of the change.
 _REPETITION = {None: 0.01, "bfloat16": 0.2}
-# Tokens of the pass that torch captures.
-_TOKENS = 300
 # An eps so large that a step of Adam is the gradient, times the rate / eps.
 _EPS, _SCALE = 1e8, 2.0**10
 
 
-def cases(grid: str) -> list[adapting.Case]:
-    if grid == "smoke":
+def cases(smoke: bool) -> list[adapting.Case]:
+    if smoke:
         return [adapting.SMALL, replace(adapting.SMALL, dtype="bfloat16")]
     return [adapting.Case("gpt2"), adapting.Case("gpt2", dtype="bfloat16")]
 
@@ -114,34 +110,3 @@ def test_a_compiled_model_ends_where_the_model_does(device: torch.device) -> Non
         end = adapting.copies(ours.model)
     allowed = adapting.SMALL.allowed_difference(device)
     assert ours.apart(end, ours.end()) <= allowed
-
-
-class Loss(nn.Module):
-    """Of token ids [1, n]; a scalar."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        output = self.model(input_ids=tokens, labels=tokens, use_cache=False)
-        loss: torch.Tensor = output.loss
-        return loss
-
-
-def test_what_torch_gains_by_capturing_a_pass(device: torch.device) -> None:
-    """The last test: a capture that fails may leave CUDA unusable."""
-    if device.type != "cuda":
-        pytest.skip("only a GPU has graphs")
-    eager = Loss(adapter(adapting.Case("gpt2"), device).model)
-    tokens = torch.arange(_TOKENS, device=device).unsqueeze(0)
-    captured: Any = torch.cuda.make_graphed_callables(deepcopy(eager), (tokens,))
-    assert torch.allclose(captured(tokens), eager(tokens), rtol=1e-4)
-
-    def milliseconds(loss: nn.Module) -> float:
-        a_pass = synchronised(lambda: loss(tokens).backward(), device)
-        return 1e3 * measure(a_pass, Pace(1.0, 5, 100))
-
-    print(
-        f"a pass: {milliseconds(eager):.2f} ms, {milliseconds(captured):.2f} captured"
-    )

@@ -304,7 +304,7 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.chdir(ROOT)
     output = tmp_path / "run.json"
-    arguments = ["benchmarks", "-q", "--grid", "smoke", "-p", "no:cacheprovider"]
+    arguments = ["benchmarks", "-q", "--smoke", "-p", "no:cacheprovider"]
     arguments += [f"--benchmark-json={output}"]
     # A fork lacks the thread that pytest's faulthandler would wait for.
     arguments += ["-p", "no:faulthandler", "-o", "addopts=--import-mode=importlib"]

@@ -38,9 +38,6 @@ SIZES = (
 """Candidates, dimension, n_select: on both sides of a warp, a tile of rows, a Gram tile, a block,
 a vector load and a chunk of d."""
 
-TWO_VARIANTS = ["vanilla", "corrective"]
-"""The second has a kernel of its own."""
-
 WAYS: dict[str, dict[str, bool]] = {
     "warp": {"gram": True},
     "block": {"gram": True, "warp": False},
@@ -63,6 +60,15 @@ def launches(seed: int) -> Iterator[Launch]:
     """Every way, with two warps a block."""
     for way in WAYS.values():
         yield Launch(seed, threads=64, **way)
+
+
+def kernels(seed: int) -> Iterator[tuple[str, Launch]]:
+    """Variants of both kernels in all of their ways: for "corrective" no warp takes the steps."""
+    for launch in launches(seed):
+        yield "vanilla", launch
+
+    for gram in (True, False):
+        yield "corrective", Launch(seed, gram, 64)
 
 
 def fw_matches(
@@ -193,9 +199,8 @@ def check_outside_hull(library: Library, launch: Launch) -> None:
 
 @case
 def fw_drops(library: Library, seed: int) -> None:
-    """Atoms leave the support; a warp's do in fw_warp_converges."""
-    for way in ("block", "columns"):
-        check_outside_hull(library, Launch(seed, threads=64, **WAYS[way]))
+    """Atoms leave the support; a warp's do in fw_warp_converges, columns in fw_evicted_columns."""
+    check_outside_hull(library, Launch(seed, threads=64, **WAYS["block"]))
 
 
 @case
@@ -238,7 +243,7 @@ def fw_ties(library: Library, seed: int) -> None:
 @case
 def fw_failures(library: Library, seed: int) -> None:
     """A query that cannot be solved says so, and its neighbours do not notice."""
-    for launch, variant in product(launches(seed), TWO_VARIANTS):
+    for variant, launch in kernels(seed):
         options = {"variant": variant, "launch": launch}
         for pool, query in problems_of_bad_values():
             answer = library.frank_wolfe(pool, query, 4, max_iter=9, **options)
@@ -294,10 +299,11 @@ def fw_ragged(library: Library, seed: int) -> None:
 
 @case
 def fw_shared(library: Library, seed: int) -> None:
-    """A pool that queries share selects with the bits of its copies."""
+    """A pool that queries share selects with the bits of its copies. "away" and "pairwise" read
+    columns as "vanilla" does."""
     pools, query = hull_problem(6, 20, 33, 12, torch.float32)
     copies = pools[:1].repeat(20, 1, 1)
-    for variant in VARIANTS:
+    for variant in ("vanilla", "corrective"):
         options = {"variant": variant, "max_iter": 20, "launch": Launch(seed)}
         shared = library.frank_wolfe(pools[0], query, 6, **options)
         check_same(shared, library.frank_wolfe(copies, query, 6, **options))
@@ -393,10 +399,10 @@ def fw_scaled(library: Library, seed: int) -> None:
 
 @case
 def fw_parts(library: Library, seed: int) -> None:
-    """A batch in parts gives the bits of the whole: own pools, shared ones, rows in place."""
-    for way, variant in product(WAYS.values(), TWO_VARIANTS):
-        options = {"n_select": 6, "variant": variant}
-        whole = Launch(seed, threads=64, **way)
+    """A batch in parts gives the bits of the whole: own pools, shared ones, rows in place. Fewer
+    rows than units."""
+    for variant, whole in kernels(seed):
+        options = {"n_select": 9, "max_support": 6, "variant": variant}
         in_parts = replace(whole, max_workspace_bytes=14_000)
         one_by_one = replace(
             whole,
@@ -414,7 +420,7 @@ def fw_parts(library: Library, seed: int) -> None:
                 check_same(answer, expected)
 
 
-@case
+@case_of_values
 def fw_max_support(library: Library, seed: int) -> None:
     """No more rows than that, by every variant, whatever the number of units."""
     pool, query = hull_problem(11, 2, 40, 12, torch.float32)

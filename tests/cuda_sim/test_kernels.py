@@ -1,7 +1,8 @@
 """The kernels, executed: against the reference, in several orders of threads, under checkers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -62,9 +63,17 @@ def test_asan(workers: Workers, name: str) -> None:
     assert report == ""
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def solves() -> Iterator[tuple[torch.dtype, str, str]]:
+    """Rows of 16 bits are loaded into the state of float32, whatever the variant."""
+    for dtype, variant, way in product(DTYPES, VARIANTS, WAYS):
+        has_kernel = variant == "corrective"
+        if has_kernel and way == "warp":
+            continue
+        if variant == "vanilla" or has_kernel or dtype in REALS:
+            yield dtype, variant, way
+
+
+@pytest.mark.parametrize(("dtype", "variant", "way"), list(solves()), ids=str)
 def test_frank_wolfe_equals_reference(
     library: Libraries, dtype: torch.dtype, variant: str, way: str
 ) -> None:

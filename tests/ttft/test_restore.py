@@ -185,7 +185,9 @@ def is_interrupted(finetuner, seconds):
     return False
 
 
+@pytest.mark.parametrize("prepared", ["dynamic_llama"], indirect=True)
 def test_ctrl_c_at_random_moments_changes_nothing(prepared, make, pytestconfig):
+    """Of the model with most to restore: its buffers change with every long text."""
     finetuner = make(prepared, context=1)
     with finetuner.adapted(PROMPT) as uninterrupted:
         pass
