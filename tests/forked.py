@@ -15,8 +15,12 @@ def forked(action: Callable[[], object], seconds: int = 60) -> int:
         return child
 
     if "tqdm" in sys.modules:
-        # Its lock is shared between processes: one killed under it would hold it for good.
-        sys.modules["tqdm"].tqdm.set_lock(threading.RLock())
+        # Its lock is shared between processes: one killed under it would hold it for good. Each
+        # class of bars may have its own.
+        bars = [sys.modules["tqdm"].tqdm]
+        for bar in bars:
+            bar.set_lock(threading.RLock())
+            bars.extend(bar.__subclasses__())
     signal.alarm(seconds)
     status = 1
     try:
