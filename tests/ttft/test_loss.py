@@ -106,6 +106,12 @@ def test_a_model_that_is_listened_to_is_called(gpt2):
     assert_equals_full_logits(gpt2, 2e-6, mean_loss=mean_loss)
 
 
+def test_a_head_with_another_forward_is_called(llama):
+    forward = llama.lm_head.forward
+    llama.lm_head.forward = lambda hidden: 2 * forward(hidden)
+    assert_equals_full_logits(llama, 0, is_full=True)
+
+
 @pytest.mark.parametrize("vocabulary", [1, 5, 1024, 2050])
 @pytest.mark.parametrize("rows", [3, 9])
 def test_a_head_of_any_vocabulary_in_any_chunks(vocabulary, rows):

@@ -7,7 +7,7 @@ import numpy as np
 
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.ttft.embedding import load_embedder
-from hullft_ops.ttft.models.forwards import Precision
+from hullft_ops.ttft.models.modes import Precision
 from hullft_ops.ttft.store.format import Embed
 
 

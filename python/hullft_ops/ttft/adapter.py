@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 from hullft_ops._terminal import progress_line
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, remove_files
-from hullft_ops.ttft.models.forwards import Precision
 from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.models.modes import Precision
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import MIN_TOKENS

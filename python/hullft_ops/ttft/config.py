@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 from hullft_ops import Selection
 from hullft_ops._checks import Variant
-from hullft_ops.ttft.models.forwards import AutoPrecision
 from hullft_ops.ttft.models.loading import load_model
+from hullft_ops.ttft.models.modes import AutoPrecision
 from hullft_ops.ttft.ngrams import WEIGHTS
 from hullft_ops.ttft.validation import options_class
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.models.forwards import Precision, autocast
 from hullft_ops.ttft.models.loading import input_errors
+from hullft_ops.ttft.models.modes import Precision, autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

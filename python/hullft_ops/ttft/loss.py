@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.module import _has_any_global_hook
 
 from hullft_ops.ttft.head_loss import linear_mean_loss
 from hullft_ops.ttft.models.checks import unwrapped
-from hullft_ops.ttft.models.forwards import is_observed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,7 +113,7 @@ class _SplitModel:
         config = inner.config.get_text_config()
         if getattr(config, "final_logit_softcapping", None) is not None:
             return None
-        if any(is_observed(module) for module in (*_ancestors(model, base), head)):
+        if any(_is_observed(module) for module in (*_ancestors(model, base), head)):
             return None
         return cls(base, head)
 
@@ -140,3 +140,15 @@ def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
     parts = name.split(".")
     for depth in range(len(parts)):
         yield model.get_submodule(".".join(parts[:depth]))
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether hooks listen to the module's forward or backward, or its forward is replaced."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    everywhere = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    return everywhere or any(hooks) or "forward" in vars(module)

@@ -23,7 +23,7 @@ from hullft_ops.ttft.models.checks import (
     text_window,
     unwrapped,
 )
-from hullft_ops.ttft.models.forwards import AutoPrecision, autocast, eval_mode
+from hullft_ops.ttft.models.modes import AutoPrecision, autocast, eval_mode
 from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.restore import exclusive
 

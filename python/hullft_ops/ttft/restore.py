@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.models.checks import unwrapped
-from hullft_ops.ttft.models.forwards import restore_modes
+from hullft_ops.ttft.models.modes import restore_modes
 
 # The thread and the asyncio task that have each model at the moment.
 _callers: "WeakKeyDictionary[nn.Module, tuple[int, Any]]" = WeakKeyDictionary()

@@ -17,7 +17,7 @@ from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.models.forwards import autocast, eval_mode
+from hullft_ops.ttft.models.modes import autocast, eval_mode
 from hullft_ops.ttft.steps import Deadline, Pass, StageClock
 from hullft_ops.ttft.support import Support
 

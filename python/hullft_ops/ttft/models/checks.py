@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.errors import first_line
-from hullft_ops.ttft.models.forwards import eval_mode
 from hullft_ops.ttft.models.memory import is_out_of_memory
+from hullft_ops.ttft.models.modes import eval_mode
 
 # A tokenizer without a limit says 1e30.
 _NO_LIMIT = 10**9

@@ -1,4 +1,4 @@
-"""A model in another mode or precision for a while, and whether its forwards are observed."""
+"""Putting a model in eval mode, or in another precision, for a while."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -7,25 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from hullft_ops.ttft.contexts import at_exit, signal_safe
 
 Precision = Literal["bfloat16"]
 # bfloat16 where the device has instructions for it.
 AutoPrecision = Literal["auto", "bfloat16"]
-
-
-def is_observed(module: nn.Module) -> bool:
-    """Whether hooks listen to the module's forward or backward, or its forward is replaced."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    everywhere = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-    return everywhere or any(hooks) or "forward" in vars(module)
 
 
 @signal_safe
