@@ -34,11 +34,12 @@ def arguments(
     count = 3 if kind is Row else 12
     lines = [json.dumps({"text": text}) + "\n" for text in texts[:count]]
     prompts.write_text("".join(lines))
-    inputs = [*models_of, "--store", store, "--lr", 0.01]
+    inputs = [*models_of, "--store", store, "--lr", 0.01, "--ngrams", 0]
     if kind is Row:
-        grid = ["--method", "knn", "hullft", "--n-select", 3, 5]
+        grid = ["--method", "knn", "hullft", "--n-select", 3, 5, "--context", 0]
         return ["evaluate", *inputs, "--prompts", prompts, *grid]
-    return ["answer", prompts, "--prompt-column", "text", *inputs, "--n-select", 3]
+    short = ["--n-select", 3, "--max-new-tokens", 8]
+    return ["answer", prompts, "--prompt-column", "text", *inputs, *short]
 
 
 def killed_after(seconds: float, arguments: list[object]) -> tuple[bool, list[str]]:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,21 +65,24 @@ def test_a_full_disk_has_a_name(tmp_path):
         file.write("text")
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may become larger than 1,000 bytes."""
+    """No file may become larger than 1,000 bytes, the one that pytest may write to included."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("write", [save_file, torch.save])
-def test_libraries_that_cannot_write_raise_an_oserror(write, small_files, tmp_path):
+def test_libraries_that_cannot_write_raise_an_oserror(write, tmp_path):
     file = tmp_path / "weights"
     with (
         pytest.raises(OSError, match=f"cannot write to {tmp_path}: ") as caught,
         named_in_errors(tmp_path),
+        small_files(),
     ):
         write({"a": torch.zeros(10_000)}, file)
 
