@@ -55,6 +55,7 @@ class Bad(NamedTuple):
         arguments = self.arguments()
         if "embeddings" in arguments:
             arguments["pool"] = arguments.pop("embeddings")
+
         return operator_of(self.operator), arguments
 
     def pattern(self) -> str:

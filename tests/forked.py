@@ -21,6 +21,7 @@ def forked(action: Callable[[], object], seconds: int = 60) -> int:
         for bar in bars:
             bar.set_lock(threading.RLock())
             bars.extend(bar.__subclasses__())
+
     signal.alarm(seconds)
     status = 1
     try:

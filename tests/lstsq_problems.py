@@ -48,6 +48,7 @@ def make(
         query = torch.zeros_like(query)
     elif kind == "nearly on a line":
         pool = normal(rows, 1) * normal(1, dim) + 1e-7 * pool
+
     return pool, query
 
 

@@ -48,6 +48,7 @@ class Mirror:
         mirrored.set_(there, tensor.storage_offset(), tensor.size(), tensor.stride())
         if there.nbytes() != size:  # set_ made room for a storage that was shrunk
             there.resize_(size)
+
         return mirrored
 
     def bring_back(self, tensor: torch.Tensor) -> None:
@@ -61,6 +62,7 @@ class Mirror:
                 there.copy_(here)
 
             self._storages[here._cdata] = here, there
+
         return self._storages[here._cdata][1]
 
 

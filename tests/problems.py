@@ -40,6 +40,7 @@ def remembered(oracle: Callable[P, T]) -> Callable[P, T]:
         key = (*map(_key, args), *sorted(options.items()))
         if key not in answers:
             answers[key] = oracle(*args, **options)
+
         return answers[key]
 
     return remembering
@@ -48,6 +49,7 @@ def remembered(oracle: Callable[P, T]) -> Callable[P, T]:
 def _key(argument: object) -> object:
     if not isinstance(argument, torch.Tensor):
         return argument
+
     numbers = argument.contiguous().view(torch.uint8).numpy()
     return argument.dtype, argument.shape, sha256(numbers).digest()
 
@@ -90,6 +92,7 @@ def select(
 
     if method == "knn":
         return hullft_ops.knn_select(pool, query, n_select, **options)
+
     return hullft_ops.fw_select(pool, query, n_select, variant=method, **options)
 
 
@@ -109,6 +112,7 @@ def assert_same_selection(
     if device.type == "cpu":
         assert all(map(torch.equal, selection, expected))
         return
+
     tolerance = 1e-10 if selection.residual.dtype == torch.float64 else 2e-5
     for name, values in expected._asdict().items():
         if values.is_floating_point():

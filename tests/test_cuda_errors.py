@@ -65,6 +65,7 @@ def fake_cuda(value: object) -> object:
     device = "meta" if value.is_meta else "cuda"
     if value.layout != torch.strided:
         return torch.empty(value.shape, layout=value.layout, device=device)
+
     return torch.empty_strided(
         value.shape, value.stride(), dtype=value.dtype, device=device
     )

@@ -149,6 +149,7 @@ def test_a_client_may_go_away(
     assert ask(model="toy", max_tokens=1).choices
 
     gc.collect()
+
     assert not caplog.records
 
 

@@ -34,6 +34,7 @@ def assert_selects_as_reference(
     )
     if len(expected.indices) < (max_support or n_select):
         expected = expected._replace(num_iter=int(selection.num_iter))
+
     assert_equals_reference(selection, expected, weight_tolerance=tolerance)
 
 
@@ -96,6 +97,7 @@ def test_max_support_bounds_the_rows_and_not_the_units(
         expected = reference_fw_select(pool[b], query[b], 20, **options)
         if variant == "corrective" and len(expected.indices) < max_support:
             expected = expected._replace(num_iter=int(sel.num_iter[b]))
+
         assert_equals_reference(of_query(sel, b), expected)
 
 

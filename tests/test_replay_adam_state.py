@@ -253,6 +253,7 @@ def test_a_step_cut_short_while_it_makes_its_state_takes_nothing_away_from_the_n
     def interrupted(*args: Any, **kwargs: Any) -> torch.Tensor:
         if next(calls) == complete:
             raise KeyboardInterrupt
+
         return zeros_like(*args, **kwargs)
 
     with monkeypatch.context() as patch:

@@ -133,6 +133,7 @@ def test_a_query_without_candidates(
     expected = oracles.get(method, reference.fw_select)(pool[1, :0], query[1], 4)
     if method == "sift":
         expected = expected.selection
+
     norm = query[1].double().norm()
 
     assert abs(expected.residual - norm) < 1e-6

@@ -44,6 +44,7 @@ def gguf_name(name: str) -> str:
     words = name.removeprefix("model.").removesuffix(".weight").split(".")
     if words[0] != "layers":
         return f"{ENDS[words[0]]}.weight"
+
     return f"blk.{words[1]}.{BLOCK['.'.join(words[2:])]}.weight"
 
 

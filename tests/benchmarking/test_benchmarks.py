@@ -183,6 +183,7 @@ def test_a_torch_peer_that_computes_something_else_is_noticed(
         options = {"n_select": n}
         if x.dtype == dtype:
             options |= wrong
+
         return right(x, q, **options)
 
     monkeypatch.setattr(peers, "torch_select", selected)
@@ -198,6 +199,7 @@ def test_fista_ends_at_its_goal(kind: str, is_shared: bool) -> None:
     pool, query = simplex_problem(kind, 2)
     if is_shared:
         pool = pool[0]
+
     exact = hullft_ops.simplex_lstsq(pool, query).residual.square()
     weights = peers.torch_fista(pool, query, 1.001 * exact)
 

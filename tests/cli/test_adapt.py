@@ -80,7 +80,9 @@ def test_it_prints_what_the_finetuner_does(
     )
 
     assert unadapted != continuation
+
     first, last = (printable(text, lines=True) for text in (unadapted, continuation))
+
     assert printed.startswith(f"without adaptation:\n{first}\n")
     assert printed.endswith(f"\nwith adaptation:\n{last}\n")
 
@@ -108,6 +110,7 @@ def test_it_says_if_the_continuation_is_blank(
 
 def test_a_budget_names_the_skipped_steps(arguments: list[object]) -> None:
     printed = succeeded(*arguments, "--seconds", 1e-9, "--no-generate").stdout
+
     assert "0 steps with 0 gradients" in printed
     assert "6 steps beyond the budget skipped" in printed
 
@@ -148,6 +151,7 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
     assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
 
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
+
     assert f"datastore: {datastore.relative_to(tmp_path)}\n" in result.stderr
     assert len(Datastore.open(datastore)) == 53
 
@@ -160,9 +164,11 @@ def test_a_column_of_a_file_takes_the_place_of_a_store(
     file = tmp_path / "notes_with_a_long_name.jsonl"
     file.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
     corpus = ["--corpus", file]
+
     assert "--text-column names another" in hullft_ops(*without, *corpus).last
 
     printed = succeeded(*without, *corpus, "--text-column", "body").stdout
+
     assert "6 steps with" in printed
     assert re.search(r"^ +…\w+_a_long_name\.jsonl:\d+ ", printed, re.MULTILINE)
 
@@ -236,6 +242,7 @@ def test_what_cannot_be_ends_with_one_line(
     # Nothing is trained before the refusal.
     monkeypatch.setattr(SupportTrainer, "train", None)
     result = hullft_ops(*arguments, *options)
+
     assert result.code == 2
     assert result.last.startswith("hullft-ops adapt: ")
     assert message in result.last
@@ -262,7 +269,9 @@ def test_a_chat_template_that_fails_ends_with_one_line(
     result = hullft_ops(*arguments, "--model", folder, "--chat")
 
     assert result.code == 2
+
     expected = f"hullft-ops adapt: chat: the model's chat template: {message}"
+
     assert result.last == expected
 
 
@@ -281,8 +290,10 @@ def test_foreign_text_does_not_steer_the_terminal(
     ) -> list[str]:
         streamer.put(torch.tensor(rows))
         streamer.put(torch.tensor(reader.tokenizer(f"one\n{HOSTILE}\n")["input_ids"]))
+
         # It is there while the model writes.
         assert sys.stdout.getvalue().endswith("\\u202e\\u2066\n")
+
         streamer.end()
         return [HOSTILE]
 

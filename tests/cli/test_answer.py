@@ -48,14 +48,18 @@ def test_it_writes_what_the_finetuner_generates(
         train_on_prompt=0,
         lr=0.02,
     )
+
     assert {row.prompt: row.answer for row in read_rows(OUTPUT, Answer)} == {
         prompt: finetuner.generate(prompt, max_new_tokens=8, do_sample=False)
         for prompt in PROMPTS
     }
 
     content = OUTPUT.read_bytes()
+
     assert "4 prompts, 4 answered before" in succeeded(*arguments).stderr
+
     result = hullft_ops(*arguments, "--max-new-tokens", 9)
+
     assert "another model, tokenizer, datastore, embedder or option" in result.last
     assert OUTPUT.read_bytes() == content
 
@@ -64,10 +68,12 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
     chat = [{"role": "user", "content": "a dog"}]
     lines = [{"asked": "a"}, {"messages": chat}, {"asked": chat}, {"asked": "a"}]
     FILE.write_text("\n\n".join(map(json.dumps, lines)))
+
     assert [*read_prompts(str(FILE), "asked").values()] == ["a", chat]
 
     stdin = SimpleNamespace(buffer=io.BytesIO(b"a cat \n\n[a] dog"))
     monkeypatch.setattr(sys, "stdin", stdin)
+
     assert [*read_prompts("-", "prompt").values()] == ["a cat ", "[a] dog"]
 
 

@@ -53,6 +53,7 @@ def test_every_field_is_an_option_with_its_docstring(
 ) -> None:
     shown = succeeded(command, "--help").stdout
     names = {field.name for field in fields(kind)} - others
+
     assert names <= {name.replace("-", "_") for name in options_in(shown)}
 
     for name in names:
@@ -92,6 +93,7 @@ def test_help_lists_the_commands() -> None:
 )
 def test_a_wrong_command_line_ends_with_2(arguments: list[str]) -> None:
     result = hullft_ops(*arguments)
+
     assert result.code == 2
     assert result.stderr
     assert "Traceback" not in result.stderr
@@ -111,6 +113,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
         calls.append(rest)
         if len(calls) > 2:
             raise KeyboardInterrupt
+
         return score(*rest, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
@@ -127,6 +130,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
     assert len(read_rows(file)) == 3
 
     succeeded(*arguments)
+
     assert file.read_bytes().startswith(lines)
     assert len(read_rows(file)) == 6
 
@@ -177,6 +181,7 @@ def test_a_missing_library_ends_with_one_line(
     result = hullft_ops(
         *["index", corpus_file, "--output", "out", *models_of[2:], "--engine", "ray"]
     )
+
     assert result.code == 2
     assert result.last.startswith("hullft-ops index: engine ray needs ray: pip install")
 
@@ -186,6 +191,7 @@ def test_ctrl_c_while_libraries_are_imported(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "import_module", interrupted)
+
     assert hullft_ops("train").code == 130
 
 
@@ -215,6 +221,7 @@ def test_a_missing_library_is_named_with_its_extra() -> None:
     lines = result.stdout.splitlines()
 
     assert len(lines) == 2
+
     for library, line in zip(("tyro", "transformers"), lines, strict=True):
         assert library in line
         assert "ttft" in line

@@ -67,12 +67,14 @@ def test_a_row_says_what_the_finetuner_does(
     texts: list[str],
 ) -> None:
     result = evaluate("--method", "hullft", "knn", "--context", 0, 2)
+
     assert result.code == 0, result.stderr
     assert result.stdout.startswith("rows.jsonl\n")
     assert "loading the model\nloading the embedder\n" in result.stderr
     assert "2 prompts, 4 configurations" in result.stderr
 
     rows = read_rows(OUTPUT)
+
     assert {row.config for row in rows} == {
         "hullft n=3 refresh=2 lr=0.01",
         "hullft n=3 refresh=2 lr=0.01 context=2 context_following=1",
@@ -91,6 +93,7 @@ def test_a_row_says_what_the_finetuner_does(
         text = texts_of[row.prompt]
 
         score = row.scores["prompt"]
+
         assert score.before == score_text(model, tokenizer, text).value
 
         with finetuner.adapted(text) as adaptation:
@@ -111,6 +114,7 @@ def test_a_prompt_that_the_datastore_holds_is_left_out(
     assert evaluate("--limit", 6, "--method", "knn", "--n-select", 1).code == 0
 
     held_out = {Prompt(text).id for text in texts[:6]}
+
     assert {row.prompt for row in read_rows(OUTPUT)} == held_out
     assert {row.domain for row in read_rows(OUTPUT)} == {"a", "b"}
 
@@ -149,6 +153,7 @@ def test_trainings_share_a_prompts_neighbours_the_adapter_and_the_identities(
     adapters = recorded(monkeypatch, finetuner, "read_adapter")
     identities = recorded(monkeypatch, reader, "model_identity")
     methods = ["--method", "hullft", "knn", "--context", 0, 2]
+
     assert evaluate(*methods, "--adapter", "adapter").code == 0
 
     assert len(read_rows(OUTPUT)) == 8
@@ -162,6 +167,7 @@ def test_rows_of_what_an_adapter_was_before_are_refused(
 ) -> None:
     train = ["train", store, *models_of[:2], "--rank", 2, "--output", "adapter"]
     succeeded(*train)
+
     assert evaluate("--adapter", "adapter").code == 0
     assert evaluate("--adapter", "adapter", "--n-select", 0).code == 0
 
@@ -169,6 +175,7 @@ def test_rows_of_what_an_adapter_was_before_are_refused(
     succeeded(*train, "--lr", 0.1)
     rows = OUTPUT.read_bytes()
     refused = evaluate("--adapter", "adapter")
+
     assert refused.code == 2
     assert "rows.jsonl: holds rows of what adapter adapter was before" in refused.last
     assert OUTPUT.read_bytes() == rows
@@ -183,10 +190,13 @@ def test_one_training_gives_the_rows_of_all_passes_and_contexts(
     hullft = ["--method", "hullft", "--refresh", 1]
     for passes, context in ((1, 0), (1, 2), (2, 0), (2, 1), (9, 0)):
         options = ["--passes", passes, "--context", context, "--output", "alone.jsonl"]
+
         assert evaluate(*hullft, *options).code == 0
+
         alone = bits_by_key(Path("alone.jsonl"))
 
     trainings.clear()
+
     assert evaluate(*hullft, "--passes", 2, 1, 9, "--context", 1, 0, 2).code == 0
 
     # Two prompts, after one training that pays for allocations.
@@ -225,14 +235,17 @@ def test_settings_that_read_other_passages_share_no_training(
 
 def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) -> None:
     options = "--method", "knn", "--context", 0, "--lr", 1e30, 0.01
+
     assert evaluate(*options).code == 0
 
     failed = [row for row in read_rows(OUTPUT) if row.error]
+
     assert {row.settings["lr"] for row in failed} == {1e30}
     assert len(failed) == 2
     assert failed[0].scores == {}
 
     printed = succeeded("report", OUTPUT).stdout
+
     assert "Left out: knn n=3 refresh=1 lr=1e+30, which failed on 2 prompts" in printed
 
 
@@ -259,6 +272,7 @@ def test_a_file_says_what_to_run_and_options_take_the_place_of_its_values(
     assert evaluate("--config", file, "--refresh", 1).code == 0
 
     labels = {row.config for row in read_rows(OUTPUT)}
+
     # The fixture sets n_select, lr and limit.
     assert labels == {
         "knn n=3 refresh=1 lr=0.01 context=5 context_following=1",
@@ -290,6 +304,7 @@ def test_a_folder_becomes_evidence(
     assert "\n10 of 12 held-out prompts, of " in result.stderr
     assert "\n--limit takes more prompts\n" in result.stderr
     assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
+
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     stored = "\0".join(Datastore.open(datastore).texts)
     for name in held_out:
@@ -297,17 +312,21 @@ def test_a_folder_becomes_evidence(
         assert not any(passage in stored for passage in passages)
 
     table = result.stdout.removeprefix("results.jsonl\n")
+
     assert "no adaptation" in table
     assert "The continuation comes after the prompt" in table
     assert "A prompt that the model was trained on has no score of its own." in table
+
     for row in rows:
         trains_on_prompt = row.settings["train_on_prompt"] > 0
         assert ("prompt" in row.scores) != trains_on_prompt
+
     assert succeeded("report", "results.jsonl").stdout == table
 
     written = {path: path.stat().st_mtime_ns for path in datastore.iterdir()}
     succeeded(*arguments, "--output", "again.jsonl", "--limit", 1)
     retrieved = "context=5 context_following=1 ngrams=1"
+
     assert {row.config for row in read_rows(Path("again.jsonl"))} == {
         f"no steps {retrieved}",
         f"n=0 refresh=2 lr=5e-05 {retrieved} train_on_prompt=2",
@@ -317,13 +336,16 @@ def test_a_folder_becomes_evidence(
     # The number of steps leaves the row without them.
     few = ["--n-select", 2, "--output", "few.jsonl", "--limit", 1]
     succeeded(*faster, *few)
+
     assert {row.settings["n_select"] for row in read_rows(Path("few.jsonl"))} == {0, 2}
 
     [name, _] = held_out
     fewer = ["--exclude", name, "--output", "fewer.jsonl", "--limit", 1]
+
     assert name not in succeeded(*faster, *fewer).stderr
 
     refused = hullft_ops(*arguments, "--output", folder / "rows.jsonl")
+
     assert "rows.jsonl is in the corpus" in refused.last
 
 
@@ -334,6 +356,7 @@ def test_a_column_of_a_file_becomes_evidence(
     Path("c.jsonl").write_text("\n".join(lines))
     few = ["--limit", 1, "--n-select", 1, "--text-column", "body"]
     succeeded("evaluate", *models_of, "--corpus", "c.jsonl", *few)
+
     assert len(read_rows(Path("results.jsonl"))) == 2
 
 
@@ -375,6 +398,7 @@ def test_what_cannot_be_ends_with_one_line(
     options: list[object], message: str, evaluate: Evaluate
 ) -> None:
     result = evaluate(*options)
+
     assert result.code == 2
     assert result.last.startswith("hullft-ops evaluate: ")
     assert message in result.last

@@ -76,6 +76,7 @@ def test_a_folder_and_its_patterns(run, tmp_path):
     printed = run(folder, "--output", tmp_path / "store", "--exclude", "*.py", "b.*")
 
     [row] = Datastore.open(tmp_path / "store").rows
+
     assert row["source"] == "a.md"
     # Names of files do not steer the terminal.
     assert "\x1b" not in printed
@@ -85,6 +86,7 @@ def test_a_folder_and_its_patterns(run, tmp_path):
 def test_verify_reads_a_whole_datastore(run, corpus, tmp_path):
     run(corpus, "--output", tmp_path / "store", "--text-column", "body")
     printed = run(tmp_path / "store", "--verify")
+
     assert printed.endswith("its texts and vectors are as they were written\n")
 
     vectors = tmp_path / "store" / "embeddings.f32"

@@ -38,6 +38,7 @@ def arguments(
     if kind is Row:
         grid = ["--method", "knn", "hullft", "--n-select", 3, 5, "--context", 0]
         return ["evaluate", *inputs, "--prompts", prompts, *grid]
+
     short = ["--n-select", 3, "--max-new-tokens", 8]
     return ["answer", prompts, "--prompt-column", "text", *inputs, *short]
 
@@ -78,6 +79,7 @@ def untimed(file: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in whole_lines(file)]
     for row in rows:
         row.pop("seconds", None)
+
     return rows
 
 

@@ -81,7 +81,9 @@ def test_what_is_not_ours_stays(
         result = hullft_ops(*command(name), output)
 
         assert result.code == 2
+
         message = BAD[make] if output == "out" else "cannot write to "
+
         assert message in result.last
         assert "out" in result.last
 
@@ -106,4 +108,5 @@ def test_an_input_stays(
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     result = hullft_ops(*command("adapt --save"), adapter, "--adapter", adapter)
+
     assert "is the input" in result.last

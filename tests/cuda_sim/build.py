@@ -82,6 +82,7 @@ def missing_tools() -> list[str]:
         for root in ("/usr/include", "/usr/local/include")
     ):
         missing.append("boost.context")
+
     return missing
 
 

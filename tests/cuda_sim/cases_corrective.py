@@ -98,6 +98,7 @@ def corrective_small(library: Library, seed: int) -> None:
         pool, query = hull_problem(dim, 1, candidates, dim, torch.float32)
         if dim > 2:
             query = pool.mean(1)
+
         for constraint, gram in product(CONSTRAINTS, (True, False)):
             answer = library.lstsq(
                 constraint, pool, query, launch=Launch(seed, gram, 64)

@@ -49,6 +49,7 @@ def library(toolchain: None) -> Callable[[str], Library]:
     def of_kind(kind: str) -> Library:
         if kind not in loaded:
             loaded[kind] = Library(build.build(kind))
+
         return loaded[kind]
 
     return of_kind

@@ -69,6 +69,7 @@ def solves() -> Iterator[tuple[torch.dtype, str, str]]:
         has_kernel = variant == "corrective"
         if has_kernel and way == "warp":
             continue
+
         if variant == "vanilla" or has_kernel or dtype in REALS:
             yield dtype, variant, way
 

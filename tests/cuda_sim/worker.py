@@ -52,6 +52,7 @@ class Workers:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         if asan:
             environment |= _address_sanitizer()
+
         return subprocess.Popen(
             [sys.executable, "-m", "cuda_sim.worker"],
             env=environment,
@@ -131,6 +132,7 @@ def _answer(library: str, cases: list[str], seed: int, timeout: int) -> str:
 
     if status == -signal.SIGALRM:
         return f"no end after {timeout} s\n{report}"
+
     return f"{report}status {status}"
 
 

@@ -28,6 +28,7 @@ def working() -> int | None:
     for pid in below(os.getpid()):
         if content(Path(f"/proc/{pid}/cmdline")).startswith(b"ray::Worker.work"):
             return pid
+
     return None
 
 
@@ -42,6 +43,7 @@ def on_workers(line: str) -> None:
     with ThreadPoolExecutor() as threads:
         kill = threads.submit(kill_a_worker)
         run(line)
+
     kill.result()
 
 
@@ -79,6 +81,7 @@ def test_the_guide_has_the_results_of_one_process_though_workers_are_killed(tmp_
     experiment = Experiment(
         store=folder / "ray_store", prompts=folder / "prompts.jsonl"
     )
+
     with pytest.raises(InputError, match="a worker has another model"):
         load_measurement("other", experiment)
 
@@ -86,4 +89,5 @@ def test_the_guide_has_the_results_of_one_process_though_workers_are_killed(tmp_
 def test_without_tasks_no_worker_starts():
     workers = Workers(engine="ray", workers=100)
     rows = ray_rows([], workers, run="any", experiment=Experiment())
+
     assert list(rows) == []

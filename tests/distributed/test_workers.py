@@ -23,6 +23,7 @@ def doubling(graves: Path) -> Callable[[int], int]:
             deaths = len(list(graves.iterdir()))
             (graves / str(deaths)).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
         return 2 * number
 
     return double
@@ -99,6 +100,7 @@ def test_without_a_connection_it_joins_a_cluster_or_starts_its_own(
         address = f"127.0.0.1:{server.getsockname()[1]}"
         if given:
             monkeypatch.setenv("RAY_ADDRESS", address)
+
         with worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path):
             pass
 

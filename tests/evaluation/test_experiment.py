@@ -71,10 +71,13 @@ def test_a_label_states_what_is_read_and_what_is_not_the_default(
 
 def test_without_steps_what_concerns_them_does_not_matter() -> None:
     grid = {"method": "knn", "n_select": 0, "lr": 1, "pool_size": 50, "context": [0, 5]}
+
     assert labels(grid) == ["no steps context=5 context_following=1"]
+
     # A field without a mark is never dropped.
     grid |= {"train_on_prompt": 0, "ngrams": 0}
     unmarked = [field.name for field in fields(TTFTConfig) if matters(field.name, grid)]
+
     assert unmarked == [
         "n_select",
         "context",
@@ -90,6 +93,7 @@ def test_without_steps_what_concerns_them_does_not_matter() -> None:
 def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:
     grid = {"method": ["hullft", "sift"], "noise": [0.1, 0.2], "order": "grouped"}
     grid |= {"n_select": 8}
+
     assert labels(grid | {"context_following": [1, 2]}) == [
         "hullft n=8 refresh=2 lr=5e-05 order=grouped",
         "sift n=8 refresh=2 lr=5e-05 noise=0.1 order=grouped",
@@ -142,6 +146,7 @@ def test_an_error_names_the_file_and_the_key(
     content: Any, message: str, tmp_path: Path
 ) -> None:
     file = written(content, tmp_path)
+
     with pytest.raises(InputError) as error:
         read_experiment(file)
 
@@ -157,5 +162,6 @@ def test_a_missing_file_lists_what_ships_with_the_package() -> None:
 @pytest.mark.parametrize("name", ["cpu_timing", "demo", "paper", "smollm2", "sweep_n"])
 def test_what_ships_with_the_package(name: str) -> None:
     experiment = read_experiment(name)
+
     assert experiment.description
     assert len(experiment.configs()) >= 3

@@ -22,12 +22,14 @@ def file(tmp_path: Path) -> Path:
     with open_results(path, "r") as results:
         for n in range(3):
             results.append(result_row(f"p{n}", domain="日本\n\u2028"))
+
     return path
 
 
 def refused(path: Path, message: str) -> None:
     """It is, with one line that begins with the file, and stays as it is."""
     content = path.read_bytes()
+
     with pytest.raises(InputError) as error, open_results(path, "r"):
         pass
 
@@ -38,6 +40,7 @@ def refused(path: Path, message: str) -> None:
 
 def test_rows_come_back_as_they_were(file: Path) -> None:
     rows = [result_row(f"p{n}", domain="日本\n\u2028") for n in range(3)]
+
     assert read_rows(file) == rows
 
     with open_results(file, "r") as results:
@@ -49,6 +52,7 @@ def test_a_last_line_that_a_kill_cut_off_is_dropped(file: Path) -> None:
     whole = content[: content[:-1].rfind(b"\n") + 1]
     for end in range(len(whole), len(content) - 1):
         file.write_bytes(content[:end])
+
         assert len(read_rows(file)) == 2
 
         with open_results(file, "r") as results:
@@ -63,6 +67,7 @@ def test_the_first_row_may_be_cut_off_too(tmp_path: Path) -> None:
     path, run = tmp_path / "rows.jsonl", "0123456789abcdef"
     content = result_row("p", run=run).model_dump_json().encode()
     path.write_bytes(content[:100])
+
     assert read_rows(path) == []
 
     with open_results(path, run):
@@ -81,6 +86,7 @@ def test_a_full_disk_has_a_name() -> None:
 def test_a_whole_last_row_without_a_line_end_is_kept(file: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[:-1])
+
     assert len(read_rows(file)) == 3
 
     with open_results(file, "r") as results:
@@ -170,10 +176,12 @@ def test_compressed_rows_are_read_and_not_added_to(file: Path) -> None:
     rows = read_rows(file)
     whole = lzma.compress(file.read_bytes())
     file.write_bytes(whole)
+
     assert read_rows(file) == rows
 
     refused(file, "")
 
     file.write_bytes(whole[:-9])
+
     with pytest.raises(InputError, match="Compressed (data|file) ended"):
         read_rows(file)

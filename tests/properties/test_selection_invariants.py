@@ -46,6 +46,7 @@ def without_ties(operator: str, problem: Problem) -> Problem:
     """A pairwise step leaves its two atoms equal, and the next must choose between them."""
     if operator != "pairwise":
         return problem
+
     return replace(problem, max_iter=min(problem.max_iter, 1))
 
 

@@ -127,6 +127,7 @@ def from_numpy(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype == torch.bfloat16:
         bits = tensor.view(torch.int16).numpy()
         return torch.from_numpy(bits).view(torch.bfloat16)
+
     return torch.from_numpy(tensor.numpy())
 
 
@@ -230,8 +231,10 @@ def indexed(
     arguments = (embeddings, candidates, problem.query, problem.n_select)
     if operator == "sift":
         return hullft_ops.sift_select_indexed(*arguments)
+
     if operator == "knn":
         return hullft_ops.knn_select_indexed(*arguments)
+
     return hullft_ops.fw_select_indexed(
         *arguments, variant=operator, max_iter=problem.max_iter
     )

@@ -139,6 +139,7 @@ def trained(tokenizer, trainer, post_processor):
     tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
     if post_processor is not None:
         tokenizer.post_processor = post_processor
+
     return tokenizer
 
 
@@ -246,6 +247,7 @@ def with_lora():
         for name, parameter in peft_model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
+
         return peft_model.eval()
 
     return make

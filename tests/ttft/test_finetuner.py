@@ -35,6 +35,7 @@ def test_an_adaptation_reports_its_steps_and_times(gpt2, make):
     stages = ["tokenize", "forward", "backward", "step"]
 
     assert sum(seconds[stage] for stage in stages) <= seconds["finetune"]
+
     stages += ["embed", "search", "select", "prefill", "finetune"]
 
     assert seconds.keys() == set(stages)
@@ -80,6 +81,7 @@ def test_a_text_is_scored_behind_the_retrieved_passages(gpt2, make, store_of):
     finetuner = make(gpt2, store=store_of(texts), context=3, n_select=3)
     with finetuner.adapted(PROMPT) as adaptation:
         passages = adaptation.support.context_ids
+
         assert len(passages) > 1
 
         reader = finetuner.reader
@@ -119,6 +121,7 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
     assert losses[0] == losses[1]
 
     other = make(gpt2, store=store_of(["the cat", "a dog"]))
+
     with (
         pytest.raises(ValueError, match="support belongs to datastore"),
         other.adapted(support),
@@ -134,6 +137,7 @@ def test_a_support_of_another_tokenizer_is_refused(
     other = TestTimeFinetuner(
         gpt2, tokenizers["byte_fallback"], store, embedder, **options
     )
+
     with (
         pytest.raises(ValueError, match="selected with another tokenizer"),
         other.adapted(support),
@@ -144,12 +148,15 @@ def test_a_support_of_another_tokenizer_is_refused(
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
     with pytest.raises(ValueError, match="max_length is 33, the model's window is 32"):
         make(gpt2, max_length=33)
+
     with pytest.raises(ValueError, match="must have a parameter with requires_grad"):
         make(gpt2.requires_grad_(False))
+
     with pytest.warns(UserWarning, match="embed_tokens.weight is float16, in"):
         make(llama.half())
 
     llama.model.norm.to("meta")
+
     with pytest.raises(ValueError, match="model.norm.weight is on the meta device"):
         make(llama.float())
 
@@ -168,6 +175,7 @@ def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
     before = score(finetuner.reader, PROMPT)
 
     assert after.value < 0.9 * before.value
+
     # A prompt of one token has no next one to train on.
     with finetuner.adapted("a") as adaptation:
         assert adaptation.support.prompt_count == 0
@@ -189,6 +197,7 @@ def test_dtype_covers_reading_scoring_and_writing(llama, make):
         handle.remove()
 
     assert dtypes == {torch.bfloat16}
+
     with plain.adapted("the cat") as adaptation:
         expected = adaptation.score("the cat").value
 
@@ -202,9 +211,11 @@ def test_nothing_is_embedded_where_nothing_is_retrieved(gpt2, tokenizer, make):
 
     assert alone.generate(PROMPT) == make(gpt2, **options).generate(PROMPT)
     assert make(gpt2, **options).select(PROMPT).seconds == {}
+
     for needed in ({"n_select": 1}, {"context": 1}, {"ngrams": 1}):
         with pytest.raises(ValueError, match="store and embedder must be given"):
             alone.with_config(TTFTConfig(**(options | needed)))
+
     with (
         pytest.raises(ValueError, match="belongs to datastore .*, the finetuner has n"),
         alone.adapted(make(gpt2).select(PROMPT)),

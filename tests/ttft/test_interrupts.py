@@ -44,6 +44,7 @@ class CtrlCAt:
                 # It would be handled in the next call of this function.
                 sys.settrace(None)
                 CTRL_C @ signal.SIGINT
+
         return self
 
 
@@ -73,6 +74,7 @@ def interrupted(function, *args, number=None):
         return error, trace
     finally:
         sys.settrace(None)
+
     return None, trace
 
 
@@ -87,7 +89,9 @@ def test_ctrl_c_in_the_last_expression_of_the_block(gpt2, tokenizer, make):
             kept = error
 
     assert kept.__traceback__ is not None
+
     score_text(gpt2, tokenizer, PROMPT)
+
     assert adapt(finetuner) == losses
 
 
@@ -115,6 +119,7 @@ def test_ctrl_c_anywhere(gpt2, make, pytestconfig, part):
             kept, _ = interrupted(one_adaptation, finetuner, number=number)
 
         interrupts += kept is not None
+
         assert torch.is_grad_enabled(), number
         assert adapt(finetuner) == losses, number
 
@@ -135,4 +140,5 @@ def test_ctrl_c_while_a_text_is_scored(gpt2, tokenizer, make, pytestconfig):
             kept, _ = interrupted(score, number=number)
 
         torch.set_grad_enabled(True)
+
         assert adapt(finetuner) == losses, kept

@@ -36,6 +36,7 @@ def test_followers_equal_those_of_a_search_by_hand(texts, text):
     ]
 
     assert len(followers) == len(expected)
+
     for (tokens, shares), counts in zip(followers, expected, strict=True):
         assert dict(zip(tokens.tolist(), shares, strict=True)) == {
             token: pytest.approx(count / counts.total())
@@ -107,6 +108,7 @@ def test_other_ways_of_writing_keep_working(llama, make, options):
         answer = adaptation.generate(PROMPT, max_new_tokens=12, **options)
 
     assert answer
+
     if "stop_strings" in options:
         assert answer.count("cat") <= 1
 

@@ -63,6 +63,7 @@ def test_the_nearest_that_fit_stand_before_the_prompt(gpt2, tokenizer, make, sto
         finetuner = make(gpt2, store=store, context=context, n_select=5)
         with warnings.catch_warnings(record=True, action="always") as caught:
             support = finetuner.select(PROMPT)
+
         count = min(context, fitting)
         room = f"there is room for {count} of {min(context, 5)} retrieved passages"
         expected = [room] if context > fitting else []
@@ -92,6 +93,7 @@ def test_passages_are_read_with_those_that_follow(llama, tokenizer, make, docume
     for following, expected in [(0, [4, 3]), (1, [3, 4]), (2, [3, 4, 5])]:
         finetuner = make(llama, context_following=following, **options)
         support = finetuner.select("the cat sat")
+
         assert support.context_indices == expected
         assert len(support.context_ids) == 2
 
@@ -127,7 +129,9 @@ def test_without_steps_nothing_is_selected_or_trained(gpt2, tokenizer, make):
 )
 def test_a_bad_prompt_is_refused(gpt2, make, prompt, error, message):
     finetuner = make(gpt2)
+
     with pytest.raises(error, match=f"select: {message}"):
         finetuner.select(prompt)
+
     with pytest.raises(error, match=message), finetuner.adapted(prompt):
         pytest.fail("the body must not run")

@@ -129,8 +129,10 @@ def test_small_steps_of_a_bfloat16_model_are_not_lost(gpt2, make):
         # A hundredth of the last place of most weights.
         with make(model, lr=1e-6).adapted(PROMPT):
             after = values_of(trained_parameters(model))
+
         pairs = zip(before, after, strict=True)
         changes.append([(b.double() - a.double()).flatten() for a, b in pairs])
+
     precise, rounded = (torch.cat(change) for change in changes)
     along = rounded @ precise / (precise @ precise)
 

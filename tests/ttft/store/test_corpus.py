@@ -108,6 +108,7 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
     (folder / "store" / "skipped.txt").write_text("of a datastore")
 
     records, skipped = read(folder)
+
     assert records == [
         {"text": "naïve\nlines", "source": "a.md"},
         {"text": "{}\n", "source": "b.jsonl"},
@@ -157,6 +158,7 @@ def test_patterns_choose_among_the_files_of_a_folder(tmp_path, include, exclude,
         file.write_text("text")
 
     records, _ = read(tmp_path, include=include, exclude=exclude)
+
     assert [record["source"] for record in records] == names
 
 
@@ -207,10 +209,12 @@ def test_text_in_utf_16_is_read_and_in_latin_1_named(tmp_path):
     (tmp_path / "a.txt").write_text("Größe", encoding="utf-16")
     (tmp_path / "b.txt").write_text("Größe", encoding="latin-1")
     records, skipped = read(tmp_path)
+
     assert records == [{"text": "Größe", "source": "a.txt"}]
     assert skipped == ["b.txt: not UTF-8 text"]
 
     (tmp_path / "c.csv").write_text("text\nGröße\n", encoding="latin-1")
+
     with pytest.raises(InputError, match="c.csv: not UTF-8 text$"):
         read(tmp_path / "c.csv")
 
@@ -218,6 +222,7 @@ def test_text_in_utf_16_is_read_and_in_latin_1_named(tmp_path):
 def test_columns_may_be_between_tabs(tmp_path):
     (tmp_path / "c.tsv").write_text("n\tbody\n1\tone, or two\n")
     records, _ = read(tmp_path / "c.tsv", text_column="body")
+
     assert [record["text"] for record in records] == ["one, or two"]
 
 
@@ -259,6 +264,7 @@ def test_a_line_of_stdin_that_is_no_object_is_named(monkeypatch):
 def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     corpus = tmp_path if name == "dataset_dict.json" else tmp_path / name
+
     with pytest.raises(InputError) as caught:
         read(corpus)
 
@@ -270,9 +276,12 @@ def test_what_is_not_there_is_named(tmp_path):
     # Nor is the hub asked for it.
     with pytest.raises(InputError, match=r"^nowhere.jsonl: no such file$"):
         read("nowhere.jsonl")
+
     with pytest.raises(InputError, match="^nowhere: no such file or folder, and as a"):
         read("nowhere")
+
     (tmp_path / "datastore.json").touch()
+
     with pytest.raises(InputError, match="is a datastore, not the texts of one$"):
         read(tmp_path)
 
@@ -283,13 +292,16 @@ def test_what_is_not_there_is_named(tmp_path):
     for options in ({"metadata": ("domain", "colour")}, {"text_column": "colour"}):
         with pytest.raises(InputError, match=f".jsonl: column colour {columns}"):
             read(jsonl(tmp_path), **options)
+
     with pytest.raises(InputError, match="text is body, not metadata"):
         read(jsonl(tmp_path), text_column="body", metadata=("text",))
 
     splits = {"test": datasets.Dataset.from_list(RECORDS)}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+
     with pytest.raises(InputError, match="saved: has no split train, has test"):
         read(tmp_path / "saved")
 
     (tmp_path / "empty.jsonl").touch()
+
     assert read(tmp_path / "empty.jsonl") == ([], [])

@@ -32,6 +32,7 @@ def large(embedder, tmp_path):
 
 def test_what_was_built_is_opened(store, texts, embedder, tmp_path):
     opened = Datastore.open(tmp_path / "store")
+
     assert list(opened.texts) == texts
     assert torch.equal(opened.embeddings, torch.from_numpy(embedder.encode(texts)))
     assert (opened.embedder, opened.dim, len(opened)) == ("hashing", 24, 60)
@@ -58,10 +59,12 @@ def test_an_interrupted_build_goes_on(embedder, tmp_path, monkeypatch):
     def interrupted(batch):
         if len(encoded) > 384:
             raise KeyboardInterrupt
+
         encoded.extend(batch)
         return encode(batch)
 
     monkeypatch.setattr(embedder, "encode", interrupted)
+
     with pytest.raises(KeyboardInterrupt):
         Datastore.build(texts, embedder, tmp_path / "store", resume=True)
 
@@ -77,9 +80,11 @@ def test_texts_in_a_row_of_one_source_follow_one_another(embedder, tmp_path):
     store = Datastore.build(
         texts, embedder, tmp_path / "store", sources=["x", "x", "y", "y"]
     )
+
     assert [store.following(i) for i in range(4)] == [1, None, 3, None]
 
     unsourced = Datastore.build(texts, embedder, tmp_path / "unsourced")
+
     assert [unsourced.following(i) for i in range(4)] == [None] * 4
 
     with pytest.raises(ValueError, match="sources must have one for each text, has 2"):
@@ -190,6 +195,7 @@ DAMAGE = {
 def test_a_damaged_datastore_is_refused_with_its_reason(large, case):
     damage, message = DAMAGE[case]
     damage(large)
+
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         Datastore.open(large)
 
@@ -223,6 +229,7 @@ def test_verifying_reads_what_opening_does_not(large, case):
     change, message = CHANGES[case]
     change(large)
     store = Datastore.open(large)
+
     with pytest.raises(ValueError, match=message) as caught:
         store.verify()
 
@@ -238,6 +245,7 @@ def test_opening_reads_no_text_and_no_vector(large, monkeypatch):
     monkeypatch.setattr(Rows, "_values", refuse)
     for name in ("checked_vectors", "identity_of"):
         monkeypatch.setattr(datastore, name, refuse)
+
     (large / "embeddings.f32").write_bytes(bytes(600 * 24 * 4))
 
     assert len(Datastore.open(large)) == 600
@@ -257,6 +265,7 @@ def mutated(content, generator):
                 del changed[place : place + generator.randint(1, 40)]
             case _:
                 changed[place:place] = generator.randbytes(generator.randint(1, 40))
+
     return bytes(changed)
 
 

@@ -31,6 +31,7 @@ def corpus(tmp_path):
         for number in range(1000):
             text = " ".join(generator.choices(WORDS, k=12))
             file.write(json.dumps({"text": f"{text} {number}", "n": number}) + "\n")
+
     return tmp_path / "c.jsonl"
 
 
@@ -68,13 +69,16 @@ def same(store, other):
 
 def test_texts_come_with_source_and_metadata(corpus, embedder, tmp_path):
     store = index_corpus(corpus, tmp_path / "store", embedder, metadata=("n",))
+
     assert len(store) == 1000
 
     row = store.rows[41]
+
     assert row["text"].endswith(" 41")
     assert (row["source"], row["n"]) == ("c.jsonl:42", "41")
 
     texts = list(store.texts)
+
     assert torch.equal(store.embeddings, torch.from_numpy(embedder.encode(texts)))
     assert store.summary()[1].startswith(f"{corpus}: of 1000 records 0 passages")
 
@@ -97,6 +101,7 @@ def test_records_are_cut_to_what_the_embedder_reads(corpus, cutting_embedder, tm
         return index_corpus(corpus, path, cutting_embedder, min_chars=0, **options)
 
     store = index("default")
+
     assert {len(text.split()) for text in store.texts} == {1, 4}
     # A record is cut into four, which follow one another.
     assert [store.following(i) for i in range(5)] == [1, 2, 3, None, 5]
@@ -145,6 +150,7 @@ def test_another_engine_that_gives_too_few_vectors_is_refused(
 def test_vectors_of_another_embedder_are_not_reused(corpus, embedder, tmp_path):
     old = index_corpus(corpus, tmp_path / "old", embedder)
     embedder.name = "other"
+
     with pytest.raises(ValueError, match="embedder is other of dim 24, the store's"):
         index_corpus(corpus, tmp_path / "bad", embedder, reuse=old)
 
@@ -152,6 +158,7 @@ def test_vectors_of_another_embedder_are_not_reused(corpus, embedder, tmp_path):
 def test_nothing_to_index_is_refused(embedder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_bytes(b"\xff\xd8\0")
+
     with pytest.raises(InputError, match=r"nothing to index: .* 1 skipped \(photo.jpg"):
         index_corpus(tmp_path / "mine", tmp_path / "store", embedder)
 
@@ -167,6 +174,7 @@ def test_the_corpus_is_not_the_output(embedder, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work, and more of it")
+
     with pytest.raises(ValueError, match="output .*mine is the input"):
         index_corpus(mine, mine, embedder)
 
@@ -186,6 +194,7 @@ def interrupted(corpus, path, embedder, after, **options):
         return encode(texts)
 
     embedder.encode = encode_some
+
     with pytest.raises(KeyboardInterrupt):
         index_corpus(corpus, path, embedder, **options)
 
@@ -208,22 +217,26 @@ def test_an_interrupted_call_goes_on(corpus, embedder, tmp_path):
 
     same(store, index_corpus(corpus, tmp_path / "whole", embedder))
     names = {entry.name for entry in tmp_path.iterdir()}
+
     assert names == {"c.jsonl", "store", "whole"}
 
 
 def test_an_interrupted_call_of_other_settings_is_kept(corpus, embedder, tmp_path):
     path = tmp_path / "store"
     interrupted(corpus, path, embedder, after=512)
+
     with pytest.raises(
         ValueError, match=r"another min_chars: 16 instead of 20: remove it to begin"
     ):
         index_corpus(corpus, path, embedder, min_chars=20)
 
     corpus.write_text(corpus.read_text() + '{"text": "one more passage came"}\n')
+
     with pytest.raises(ValueError, match=r"another contents: \w+ instead of \w+"):
         index_corpus(corpus, path, embedder)
 
     [folder] = tmp_path.glob(".store.*")
+
     assert (folder / "embeddings.f32").stat().st_size == 512 * 24 * 4
 
 
@@ -272,6 +285,7 @@ def test_kills(pytestconfig, corpus, embedder, tmp_path):
         same(index(path), whole)
 
         assert len(calls) == 1000 - done
+
         resumed += done > 0
 
     assert resumed > 0
@@ -284,6 +298,7 @@ def folder(tmp_path):
         file = tmp_path / "mine" / f"{number % 3}" / f"{number}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"the page about number {number} and what comes after it")
+
     return tmp_path / "mine"
 
 
@@ -308,6 +323,7 @@ def test_only_changed_files_of_a_folder_are_embedded_again(folder, embedder, tmp
     assert len(second) == 20
 
     texts = list(second.texts)
+
     assert torch.equal(second.embeddings, torch.from_numpy(embedder.encode(texts)))
     assert len(list(root.iterdir())) == 1
 
@@ -321,6 +337,7 @@ def test_only_changed_files_of_a_folder_are_embedded_again(folder, embedder, tmp
 
     # So has what other patterns choose.
     patterns = {"include": ("*.md",), "exclude": ("2.md",)}
+
     assert len(folder_datastore(str(folder), embedder, root, **patterns)) == 19
     assert len(list(root.iterdir())) == 3
 
@@ -342,6 +359,7 @@ def test_only_what_the_corpus_made_is_removed(folder, embedder, tmp_path):
 
     change(folder)
     folder_datastore(str(folder), embedder, root)
+
     assert not first.exists()
     assert Datastore.open(copy).texts
     assert link.is_symlink()
@@ -352,6 +370,7 @@ def test_only_what_the_corpus_made_is_removed(folder, embedder, tmp_path):
     (first / "texts.arrow").unlink()
     (folder / "0" / "0.md").unlink()
     folder_datastore(str(folder), embedder, root)
+
     assert not first.exists()
 
     # A link in its place leads elsewhere.
@@ -359,6 +378,7 @@ def test_only_what_the_corpus_made_is_removed(folder, embedder, tmp_path):
     first.symlink_to(tmp_path / "disk", target_is_directory=True)
     (folder / "1" / "1.md").unlink()
     folder_datastore(str(folder), embedder, root)
+
     assert Datastore.open(first).texts
 
 
@@ -381,11 +401,13 @@ def test_what_another_process_writes_is_not_removed(folder, embedder, unfinished
         fcntl.flock(lock, fcntl.LOCK_EX)
         change(folder)
         folder_datastore(str(folder), embedder, root)
+
         assert (hidden / "texts.arrow").exists()
 
     (folder / "new.md").unlink()
     (folder / "0" / "0.md").unlink()
     folder_datastore(str(folder), embedder, root)
+
     assert len(list(root.iterdir())) == 1
 
 
@@ -412,22 +434,26 @@ def test_what_is_resumed_is_the_stdin_that_was_begun(embedder, tmp_path, monkeyp
     pipe(monkeypatch, "the text that came first")
     interrupted("-", path, embedder, after=0)
     pipe(monkeypatch, "the text that came second")
+
     with pytest.raises(ValueError, match="an interrupted run with another contents"):
         index_corpus("-", path, embedder)
 
     pipe(monkeypatch, "the text that came first")
+
     assert list(index_corpus("-", path, embedder).texts) == ["the text that came first"]
 
     root = tmp_path / "stores"
     encode = embedder.encode
     pipe(monkeypatch, "the text that came third")
     monkeypatch.setattr(embedder, "encode", lambda texts: 1 / 0)
+
     with pytest.raises(ZeroDivisionError):
         folder_datastore("-", embedder, root)
 
     embedder.encode = encode
     pipe(monkeypatch, "the text that came fourth")
     store = folder_datastore("-", embedder, root)
+
     assert list(store.texts) == ["the text that came fourth"]
     assert [*root.iterdir()] == [store.folder]
 

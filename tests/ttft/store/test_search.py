@@ -66,6 +66,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path, value):
     folder = on_disk(rows, tmp_path).folder
     rows[:] = value
     (folder / "embeddings.f32").write_bytes(rows.tobytes())
+
     with pytest.raises(ValueError, match="the store has vectors that are not finite"):
         Datastore.open(folder).search(unit(1, seed=1), 3)
 
@@ -86,6 +87,7 @@ def test_a_query_finds_the_same_in_any_batch(make):
     scores, positions = store.search(queries, 30)
     for i in range(50):
         single, alone = store.search(queries[i : i + 1], 30)
+
         assert torch.equal(single[0], scores[i])
         assert torch.equal(alone[0], positions[i])
 
