@@ -4,17 +4,20 @@ Fails on a register spill, on an array on a thread's stack, on more shared memor
 have, or on fewer resident threads than KERNELS promises, and prints a table of all kernels. Shared
 memory is the static part that ptxas reports and the most that the host may ask for besides::
 
-    python tools/compile_gate.py
+    python tools/compile_gate.py        # for all architectures
+    python tools/compile_gate.py 90     # for compute capability 9.0
 
 Needs nvcc, no GPU.
 """
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +30,6 @@ MAX_THREADS_PER_SM = 2048
 MAX_BLOCKS_PER_SM = 32
 SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 RESERVED_SHARED = 1024  # of every block; it may ask for the rest
-
-# PTX, and the architectures whose machine code is made of it. nvcc makes the same PTX of most
-# sources for 8.0 and 9.0, so its longer half runs once for both.
-VIRTUAL = {80: (80, 90), 100: (100,)}
-# Kernels that wait for the one before: an instruction of 9.0.
-EARLY, VIRTUAL_OF_EARLY = "early_launch.cuh", {80: (80,), 90: (90,), 100: (100,)}
 
 # Kernels whose dynamic shared memory plan.cu computes, by the start of their name, and their
 # sources. It leaves kFixedSharedBytes of what a block may ask for: the largest is therefore that
@@ -217,48 +214,33 @@ def run(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
-def virtual_of(source: Path) -> dict[int, tuple[int, ...]]:
-    return VIRTUAL_OF_EARLY if EARLY in source.read_text() else VIRTUAL
-
-
-def compile_unit(nvcc: str, source: Path, virtual: int, scratch: Path) -> list[Cost]:
-    """The costs on all architectures whose machine code is made of this PTX."""
-    ptx = scratch / f"{source.stem}.{virtual}.ptx"
-    run(
+def compile_unit(
+    nvcc: str, source: Path, architecture: int, scratch: Path
+) -> list[Cost]:
+    output = scratch / f"{source.stem}.{architecture}.cubin"
+    log = run(
         [
             nvcc,
             "-std=c++20",
             "-O3",
-            "-ptx",
-            f"-arch=compute_{virtual}",
-            str(source),
-            "-o",
-            str(ptx),
-        ]
-    )
-    costs = []
-    for architecture in virtual_of(source)[virtual]:
-        command = [
-            nvcc,
             "-Xptxas",
             "-v",
             "-cubin",
             f"-arch=sm_{architecture}",
-            str(ptx),
+            str(source),
+            "-o",
+            str(output),
         ]
-        log = run(
-            [*command, "-o", str(scratch / f"{source.stem}.{architecture}.cubin")]
-        )
-        costs += parse(log, architecture)
-    return costs
+    )
+    return parse(log, architecture)
 
 
-def compile_all(nvcc: str, scratch: Path) -> list[Cost]:
+def compile_all(nvcc: str, architectures: Collection[int], scratch: Path) -> list[Cost]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
-            pool.submit(compile_unit, nvcc, source, virtual, scratch)
+            pool.submit(compile_unit, nvcc, source, architecture, scratch)
             for source in sorted(CUDA.glob("*.cu"))
-            for virtual in virtual_of(source)
+            for architecture in architectures
         ]
         return [cost for job in jobs for cost in job.result()]
 
@@ -292,12 +274,24 @@ def table(costs: list[Cost], compiler: str) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "architectures",
+        nargs="*",
+        type=int,
+        metavar="ARCHITECTURE",
+        help=f"of {', '.join(map(str, SHARED_PER_SM))}; all by default",
+    )
+    architectures = parser.parse_args().architectures or list(SHARED_PER_SM)
+    unknown = set(architectures) - set(SHARED_PER_SM)
+    if unknown:
+        parser.error(f"no promises are known for {sorted(unknown)}")
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("compile_gate: nvcc is not on PATH")
     check_sources()
     with tempfile.TemporaryDirectory() as scratch:
-        costs = compile_all(nvcc, Path(scratch))
+        costs = compile_all(nvcc, architectures, Path(scratch))
     print(table(costs, release(nvcc)))
     faults = [fault for cost in costs for fault in cost.faults()]
     for fault in faults:
