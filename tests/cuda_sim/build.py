@@ -26,7 +26,8 @@ _TIMELESS = ["-Xclang", "-fno-pch-timestamp"]
 # Other processors than those of x86_64 always have fused multiply-adds.
 _FUSES = ("-mfma",) if platform.machine() == "x86_64" else ()
 _LIBRARIES = ["-lboost_context", "-ldl"]
-_SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
+_SANITIZERS = ("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment")
+_CHECKED = ("-O1", *_SANITIZERS)
 
 UNOPTIMISED = ("-O0",)
 """For what compiles longer than it runs: a mutant's case ends at the first error."""
@@ -46,9 +47,7 @@ class Kind:
 
 KINDS = {
     "plain": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
-    "asan": Kind(
-        "g++", (*UNOPTIMISED, *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
-    ),
+    "asan": Kind("g++", _CHECKED, _CHECKED, _SANITIZERS),
     "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O2", "-DCUSIM_RACE")),
 }
 
