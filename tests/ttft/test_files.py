@@ -67,7 +67,7 @@ def test_a_full_disk_has_a_name(tmp_path):
 
 @contextmanager
 def small_files():
-    """No file may become larger than 1,000 bytes, the one that pytest may write to included."""
+    """No file may grow beyond 1,000 bytes, not even pytest's own log."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
