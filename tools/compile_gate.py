@@ -2,22 +2,16 @@
 
 Fails on a register spill, on an array on a thread's stack, on more shared memory than a block may
 have, or on fewer resident threads than KERNELS promises, and prints a table of all kernels. Shared
-memory is the static part that ptxas reports and the most that the host may ask for besides::
-
-    python tools/compile_gate.py        # for all architectures
-    python tools/compile_gate.py 90     # for compute capability 9.0
-
-Needs nvcc, no GPU.
+memory is the static part that ptxas reports and the most that the host may ask for besides. Needs
+nvcc, no GPU.
 """
 
-import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,12 +229,12 @@ def compile_unit(
     return parse(log, architecture)
 
 
-def compile_all(nvcc: str, architectures: Collection[int], scratch: Path) -> list[Cost]:
+def compile_all(nvcc: str, scratch: Path) -> list[Cost]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
             pool.submit(compile_unit, nvcc, source, architecture, scratch)
             for source in sorted(CUDA.glob("*.cu"))
-            for architecture in architectures
+            for architecture in SHARED_PER_SM
         ]
         return [cost for job in jobs for cost in job.result()]
 
@@ -274,21 +268,12 @@ def table(costs: list[Cost], compiler: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "architectures",
-        nargs="*",
-        type=int,
-        choices=SHARED_PER_SM,
-        help="all by default",
-    )
-    architectures = parser.parse_args().architectures or SHARED_PER_SM
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("compile_gate: nvcc is not on PATH")
     check_sources()
     with tempfile.TemporaryDirectory() as scratch:
-        costs = compile_all(nvcc, architectures, Path(scratch))
+        costs = compile_all(nvcc, Path(scratch))
     print(table(costs, release(nvcc)))
     faults = [fault for cost in costs for fault in cost.faults()]
     for fault in faults:
