@@ -16,11 +16,11 @@ texts_of_few_tokens = st.lists(st.integers(0, 3), max_size=9)
 
 
 def slow_followers(texts, text, length):
-    """How often each token follows the last ``length`` tokens of the text."""
+    """How often each token follows the last ``length`` tokens of the text, which counts 8 times."""
     suffix = text[len(text) - length :]
     return Counter(
         other[end]
-        for other in [*texts, text]
+        for other in [*texts, *8 * [text]]
         for end in range(length, len(other))
         if other[end - length : end] == suffix
     )
@@ -44,20 +44,29 @@ def test_followers_equal_those_of_a_search_by_hand(texts, text):
         }
 
 
-def test_the_mixture_is_a_distribution_with_the_weight_of_each_length():
+def test_the_mixture_is_a_distribution_by_the_lengths_and_how_sure_the_model_is():
     ngrams = Ngrams([[5, 6, 7], [5, 6, 8], [9, 6, 7, 7]], weights=[0.1, 0.4])
     logits = torch.randn(4, 10, dtype=torch.float64)
     mixtures = ngrams.mixed(logits, [[6], [5, 6], [3, 5, 6], [1]]).exp()
 
     model = logits.softmax(dim=-1)
+    doubt = (1 - model.amax(dim=-1, keepdim=True)).sqrt()
     after_six = torch.tensor([0, 0, 0, 0, 0, 0, 0, 2, 1, 0]) / 3
     after_both = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 0]) / 2
-    by_one = 0.9 * model + 0.1 * after_six
-    by_two = 0.6 * by_one + 0.4 * after_both
+    by_one = model + 0.1 * doubt * (after_six - model)
+    by_two = by_one + 0.4 * doubt * (after_both - by_one)
     expected = [by_one[0], by_two[1], by_two[2], model[3]]
 
     torch.testing.assert_close(mixtures, torch.stack(expected))
     torch.testing.assert_close(mixtures.sum(dim=-1), torch.ones(4, dtype=torch.float64))
+
+
+def test_a_model_that_is_certain_is_left_alone():
+    logits = torch.tensor([[0.0, 1000.0, 0.0]])
+
+    mixture = Ngrams([[1, 2]]).mixed(logits, [[1]])
+
+    assert torch.equal(mixture, logits.log_softmax(dim=-1))
 
 
 def test_a_forbidden_token_stays_forbidden():

@@ -170,8 +170,7 @@ class TTFTConfig:
 
     adapter: Annotated[str | None, COMPARED] = None
     """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Beside one,
-    set `train_on_prompt` and `context` to 0, and `ngrams` to 0.5 if it knows the whole corpus,
-    unless you measure that they help."""
+    set `train_on_prompt` and `context` to 0, unless you measure that they help."""
 
 
 @cache
