@@ -12,11 +12,11 @@ from torch import Tensor
 # Of what follows the last 1, 2, 4, ... tokens. They were fitted to answers of SmolLM2 on code,
 # documentation and C: alone, behind retrieved passages, and with an adapter.
 WEIGHTS = (0.02, 0.07, 0.24, 0.4, 0.68, 0.58)
-# How often an occurrence in the text itself counts, fitted with the weights.
-_IN_TEXT = 8
 # Of these while the model writes. What it copies makes long matches, which at the whole weights
 # keep the copy going where the text should turn.
 _WRITING = 0.5
+# How often an occurrence in the text itself counts, fitted with the weights.
+_IN_TEXT = 8
 # Stands before each text, and equals no token.
 _BOUNDARY = -1
 
@@ -88,7 +88,7 @@ class Ngrams:
             A tensor of the same shape.
         """
         mixtures = logits.log_softmax(dim=-1)
-        doubts = (1 - mixtures.exp().amax(dim=-1)).clamp(min=0).sqrt()
+        doubts = (1 - mixtures.amax(dim=-1).exp()).clamp(min=0).sqrt()
         for mixture, doubt, text in zip(mixtures, doubts, texts, strict=True):
             for weight, (tokens, shares) in zip(
                 self._weights, self.followers(text), strict=False
