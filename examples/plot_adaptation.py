@@ -48,7 +48,7 @@ def main(
     query = torch.from_numpy(embedder.encode_query([prompt]))
     pool_size = min(ttft.config.pool_size, len(passages))
     _, nearest = passages.search(query, pool_size)
-    pool = passages.embeddings[nearest[0]]
+    pool = passages.vectors(nearest[0])
     around = torch.cat([pool, query])
     centre = around.mean(0)
     components = torch.linalg.svd(around - centre, full_matrices=False)[2]
@@ -57,7 +57,7 @@ def main(
         return ((vectors - centre) @ components[:2].T).T.tolist()
 
     support = adaptation.support
-    selected = passages.embeddings[torch.tensor(support.indices)]
+    selected = passages.vectors(torch.tensor(support.indices))
     mean = torch.tensor(support.weights) @ selected
     sizes = [20 * count for count in adaptation.steps]
 

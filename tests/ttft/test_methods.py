@@ -53,9 +53,8 @@ def test_knn_takes_one_step_on_each_of_the_nearest(gpt2, make, nearest):
 
 
 def test_a_function_of_the_users_is_a_method(gpt2, make, nearest):
-    def last(embeddings, candidates, queries, n_select):
-        farthest = embeddings[candidates[:, -1:]]
-        selection = hullft_ops.fw_select(farthest, queries, n_select)
+    def last(pool, queries, n_select):
+        selection = hullft_ops.fw_select(pool[:, -1:], queries, n_select)
         return selection._replace(indices=selection.indices + 29)
 
     pool, _ = nearest

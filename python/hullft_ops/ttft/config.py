@@ -37,20 +37,18 @@ _Weight = Annotated[float, Field(ge=0, lt=1)]
 class SelectionMethod(Protocol):
     """Any function with this signature selects passages for B prompts at once."""
 
-    def __call__(
-        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int, /
-    ) -> Selection:
+    def __call__(self, pool: Tensor, queries: Tensor, n_select: int, /) -> Selection:
         """Select for each prompt.
 
         Args:
-            embeddings: float32 ``[M, d]``, a row for each passage of the datastore.
-            candidates: int64 ``[B, K]``, rows of ``embeddings`` near each prompt, nearest first.
+            pool: float32 ``[B, K, d]``, the embeddings of the passages near each prompt, nearest
+                first.
             queries: float32 ``[B, d]``, the prompts.
             n_select: optimizer steps for each prompt.
 
         Returns:
-            A selection as `hullft_ops.fw_select_indexed` returns it: ``indices`` are different
-            positions in ``candidates``, and each row of ``counts`` sums to ``n_select``.
+            A selection as `hullft_ops.fw_select` returns it: ``indices`` are different positions in
+            the pool, and each row of ``counts`` sums to ``n_select``.
         """
 
 

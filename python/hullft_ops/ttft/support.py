@@ -178,9 +178,8 @@ class SupportSelector:
         """The support, still without tokens, of ``query`` [1, dim]."""
         if not self.config.n_select:
             return Support([], [], [], residual=float(query.norm()), gap=0.0)
-        selection = select_passages(
-            self.config, self.store.embeddings, candidates, query
-        )
+        pool = self.store.vectors(candidates[0])[None]
+        selection = select_passages(self.config, pool, query)
         size = int(selection.support_size)
         return Support(
             indices=candidates[0, selection.indices[0, :size]].tolist(),

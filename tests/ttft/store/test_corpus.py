@@ -103,6 +103,8 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
     (folder / "zeros").write_bytes(b"text\0")
     (folder / "empty").touch()
     (folder / os.fsdecode(b"\xff.txt")).write_text("a name that is not UTF-8")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "a.cpython-313.pyc").write_bytes(b"\0")
     (folder / "store").mkdir()
     (folder / "store" / "datastore.json").write_text("{}")
     (folder / "store" / "skipped.txt").write_text("of a datastore")

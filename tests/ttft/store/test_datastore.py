@@ -86,6 +86,7 @@ def test_texts_in_a_row_of_one_source_follow_one_another(embedder, tmp_path):
     unsourced = Datastore.build(texts, embedder, tmp_path / "unsourced")
 
     assert [unsourced.following(i) for i in range(4)] == [None] * 4
+    assert unsourced.identity != store.identity
 
     with pytest.raises(ValueError, match="sources must have one for each text, has 2"):
         Datastore.build(texts, embedder, tmp_path / "few", sources=["x", "x"])
@@ -157,7 +158,7 @@ DAMAGE = {
         lambda p: (p / "datastore.json").write_text("[" * 10**6),
         "json: Invalid JSON",
     ),
-    "another format": (lambda p: change_info(p, format=3), "json: format must be 4"),
+    "another format": (lambda p: change_info(p, format=4), "json: format must be 5"),
     "too many fields": (lambda p: change_info(p, code="x"), "json: code: Extra"),
     "a wrong type": (lambda p: change_info(p, dim="24"), "json: dim must be"),
     "no rows": (lambda p: change_info(p, count=0), "json: count must be"),
@@ -207,18 +208,26 @@ def a_letter(path):
     flip(path / "texts.arrow", place)
 
 
+def a_source(path):
+    columns = pa.ipc.open_stream(path / "texts.arrow").read_all().to_pydict()
+    texts, sources = (pa.array(columns[n], pa.large_string()) for n in columns)
+    write_columns(path, text=texts, source=sources.fill_null("a document"))
+
+
 def a_null(path):
     texts = pa.array(["a"] * 599 + [None], pa.large_string())
     write_columns(path, text=texts, source=texts)
 
 
+CHANGED = "its texts, sources or vectors have changed"
 CHANGES = {
     "no unit vectors": (not_unit, "must be unit vectors, row 0 has norm nan"),
     "a bit of a vector": (
         lambda p: flip(p / "embeddings.f32", 9000),
-        "damaged: its texts and vectors have changed",
+        f"damaged: {CHANGED}",
     ),
-    "a letter": (a_letter, "damaged: its texts and vectors have changed"),
+    "a letter": (a_letter, f"damaged: {CHANGED}"),
+    "a document": (a_source, f"damaged: {CHANGED}"),
     "a null": (a_null, "texts.arrow must have a text in each row"),
 }
 

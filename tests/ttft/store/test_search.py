@@ -71,6 +71,13 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path, value):
         Datastore.open(folder).search(unit(1, seed=1), 3)
 
 
+def test_vectors_are_those_of_the_positions(make):
+    rows = unit(30)
+    vectors = make(rows).vectors(torch.tensor([7, 0, 7]))
+
+    assert torch.equal(vectors, torch.from_numpy(rows[[7, 0, 7]]))
+
+
 def test_of_equal_scores_the_lower_position_comes_first(make):
     rows = unit(300)
     rows[50:250] = rows[7]

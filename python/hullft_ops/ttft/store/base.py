@@ -1,7 +1,8 @@
 """What the finetuner needs from a store, an exact search, and a store in memory."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,10 +26,6 @@ class Store(Protocol):
         """The texts by position."""
 
     @property
-    def embeddings(self) -> Tensor:
-        """float32 ``[count, dim]`` on the CPU; row i has norm 1 and embeds ``texts[i]``."""
-
-    @property
     def embedder(self) -> str:
         """The name of the embedder that made the embeddings."""
 
@@ -38,10 +35,14 @@ class Store(Protocol):
 
     @property
     def identity(self) -> str:
-        """Differs between stores of different texts or embeddings."""
+        """Differs between stores of different texts, documents or embeddings."""
 
     def __len__(self) -> int:
         """The number of texts that a search considers."""
+
+    def vectors(self, positions: Tensor) -> Tensor:
+        """The embeddings of the texts at ``positions``, int64 ``[n]``: float32 ``[n, dim]`` on the
+        CPU, each of norm 1."""
 
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores float32 ``[B, k]`` and positions int64 ``[B, k]``, nearest first."""
@@ -87,23 +88,29 @@ class MemoryStore:
             "MemoryStore: embeddings", matrix, count=len(self.texts), dim=self.dim
         )
         self.embeddings = torch.from_numpy(vectors)
-        self.identity = identity_of(self.texts, vectors)
+        self.identity = identity_of(({"text": text} for text in self.texts), vectors)
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    def vectors(self, positions: Tensor) -> Tensor:
+        """As `Store.vectors`."""
+        return self.embeddings[positions]
+
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         """As `Datastore.search`, with the same errors."""
-        return exact_search("MemoryStore.search", self, queries, k)
+        return exact_search("MemoryStore.search", self.embeddings, queries, k)
 
     def following(self, position: int) -> None:
         """None: the store does not know of documents."""
 
 
 def exact_search(
-    function: str, store: Store, queries: np.ndarray | Tensor, k: int
+    function: str, embeddings: Tensor, queries: np.ndarray | Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The texts nearest to each query: arguments, result and errors of `Datastore.search`."""
+    """The rows of ``embeddings``, float32 ``[M, dim]``, nearest to each query: arguments, result
+    and errors of `Datastore.search`."""
+    count, dim = embeddings.shape
     if isinstance(queries, Tensor) and queries.device.type != "cpu":
         raise ValueError(
             f"{function}: queries must be on the CPU, got {queries.device}"
@@ -111,17 +118,16 @@ def exact_search(
     vectors = np.ascontiguousarray(queries)
     if vectors.dtype != np.float32:
         raise TypeError(f"{function}: queries must be float32, got {vectors.dtype}")
-    if vectors.shape[1:] != (store.dim,):
+    if vectors.shape[1:] != (dim,):
         raise ValueError(
-            f"{function}: queries must have shape [B, {store.dim}], got "
-            f"{list(vectors.shape)}"
+            f"{function}: queries must have shape [B, {dim}], got {list(vectors.shape)}"
         )
     if not np.isfinite(vectors).all():
         raise ValueError(f"{function}: queries must be finite")
     k = check_integer(function, "k", k, 1)
-    if k > len(store):
-        raise ValueError(f"{function}: k is {k}, the store has {len(store)} texts")
-    scores, positions = _nearest(store.embeddings.numpy(), vectors, k)
+    if k > count:
+        raise ValueError(f"{function}: k is {k}, the store has {count} texts")
+    scores, positions = _nearest(embeddings.numpy(), vectors, k)
     # FAISS has no position for a row of NaN.
     if not np.isfinite(scores).all() or (positions < 0).any():
         raise ValueError(f"{function}: the store has vectors that are not finite")
@@ -151,13 +157,16 @@ def _nearest(
         asked = min(2 * asked, len(matrix))
 
 
-def identity_of(texts: Iterable[str], embeddings: np.ndarray) -> str:
-    """SHA-256 over the texts and the vectors, in hexadecimal digits."""
+def identity_of(
+    rows: Iterable[Mapping[str, str | None]], embeddings: np.ndarray
+) -> str:
+    """SHA-256 over the texts with their sources and metadata, and the vectors, in hexadecimal
+    digits."""
     digest = hashlib.sha256()
-    for text in texts:
-        content = text.encode()
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
+    for row in rows:
+        # Without what is absent, so that a store in memory has the identity of one on disk.
+        columns = {name: row[name] for name in sorted(row) if row[name] is not None}
+        digest.update(json.dumps(columns).encode())
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
 

@@ -302,7 +302,7 @@ class _ShownText:
 def local_files(path: Path, config: CorpusConfig) -> list[Path]:
     """The file, or the files in a folder at any depth that ``config`` includes, in order.
 
-    Left out are hidden files and folders, symbolic links, and datastores.
+    Left out are hidden files and folders, Python's caches, symbolic links, and datastores.
     """
     if path.is_file():
         return [path]
@@ -311,7 +311,11 @@ def local_files(path: Path, config: CorpusConfig) -> list[Path]:
         if INFO in names:
             folders.clear()
             continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and name != "__pycache__"
+        ]
         for name in names:
             file = Path(folder, name)
             if name.startswith(".") or file.is_symlink() or not file.is_file():

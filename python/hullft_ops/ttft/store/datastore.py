@@ -57,6 +57,7 @@ class Datastore:
         self.identity = info.identity
         self.rows: Sequence[dict[str, str | None]] = Rows(folder)
         self.texts: Sequence[str] = Rows(folder, "text")
+        self._sources: Sequence[str | None] = Rows(folder, "source")
         self.embeddings = torch.from_numpy(embeddings)
         self._matrix = embeddings
 
@@ -127,20 +128,23 @@ class Datastore:
         return store
 
     def verify(self) -> None:
-        """Read every text and vector once.
+        """Read every row and vector once.
 
         Raises:
-            ValueError: an embedding is no unit vector, or a text or vector has changed since it was
-                written.
+            ValueError: an embedding is no unit vector, or a text, a source, metadata or a vector
+                has changed since it was written.
         """
         count, dim = self.info.count, self.info.dim
         what = f"the vectors in {self.folder}"
         checked_vectors(what, self._matrix, count=count, dim=dim)
-        texts = (str(row["text"]) for row in self.rows)
-        if identity_of(texts, self._matrix) != self.identity:
+        if identity_of(self.rows, self._matrix) != self.identity:
             raise ValueError(
-                f"{self.folder} is damaged: its texts and vectors have changed"
+                f"{self.folder} is damaged: its texts, sources or vectors have changed"
             )
+
+    def vectors(self, positions: Tensor) -> Tensor:
+        """As `Store.vectors`."""
+        return self.embeddings[positions]
 
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``k`` texts nearest to each query. The search is exact.
@@ -158,11 +162,11 @@ class Datastore:
             ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k
                 is out of range.
         """
-        return exact_search("Datastore.search", self, queries, k)
+        return exact_search("Datastore.search", self.embeddings, queries, k)
 
     def following(self, position: int) -> int | None:
         """The next position, if its text has the same source; else None."""
-        sources = [row["source"] for row in self.rows[position : position + 2]]
+        sources = self._sources[position : position + 2]
         is_followed = len(sources) == 2 and None is not sources[0] == sources[1]
         return position + 1 if is_followed else None
 

@@ -88,12 +88,12 @@ class Info(BaseModel):
         embedder: the name of the embedder that made the embeddings.
         dim: length of an embedding.
         count: how many texts there are.
-        identity: SHA-256 over the texts and the embeddings.
+        identity: SHA-256 over the rows and the embeddings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     embedder: str
     dim: PositiveInt
     count: PositiveInt
@@ -145,7 +145,10 @@ class Rows(Sequence[Any]):
 
     def __getitem__(self, position: Any) -> Any:
         if isinstance(position, slice):
-            return [self[i] for i in range(len(self))[position]]
+            positions = range(len(self))[position]
+            if positions.step != 1:
+                return [self[i] for i in positions]
+            return self._values(self._table.slice(positions.start, len(positions)))
         [row] = self._values(self._table.slice(range(len(self))[position], 1))
         return row
 
@@ -155,17 +158,19 @@ class Rows(Sequence[Any]):
 
     def _values(self, rows: Any) -> list[Any]:
         """The values of a part of the table."""
+        if self._column is not None:
+            rows = rows.select([self._column])
         try:
             # Arrow trusts offsets, and one out of range would read outside of the file.
             rows.validate(full=True)
         except ValueError as error:
             raise ValueError(f"{self._file} is damaged: {error}") from error
-        if rows.column("text").null_count:
+        if "text" in rows.schema.names and rows.column("text").null_count:
             raise ValueError(f"{self._file} must have a text in each row")
-        if self._column is None:
-            values: list[Any] = rows.to_pylist()
-            return values
-        return [row[self._column] for row in rows.select([self._column]).to_pylist()]
+        values: list[Any] = (
+            rows.to_pylist() if self._column is None else rows.column(0).to_pylist()
+        )
+        return values
 
 
 def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
@@ -239,12 +244,12 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
         vectors_file.open("ab") as file,
         progress_bar("embedding", len(texts), done) as bar,
     ):
-        positions, to_embed = tee(batches_of_like_length(texts, done, BATCH))
-        batches = ([texts[i] for i in batch] for batch in to_embed)
+        positions, to_embed = tee(_batches_to_embed(texts, done))
+        batches = (batch for _, batch in to_embed)
         encoded = embed(batches) if embed else map(embedder.encode, batches)
         group = np.empty((GROUP, embedder.dim), np.float32)
         n_embedded = 0  # of the group, whose first text is number `done`
-        for batch, vectors in zip(positions, encoded, strict=True):
+        for (batch, _), vectors in zip(positions, encoded, strict=True):
             group[np.array(batch) - done] = checked_vectors(
                 f"the vectors of embedder {embedder.name}",
                 vectors,
@@ -258,6 +263,16 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
                 file.flush()
                 done += n_embedded
                 n_embedded = 0
+
+
+def _batches_to_embed(
+    texts: Sequence[str], first: int
+) -> Iterator[tuple[list[int], list[str]]]:
+    """The positions and texts of each batch, from text ``first`` on."""
+    for start in range(first, len(texts), GROUP):
+        group = texts[start : start + GROUP]
+        for batch in batches_of_like_length(group, 0, BATCH):
+            yield [start + i for i in batch], [group[i] for i in batch]
 
 
 def batches_of_like_length(
@@ -279,6 +294,6 @@ def finish(folder: Path, embedder: Embedder) -> None:
         embedder=embedder.name,
         dim=embedder.dim,
         count=len(texts),
-        identity=identity_of(texts, matrix),
+        identity=identity_of(Rows(folder), matrix),
     )
     (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hullft_ops._terminal import NAMED
 from hullft_ops.ttft.embedding import Embedder
@@ -31,6 +32,7 @@ from hullft_ops.ttft.store.format import (
     SOURCE,
     TEXTS,
     Embed,
+    Info,
     Source,
     embed_texts,
     finish,
@@ -108,6 +110,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What decides the contents of a datastore."""
     return {
+        "format": Info.model_fields["format"].default,
         "corpus": corpus.name,
         "contents": corpus.state,
         "embedder": f"{embedder.name} of dim {embedder.dim}",
@@ -243,12 +246,11 @@ def _reusing(store: Store, embedder: Embedder) -> Embed:
     def embed(batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
         for batch in batches:
             vectors = np.empty((len(batch), store.dim), np.float32)
-            new = []
-            for i, text in enumerate(batch):
-                if text in positions:
-                    vectors[i] = store.embeddings[positions[text]]
-                else:
-                    new.append(i)
+            known = [i for i, text in enumerate(batch) if text in positions]
+            new = [i for i, text in enumerate(batch) if text not in positions]
+            if known:
+                rows = torch.tensor([positions[batch[i]] for i in known])
+                vectors[known] = store.vectors(rows).numpy()
             if new:
                 vectors[new] = embedder.encode([batch[i] for i in new])
             yield vectors
