@@ -1,4 +1,4 @@
-"""Everything about a model that an adaptation might leave changed."""
+"""Everything about a model, and about this thread, that an adaptation might leave changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +23,23 @@ def _bytes(tensor: torch.Tensor | None) -> bytes | None:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
+def thread_state() -> dict[str, object]:
+    """Of torch in this thread."""
+    torch.autocast_increment_nesting()
+    return {
+        "depth of autocast": torch.autocast_decrement_nesting(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "dtype of autocast": torch.get_autocast_dtype("cpu"),
+        "cache of autocast": torch.is_autocast_cache_enabled(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "random numbers": _bytes(torch.get_rng_state()),
+    }
+
+
 def state_of(model: nn.Module) -> dict[str, object]:
     """By name, so that a comparison says what differs. Hooks of a test are to be gone by then."""
-    found: dict[str, object] = {"random numbers": _bytes(torch.get_rng_state())}
+    found = thread_state()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found[f"{name}: bytes"] = _bytes(parameter)
         found[f"{name}: place"] = parameter.data_ptr(), id(parameter), parameter.dtype

@@ -21,10 +21,6 @@ def _interrupts_raise():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-    # torch still counts an autocast whose end Ctrl-C has cut off, and would keep its casts.
-    torch.autocast_increment_nesting()
-    while torch.autocast_decrement_nesting():
-        pass
 
 
 @pytest.fixture(params=["gpt2", "llama", "dynamic_llama"])

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+from hullft_ops import _C
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -33,16 +35,13 @@ def signal_safe(
 
 @signal_safe
 def at_exit(undo: Callable[[], None]) -> Iterator[None]:
-    """Call ``undo`` at the end of the body. It must stand being called again, from its beginning,
-    after a signal has cut it short."""
+    """Call ``undo`` at the end of the body, again from its beginning for each signal that cuts it
+    short, until it is done. What the last signal's handler raised is raised then."""
     try:
         yield
     finally:
-        try:
-            undo()
-        except BaseException:
-            undo()
-            raise
+        # The first call in this clause, of a function in C++: no signal can come before it.
+        _C.call_until_done(undo)
 
 
 class _Block(io.IOBase):

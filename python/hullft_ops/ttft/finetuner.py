@@ -127,9 +127,10 @@ class TestTimeFinetuner:
     ) -> Iterator[Adaptation]:
         """Adapt the model to ``prompt`` for the length of a with block, and restore it afterwards.
 
-        On exit, even after an exception or one Ctrl-C, the trained parameters, buffers, gradients,
+        On exit, even after an exception or Ctrl-C, the trained parameters, buffers, gradients,
         ``requires_grad`` flags and training modes have the same bits as before, in the same
-        storage. Other threads and asyncio tasks may not adapt or read the model meanwhile.
+        storage, and this thread the same grad mode and autocast. Other threads and asyncio tasks
+        may not adapt or read the model meanwhile.
 
         Args:
             prompt: a text, or a support from `select`.

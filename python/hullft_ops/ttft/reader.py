@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._terminal import progress
-from hullft_ops.ttft.contexts import signal_safe
+from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.loss import next_token_logits
 from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
@@ -23,7 +23,7 @@ from hullft_ops.ttft.models.checks import (
     text_window,
     unwrapped,
 )
-from hullft_ops.ttft.models.modes import AutoPrecision, autocast, eval_mode
+from hullft_ops.ttft.models.modes import AutoPrecision, ThreadModes, autocast, eval_mode
 from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.restore import exclusive
 
@@ -150,6 +150,7 @@ class Reader:
         with (
             exclusive(model),
             eval_mode(model),
+            at_exit(ThreadModes(model.device).put_back),
             torch.no_grad(),
             autocast(model.device, self.dtype),
         ):

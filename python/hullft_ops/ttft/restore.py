@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.models.checks import unwrapped
-from hullft_ops.ttft.models.modes import restore_modes
+from hullft_ops.ttft.models.modes import ThreadModes, restore_modes
 
 # The thread and the asyncio task that have each model at the moment.
 _callers: "WeakKeyDictionary[nn.Module, tuple[int, Any]]" = WeakKeyDictionary()
@@ -62,8 +62,8 @@ def restored(
     """Restore the model at the end of the body, even after an exception or Ctrl-C.
 
     The trained parameters, buffers, gradients, ``requires_grad`` flags and training modes get the
-    same bits as before, in the same storage, and torch its grad mode. Other changes stay. In the
-    body the parameters have no gradients.
+    same bits as before, in the same storage, and this thread its grad mode and autocast. Other
+    changes stay. In the body the parameters have no gradients.
 
     Args:
         model: the model that contains ``trained``.
@@ -73,12 +73,14 @@ def restored(
     Yields:
         The values of ``trained`` from before, in the same order. Do not change them.
     """
-    state = _State(model, trained, copies)
-    with at_exit(state.put_back):
-        for parameter in model.parameters():
-            # Detached, not zeroed: a backward pass must not add to a gradient that is kept.
-            parameter.grad = None
-        yield copies
+    device = next(model.parameters()).device
+    with at_exit(ThreadModes(device).put_back):
+        state = _State(model, trained, copies)
+        with at_exit(state.put_back):
+            for parameter in model.parameters():
+                # Detached, not zeroed: a backward pass must not add to a gradient that is kept.
+                parameter.grad = None
+            yield copies
 
 
 class _State:
@@ -106,11 +108,10 @@ class _State:
             for parameter in model.parameters()
         ]
         self._modes = [(module, module.training) for module in model.modules()]
-        # Ctrl-C at the end of a `torch.no_grad` leaves it as it is.
-        self._records_gradients = torch.is_grad_enabled()
 
     def put_back(self) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        # In inference mode too, parameters count what is written to them.
+        with torch.no_grad():
             if self._copies:
                 torch._foreach_copy_(self._values, self._copies)
             for parameter, values in zip(self._trained, self._values, strict=True):
@@ -124,7 +125,6 @@ class _State:
                 module._buffers[name] = buffer
                 buffer.copy_(content)
         restore_modes(self._modes)
-        torch.set_grad_enabled(self._records_gradients)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
 

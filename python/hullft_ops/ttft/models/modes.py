@@ -1,8 +1,10 @@
-"""Putting a model in eval mode, or in another precision, for a while."""
+"""Putting a model in eval mode, or torch in another mode or precision, for a while."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from operator import call
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -29,6 +31,46 @@ def restore_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
     """Put each module back in its mode."""
     for module, training in modes:
         module.training = training
+
+
+class ThreadModes:
+    """The grad mode of this thread, and its autocast for a device, when this is made.
+
+    Ctrl-C within the end of `torch.no_grad` or `torch.autocast` leaves theirs on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._thread = get_ident()
+        self._records_gradients = torch.is_grad_enabled()
+        self._device = device.type
+        self._has_autocast = torch.amp.is_autocast_available(self._device)
+        if self._has_autocast:
+            self._is_on = torch.is_autocast_enabled(self._device)
+            self._dtype = torch.get_autocast_dtype(self._device)
+            self._caches = torch.is_autocast_cache_enabled()
+            # Torch tells the depth only when it changes. One instruction: no signal comes between.
+            _, self._depth = map(
+                call,
+                (torch.autocast_increment_nesting, torch.autocast_decrement_nesting),
+            )
+
+    def put_back(self) -> None:
+        """Give them back to the thread that had them."""
+        # A generator that nobody holds any more may be closed in any thread.
+        if get_ident() != self._thread:
+            return
+        torch.set_grad_enabled(self._records_gradients)
+        if not self._has_autocast:
+            return
+        torch.set_autocast_enabled(self._device, self._is_on)
+        torch.set_autocast_dtype(self._device, self._dtype)
+        torch.set_autocast_cache_enabled(self._caches)
+        torch.autocast_increment_nesting()
+        while torch.autocast_decrement_nesting() > self._depth:
+            pass
+        if self._depth == 0:
+            # Copies of weights, which autocast keeps no longer than it is on.
+            torch.clear_autocast_cache()
 
 
 def autocast(
