@@ -26,55 +26,79 @@ def slow_followers(texts, text, length):
     )
 
 
-@given(st.lists(texts_of_few_tokens, max_size=4), texts_of_few_tokens)
-def test_followers_equal_those_of_a_search_by_hand(texts, text):
-    followers = list(Ngrams(texts).followers(text))
+@given(st.lists(texts_of_few_tokens, max_size=4), texts_of_few_tokens, st.integers(0))
+def test_followers_equal_those_of_a_search_by_hand(texts, text, first):
+    growing = Ngrams(texts).after(text[:first])
+    growing.extend(text[first:])
     expected = [
         counts
         for length in (1, 2, 4, 8)
         if length <= len(text) and (counts := slow_followers(texts, text, length))
     ]
 
-    assert len(followers) == len(expected)
-
-    for (tokens, shares), counts in zip(followers, expected, strict=True):
-        assert dict(zip(tokens.tolist(), shares, strict=True)) == {
-            token: pytest.approx(count / counts.total())
-            for token, count in counts.items()
-        }
+    assert list(growing.followers()) == expected
 
 
-def test_the_mixture_is_a_distribution_by_the_lengths_and_how_sure_the_model_is():
-    ngrams = Ngrams([[5, 6, 7], [5, 6, 8], [9, 6, 7, 7]], weights=[0.1, 0.4])
-    logits = torch.randn(4, 10, dtype=torch.float64)
-    mixtures = ngrams.mixed(logits, [[6], [5, 6], [3, 5, 6], [1]]).exp()
+@given(st.lists(texts_of_few_tokens, max_size=4), texts_of_few_tokens)
+def test_a_draft_continues_the_longest_ngram_that_occurs(texts, text):
+    draft, length = Ngrams(texts).after(text).draft(3)
+    lengths = [n for n in (1, 2, 4, 8) if n <= len(text)]
+    matches = [n for n in lengths if slow_followers(texts, text, n)]
 
-    model = logits.softmax(dim=-1)
-    doubt = (1 - model.amax(dim=-1, keepdim=True)).sqrt()
-    after_six = torch.tensor([0, 0, 0, 0, 0, 0, 0, 2, 1, 0]) / 3
-    after_both = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 0]) / 2
-    by_one = model + 0.1 * doubt * (after_six - model)
-    by_two = by_one + 0.4 * doubt * (after_both - by_one)
-    expected = [by_one[0], by_two[1], by_two[2], model[3]]
+    assert length == max(matches, default=0)
+    assert bool(draft) == bool(matches)
 
-    torch.testing.assert_close(mixtures, torch.stack(expected))
-    torch.testing.assert_close(mixtures.sum(dim=-1), torch.ones(4, dtype=torch.float64))
+    suffix = text[len(text) - length :]
+
+    assert not draft or any(
+        other[end - length : end + 3] == suffix + draft
+        for other in [*texts, text]
+        for end in range(length, len(other))
+    )
+
+
+def slow_mixture(ngrams_counts, weights, logits):
+    """The formula, n-gram by n-gram."""
+    mixture = logits.softmax(dim=-1)
+    doubt = (1 - mixture.max()).sqrt()
+    for counts, weight in zip(ngrams_counts, weights, strict=False):
+        shares = torch.zeros_like(mixture)
+        for token, count in counts.items():
+            shares[token] = count / sum(counts.values())
+
+        mixture = mixture + weight * doubt * (shares - mixture)
+
+    return mixture
+
+
+def test_the_mixture_follows_the_formula():
+    texts = [[5, 6, 7], [5, 6, 8], [9, 6, 7, 7]]
+    weights = [0.1, 0.4]
+    for text in ([6], [5, 6], [3, 5, 6], [5, 6, 7, 5, 6], [1]):
+        logits = torch.randn(10, dtype=torch.float64)
+        mixture = Ngrams(texts, weights).after(text).mixed(logits).exp()
+        lengths = [length for length in (1, 2) if length <= len(text)]
+        counts = [slow_followers(texts, text, length) for length in lengths]
+        expected = slow_mixture(filter(None, counts), weights, logits)
+
+        torch.testing.assert_close(mixture, expected)
+        assert mixture.sum() == pytest.approx(1)
 
 
 def test_a_model_that_is_certain_is_left_alone():
-    logits = torch.tensor([[0.0, 1000.0, 0.0]])
+    logits = torch.tensor([0.0, 1000.0, 0.0])
 
-    mixture = Ngrams([[1, 2]]).mixed(logits, [[1]])
+    mixture = Ngrams([[1, 2]]).after([1]).mixed(logits)
 
     assert torch.equal(mixture, logits.log_softmax(dim=-1))
 
 
 def test_a_forbidden_token_stays_forbidden():
-    logits = torch.zeros(1, 4)
-    logits[0, 2] = -torch.inf
-    mixture = Ngrams([[1, 2]], weights=[0.5]).mixed(logits, [[1]])
+    logits = torch.zeros(4)
+    logits[2] = -torch.inf
+    mixture = Ngrams([[1, 2]], weights=[0.5]).after([1]).mixed(logits)
 
-    assert mixture[0, 2] == -torch.inf
+    assert mixture[2] == -torch.inf
 
 
 @pytest.mark.parametrize("context", [0, 1])

@@ -1,9 +1,10 @@
 """What a prompt's neighbours say next, mixed into the model's predictions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from itertools import chain
+from itertools import chain, pairwise, takewhile
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ _WRITING = 0.5
 _IN_TEXT = 8
 # Stands before each text, and equals no token.
 _BOUNDARY = -1
+# The number of an n-gram that does not occur.
+_ABSENT = -1
 
 
 class Ngrams:
@@ -42,8 +45,9 @@ class Ngrams:
     def __init__(
         self, texts: Sequence[Sequence[int]], weights: Sequence[float] = WEIGHTS
     ) -> None:
-        self._tokens = _joined(texts)
         self._weights = weights
+        self._tokens = _joined(texts)
+        self._tables = list(_tables(self._tokens, len(weights)))
 
     def scaled(self, factor: float) -> "Ngrams":
         """The same n-grams at ``factor`` of the weights."""
@@ -51,50 +55,92 @@ class Ngrams:
         other._weights = [factor * weight for weight in self._weights]
         return other
 
-    def followers(self, text: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What came next after the last 1, 2, 4, ... tokens of ``text``, while they occur.
+    def after(self, text: Sequence[int]) -> "NgramText":
+        """What comes next after the tokens of a text, which may grow."""
+        return NgramText(self._tokens, self._tables, self._weights, text)
 
-        Yields:
-            The different tokens, int32 ``[n]``, and the share of each, float64 ``[n]``.
-        """
-        if not text:
-            return
-        tokens = np.concatenate([self._tokens, _joined([text])])
-        start = len(self._tokens)
-        end = len(tokens) - 1
-        is_followed = tokens[1:] != _BOUNDARY
-        ends = np.flatnonzero(is_followed & (tokens[:-1] == tokens[end]))
-        length = 1
-        for _ in self._weights:
-            if not len(ends):
+
+class NgramText:
+    """A text that grows, and what comes next by its neighbours' n-grams and its own.
+
+    `Ngrams.after` makes one. Each token is entered once: a prediction takes as long behind a long
+    text as behind a short one.
+    """
+
+    def __init__(
+        self,
+        neighbours: np.ndarray,
+        tables: "Sequence[_Table]",
+        weights: Sequence[float],
+        text: Sequence[int],
+    ) -> None:
+        self.tokens: list[int] = []
+        self._neighbours = neighbours
+        self._weights = weights
+        self._suffixes = [_Suffixes(table) for table in tables]
+        self.extend(text)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the text."""
+        for token in tokens:
+            place = len(self.tokens)
+            self.tokens.append(token)
+            for suffixes in self._suffixes:
+                suffixes.follow(token, place)
+            self._suffixes[0].enter((0, 0), (token, token))
+            half = 1
+            for shorter, longer in pairwise(self._suffixes):
+                longer.enter(shorter.at(place - half), shorter.at(place))
+                half *= 2
+
+    def followers(self) -> Iterator[Mapping[int, int]]:
+        """How much each token counts that came next after the last 1, 2, 4, ... tokens, while these
+        occur."""
+        for suffixes in self._suffixes:
+            counts = suffixes.followers()
+            if not counts:
                 return
-            following, kinds = np.unique(tokens[ends + 1], return_inverse=True)
-            counts = np.bincount(kinds, weights=np.where(ends < start, 1, _IN_TEXT))
-            yield following, counts / counts.sum()
-            for offset in range(length, 2 * length):
-                if tokens[end - offset] == _BOUNDARY:
-                    return
-                ends = ends[tokens[ends - offset] == tokens[end - offset]]
-            length *= 2
+            yield counts
 
-    def mixed(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+    def mixed(self, logits: Tensor) -> Tensor:
         """The logarithms of the mixture's probabilities.
 
         Args:
-            logits: ``[len(texts), vocabulary]``, the model's. Tokens at -inf stay there.
-            texts: what stands before each prediction.
+            logits: ``[vocabulary]``, the model's for the next token. Tokens at -inf stay there.
 
         Returns:
             A tensor of the same shape.
         """
-        mixtures = logits.log_softmax(dim=-1)
-        doubts = (1 - mixtures.amax(dim=-1).exp()).clamp(min=0).sqrt()
-        for mixture, doubt, text in zip(mixtures, doubts, texts, strict=True):
-            for weight, (tokens, shares) in zip(
-                self._weights, self.followers(text), strict=False
-            ):
-                _mix_in(mixture, weight * doubt, tokens, shares)
-        return mixtures
+        mixture = logits.log_softmax(dim=-1)
+        doubt = math.sqrt(max(0.0, 1 - math.exp(mixture.max().item())))
+        rest = 1.0
+        added: dict[int, float] = {}
+        # What is mixed in last keeps its weight.
+        for weight, counts in reversed(
+            [*zip(self._weights, self.followers(), strict=False)]
+        ):
+            share = rest * doubt * weight / sum(counts.values())
+            for token, count in counts.items():
+                added[token] = added.get(token, 0.0) + share * count
+            rest *= 1 - doubt * weight
+        if rest < 1:
+            _mix_in(mixture, rest, added)
+        return mixture
+
+    def draft(self, length: int) -> tuple[list[int], int]:
+        """Up to ``length`` tokens that may come next: those behind the longest n-gram that occurs.
+
+        Returns:
+            The tokens, and how many tokens the n-gram has: a power of 2, or 0 if none occurs.
+        """
+        for number, suffixes in reversed([*enumerate(self._suffixes)]):
+            here, near = suffixes.continued_at()
+            if here is not None:
+                return self.tokens[here : here + length], 2**number
+            if near is not None:
+                tokens = self._neighbours[near : near + length].tolist()
+                return [*takewhile(_BOUNDARY.__ne__, tokens)], 2**number
+        return [], 0
 
 
 class NgramProcessor:
@@ -108,6 +154,7 @@ class NgramProcessor:
     def __init__(self, ngrams: Sequence[Ngrams | None], lengths: Sequence[int]) -> None:
         self._ngrams = [each.scaled(_WRITING) if each else None for each in ngrams]
         self._lengths = lengths
+        self._texts: dict[int, NgramText] = {}
         self._read: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -117,25 +164,150 @@ class NgramProcessor:
         beams = len(scores) // len(self._ngrams)
         mixtures = []
         for number, ids in enumerate(input_ids.tolist()):
-            row = scores[number : number + 1]
+            mixture = scores[number]
             ngrams = self._ngrams[number // beams]
             if ngrams is not None:
                 start = self._read - self._lengths[number // beams]
-                row = ngrams.mixed(row, [ids[start:]])
-            mixtures.append(row)
-        return torch.cat(mixtures)
+                mixture = self.text(number, ngrams, ids[start:]).mixed(mixture)
+            mixtures.append(mixture)
+        return torch.stack(mixtures)
+
+    def text(self, number: int, ngrams: Ngrams, tokens: list[int]) -> NgramText:
+        """The text of a row, which goes on where it was unless a beam has taken its place."""
+        text = self._texts.get(number)
+        if text is None or text.tokens != tokens[: len(text.tokens)]:
+            text = self._texts[number] = ngrams.after([])
+        text.extend(tokens[len(text.tokens) :])
+        return text
 
 
-def _mix_in(
-    mixture: Tensor, weight: Tensor, tokens: np.ndarray, shares: np.ndarray
-) -> None:
-    """Change the logarithms ``mixture`` of a distribution ``[vocabulary]`` in place."""
-    mixture += torch.log1p(-weight)
-    following = torch.from_numpy(tokens).to(mixture.device)
-    added = (weight * torch.from_numpy(shares).to(mixture)).log()
-    before = mixture[following]
+class _Table:
+    """What follows the n-grams of one length in the neighbours.
+
+    An n-gram is a pair of the numbers of its halves, and its own number is the pair's rank.
+
+    Args:
+        pairs: of each occurrence, as one integer.
+        stride: the left number's factor in ``pairs``.
+        places: where the token stands that follows each occurrence.
+        tokens: the neighbours'.
+
+    Attributes:
+        numbers: of each occurrence.
+    """
+
+    def __init__(
+        self, pairs: np.ndarray, stride: int, places: np.ndarray, tokens: np.ndarray
+    ) -> None:
+        self._stride = stride
+        self._pairs, self.numbers = np.unique(pairs, return_inverse=True)
+        vocabulary = int(tokens.max(initial=0)) + 1
+        continued = self.numbers * vocabulary + tokens[places]
+        continued, first, self._counts = np.unique(
+            continued, return_index=True, return_counts=True
+        )
+        self._tokens = continued % vocabulary
+        self._places = places[first]
+        numbers = np.arange(len(self._pairs) + 1)
+        self._starts = np.searchsorted(continued // vocabulary, numbers)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def number(self, left: int, right: int) -> int:
+        """The number of the n-gram with these halves."""
+        pair = left * self._stride + right
+        number = int(self._pairs.searchsorted(pair))
+        occurs = number < len(self._pairs) and self._pairs[number] == pair
+        return number if occurs else _ABSENT
+
+    def followers(self, number: int) -> dict[int, int]:
+        """How often each token follows an n-gram."""
+        follow = slice(self._starts[number], self._starts[number + 1])
+        tokens, counts = self._tokens[follow].tolist(), self._counts[follow].tolist()
+        return dict(zip(tokens, counts, strict=True))
+
+    def most_frequent(self, number: int) -> int:
+        """Where the token stands that follows an n-gram most often."""
+        start, end = self._starts[number : number + 2]
+        return int(self._places[start + self._counts[start:end].argmax()])
+
+
+class _Suffixes:
+    """The suffixes of one length of a growing text: what follows them, near it and within it."""
+
+    def __init__(self, table: _Table) -> None:
+        self._table = table
+        # By place in the text, the n-gram that ends there: its number here, and in the table.
+        self._ending: list[tuple[int, int]] = []
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._counts: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        self._latest: dict[int, int] = {}
+
+    def at(self, place: int) -> tuple[int, int]:
+        return self._ending[place] if place >= 0 else (_ABSENT, _ABSENT)
+
+    def follow(self, token: int, place: int) -> None:
+        """A token follows what ends before its place."""
+        here, _ = self.at(place - 1)
+        if here != _ABSENT:
+            self._counts[here][token] += _IN_TEXT
+            self._latest[here] = place
+
+    def enter(self, left: tuple[int, int], right: tuple[int, int]) -> None:
+        """The n-gram with these halves ends at the next place."""
+        here = near = _ABSENT
+        if left[0] != _ABSENT:
+            pair = left[0], right[0]
+            here = self._numbers.setdefault(pair, len(self._numbers))
+        if left[1] != _ABSENT and right[1] != _ABSENT:
+            near = self._table.number(left[1], right[1])
+        self._ending.append((here, near))
+
+    def followers(self) -> Mapping[int, int]:
+        """How much each token counts that follows the last suffix."""
+        here, near = self.at(len(self._ending) - 1)
+        counts: Mapping[int, int] = self._counts.get(here, {})
+        if near == _ABSENT:
+            return counts
+        merged = self._table.followers(near)
+        for token, count in counts.items():
+            merged[token] = merged.get(token, 0) + count
+        return merged
+
+    def continued_at(self) -> tuple[int | None, int | None]:
+        """Where the last suffix goes on: after its latest occurrence in the text, and most often
+        in the neighbours."""
+        here, near = self.at(len(self._ending) - 1)
+        often = None if near == _ABSENT else self._table.most_frequent(near)
+        return self._latest.get(here), often
+
+
+def _tables(tokens: np.ndarray, count: int) -> Iterator[_Table]:
+    """Those of the n-grams of 1, 2, 4, ... tokens."""
+    is_followed = (tokens[:-1] != _BOUNDARY) & (tokens[1:] != _BOUNDARY)
+    ends = np.flatnonzero(is_followed)
+    pairs, stride, half = tokens[ends].astype(np.int64), 1, 1
+    for _ in range(count):
+        table = _Table(pairs, stride, ends + 1, tokens)
+        yield table
+        numbers = np.full(len(tokens), _ABSENT)
+        numbers[ends] = table.numbers
+        ends = ends[ends >= half]
+        ends = ends[numbers[ends - half] != _ABSENT]
+        pairs, stride = len(table) * numbers[ends - half] + numbers[ends], len(table)
+        half *= 2
+
+
+def _mix_in(mixture: Tensor, rest: float, added: Mapping[int, float]) -> None:
+    """Scale a distribution ``[vocabulary]`` by ``rest`` and add to it; ``mixture`` has its
+    logarithms, and changes in place."""
+    mixture += math.log(rest)
+    tokens = torch.tensor([*added], device=mixture.device)
+    before = mixture[tokens]
+    logarithms = before.new_tensor([*added.values()]).log()
     is_forbidden = before.isneginf()
-    mixture[following] = torch.logaddexp(before, added).masked_fill(
+    mixture[tokens] = torch.logaddexp(before, logarithms).masked_fill(
         is_forbidden, -math.inf
     )
 

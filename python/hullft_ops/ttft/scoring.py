@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
+from hullft_ops.ttft.ngrams import NgramText
 from hullft_ops.ttft.reader import Context, Reader, Tokens
 
 if TYPE_CHECKING:
@@ -162,15 +164,21 @@ def _predictions(
     # Without passages, only the first window reads the special tokens that open a text.
     body = ids[opening:] if head else ids
     first -= len(ids) - len(body)
+    text = context.ngrams.after(body[:first]) if context.ngrams else None
     windows = _windows(first, len(body), reader.window - len(head))
     for begin, place, end in windows:
         window = body[begin:end]
         for logits, targets in reader.logits(head, window, place - begin, context):
-            if context.ngrams is not None:
-                texts = [body[: place + row] for row in range(len(targets))]
-                logits = context.ngrams.mixed(logits, texts)
-            place += len(targets)
-            yield logits, targets
+            yield logits if text is None else _mixed(text, logits, targets), targets
+
+
+def _mixed(text: NgramText, logits: Tensor, targets: Tensor) -> Tensor:
+    """The logits with the text's n-grams; the text goes on by the targets."""
+    rows = []
+    for row, target in zip(logits, targets.tolist(), strict=True):
+        rows.append(text.mixed(row))
+        text.extend([target])
+    return torch.stack(rows)
 
 
 def _windows(first: int, length: int, window: int) -> list[tuple[int, int, int]]:
