@@ -31,14 +31,14 @@ class Case(PoolCase):
 def cases(smoke: bool) -> list[Case]:
     if smoke:
         small = Case(2, 30, n_select=5)
-        return [small, replace(small, dtype="bfloat16", variant="pairwise")]
+        return [small, replace(small, dtype="bfloat16", variant="corrective")]
     base = Case(64)
     return [
         base,
         Case(1),
         Case(64, dim=1024),
         Case(1, dim=1024),
-        replace(base, variant="pairwise"),
+        replace(base, variant="corrective"),
         replace(base, dim=1024, dtype="bfloat16"),
     ]
 

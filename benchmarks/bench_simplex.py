@@ -14,7 +14,6 @@ from benchmarks.simplex_problems import KINDS, problem
 _ROUNDING = 1e-9
 _FLOAT32_ROUNDING = 1e-5  # of CUDA's state
 _FISTA_EXCESS = 1e-6
-_PAIRWISE_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ def test_simplex(case: Case, recorder: Recorder, device: torch.device) -> None:
     if on_simplex:
         goal = (1 + _FISTA_EXCESS) * ours.to(pool)
         solvers["torch FISTA"] = partial(peers.torch_fista, pool, query, goal)
-        solvers["pairwise"] = partial(pairwise_weights, pool, query)
     float32_state = pool.is_cuda and case.dtype == "float32"
     rounding = _FLOAT32_ROUNDING if float32_state else _ROUNDING
     for name, solver in solvers.items():
@@ -73,17 +71,3 @@ def test_simplex(case: Case, recorder: Recorder, device: torch.device) -> None:
             assert excess.max() <= rounding
         recorder.fact(f"excess of {name}", excess.max().item())
         recorder.peer(name, solver)
-
-
-def pairwise_weights(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """[B, K], by fw_select, which does not improve its counts."""
-    rows = pool.shape[-2]
-    selection = hullft_ops.fw_select(
-        pool,
-        query,
-        rows,
-        variant="pairwise",
-        max_iter=_PAIRWISE_STEPS,
-        swap_passes=0,
-    )
-    return selection.dense(rows)

@@ -25,9 +25,10 @@ median over the turns), then its median in brackets.
   same task, beside `sift_select` the same one. pyversity's methods are others for that task too.
 - SciPy nnls: over the simplex, with a heavy equation for the sum. torch FISTA: batched accelerated
   projected gradient, told when its squared residuals are within 1e-6 of the minimum, 2,000 steps at
-  most. pairwise: ours, 2,000 steps at most. The excess of a squared residual is relative.
+  most. The excess of a squared residual is relative.
 - Peers that take queries one by one are timed on a few of a large batch, other methods on one.
-- sweep, in older runs: torch's plain passes over the bytes that ours must move.
+- In older runs, sweep: torch's plain passes over the bytes that ours must move. pairwise: ours by
+  pairwise steps, 2,000 at most.
 - padded loop: a loop like the published one, which pads to all positions of the model and clones
   gradients, in float32. torch loop: without padding, with torch's fused Adam, in the dtype of ours.
   Both get our selection and only train and restore; ours embeds, searches and selects too.

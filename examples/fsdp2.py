@@ -26,7 +26,7 @@ def main() -> None:
     pool = nn.functional.normalize(torch.randn(200, 64), dim=-1)
     query = nn.functional.normalize(pool[:4].mean(0, keepdim=True), dim=-1)
     passages = pool[:, None] + 0.01 * torch.randn(200, 8, 64)
-    selection = hullft_ops.fw_select(pool, query[0], STEPS, variant="pairwise")
+    selection = hullft_ops.fw_select(pool, query[0], STEPS, variant="corrective")
     size = int(selection.support_size)
 
     model = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 64))

@@ -20,7 +20,7 @@ def main() -> dict[str, float]:
     query = nn.functional.normalize(pool[:4].mean(0), dim=-1)
 
     # The rows that reconstruct the query, and the number of steps on each.
-    selection = hullft_ops.fw_select(pool, query, STEPS, variant="pairwise")
+    selection = hullft_ops.fw_select(pool, query, STEPS, variant="corrective")
     size = int(selection.support_size)
 
     model = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 64))

@@ -99,7 +99,7 @@ WRONG_OBJECTS = [
     bad("simplex_lstsq", "pool must be a torch.Tensor, got list", pool=[[1.0]]),
     bad("simplex_lstsq", "max_iter must be an int, got str", max_iter="9"),
     bad("fw_select", "tol must be a number, got str", tol="1"),
-    bad("fw_select", "variant must be a str, got list", variant=["away"]),
+    bad("fw_select", "variant must be a str, got list", variant=["vanilla"]),
     bad("fw_lmo", "current must be a torch.Tensor, got list", current=[1.0]),
     bad("sift_select", "noise must be a number, got str", noise="1"),
 ]

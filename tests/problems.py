@@ -24,7 +24,7 @@ REACH = {
 }
 """Powers of two up to which, and down to whose reciprocal, entries may be scaled."""
 ON_VALUES = "values are checked on the CPU alone; on CUDA bad ones show in the outputs"
-VARIANTS = ["vanilla", "away", "pairwise", "corrective"]
+VARIANTS = ["vanilla", "corrective"]
 METHODS = [*VARIANTS, "sift", "knn"]
 AnySelection = hullft_ops.Selection | hullft_ops.SiftSelection
 P = ParamSpec("P")

@@ -61,12 +61,10 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("variant", ["vanilla", "away"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("candidates", "dim", "n_select"), SHAPES)
 @pytest.mark.usefixtures("simd_level")
 def test_equals_reference(
-    variant: str,
     dtype: torch.dtype,
     candidates: int,
     dim: int,
@@ -75,75 +73,16 @@ def test_equals_reference(
     device: torch.device,
 ) -> None:
     pool, query = make_problem(candidates * dim, 3, candidates, dim, dtype)
-    max_iter = 250
-    if device.type == "cuda" and dtype != torch.float64:
-        max_iter = 40 if variant == "vanilla" else 12
-
-    sel = hullft_ops.fw_select(
-        pool, query, n_select, variant=variant, max_iter=max_iter
-    )
+    narrow_state = device.type == "cuda" and dtype != torch.float64
+    max_iter = 40 if narrow_state else 250
+    sel = hullft_ops.fw_select(pool, query, n_select, max_iter=max_iter)
     tolerance = 1e-10 if dtype == torch.float64 else float32_tolerance
 
     for b in range(3):
-        assert_selects_as_reference(
-            of_query(sel, b),
-            pool[b],
-            query[b],
-            n_select,
-            variant=variant,
-            max_iter=max_iter,
-            tolerance=tolerance,
-        )
+        expected = reference_fw_select(pool[b], query[b], n_select, max_iter=max_iter)
+        assert_equals_reference(of_query(sel, b), expected, weight_tolerance=tolerance)
 
 
-def assert_selects_as_reference(
-    selection: hullft_ops.Selection,
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    n_select: int,
-    variant: str,
-    max_iter: int,
-    tolerance: float,
-) -> None:
-    """One query. "away" reaches the optimum, where rounding alone decides when it stops."""
-    expected = reference_fw_select(
-        pool, query, n_select, variant=variant, max_iter=max_iter
-    )
-    steps = int(selection.num_iter)
-    if variant == "away" and steps != expected.num_iter:
-        fewer = min(steps, expected.num_iter)
-        at_rest = reference_fw_select(
-            pool, query, n_select, variant=variant, max_iter=fewer
-        )
-
-        assert at_rest.indices.tolist() == expected.indices.tolist()
-        assert (at_rest.weights - expected.weights).abs().max() <= 1e-10
-
-        expected = expected._replace(num_iter=steps)
-
-    assert_equals_reference(selection, expected, weight_tolerance=tolerance)
-
-
-@pytest.mark.parametrize("n_select", [5, 50])
-@pytest.mark.usefixtures("simd_level")
-def test_golden_away(golden: dict[str, torch.Tensor], n_select: int) -> None:
-    pool = golden["pool"].double()
-    query = golden["query"].double()
-    sel = hullft_ops.fw_select(pool, query, n_select, variant="away")
-
-    for b in range(len(pool)):
-        assert_selects_as_reference(
-            of_query(sel, b),
-            pool[b],
-            query[b],
-            n_select,
-            variant="away",
-            max_iter=250,
-            tolerance=1e-10,
-        )
-
-
-@pytest.mark.parametrize("variant", ["vanilla", "away"])
 @pytest.mark.parametrize(
     ("length", "steps"),
     [
@@ -153,11 +92,11 @@ def test_golden_away(golden: dict[str, torch.Tensor], n_select: int) -> None:
 )
 @pytest.mark.parametrize("norm", [1.0, 2.0**-40, 2.0**40])
 def test_a_direction_shorter_than_the_documented_one_is_none(
-    variant: str, length: float, steps: int, norm: float
+    length: float, steps: int, norm: float
 ) -> None:
     x = norm * torch.tensor([[1.0, 0.0], [1.0, length]], dtype=torch.float64)
     q = norm * torch.tensor([1.0, length / 3], dtype=torch.float64)
-    sel = hullft_ops.fw_select(x.flip(0), q, 2, variant=variant, max_iter=1, tol=0.0)
+    sel = hullft_ops.fw_select(x.flip(0), q, 2, max_iter=1, tol=0.0)
 
     assert sel.num_iter.item() == steps
 
@@ -185,11 +124,6 @@ def test_a_whole_step_toward_a_vertex_leaves_nothing_else() -> None:
         expected = reference.fw_select(x, q, 2, variant=variant, max_iter=1)
 
         assert_equals_reference(sel, expected)
-
-    away = hullft_ops.fw_select(x, q, 2, variant="away")
-
-    assert away.indices.tolist() == [1, -1]
-    assert away.weights.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

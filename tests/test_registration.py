@@ -36,7 +36,7 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     ragged = {"pool_sizes": sizes}
     return {
         "fw_select": ("fw_select", pools),
-        "fw_select ragged": ("fw_select", {**wide, "variant": "away", **ragged}),
+        "fw_select ragged": ("fw_select", {**wide, **ragged}),
         "fw_select shared": ("fw_select", shared),
         "fw_select candidates": ("fw_select", {**indexed, **ragged}),
         "fw_select corrective": (
@@ -102,7 +102,7 @@ def rows(query: torch.Tensor) -> torch.Tensor:
 
 
 def fw_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    return hullft_ops.fw_select(pool, query, 5, variant="pairwise")
+    return hullft_ops.fw_select(pool, query, 5)
 
 
 def corrective(pool: torch.Tensor, query: torch.Tensor) -> Any:

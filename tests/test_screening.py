@@ -66,7 +66,7 @@ def test_the_lowest_of_equal_rows_wins(shape: tuple[int, int]) -> None:
 
 
 def test_more_steps_than_are_kept() -> None:
-    """A step takes 40 bytes of those that are kept, for as long as the thread lives."""
+    """A step takes 24 bytes of those that are kept, for as long as the thread lives."""
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(40, 16, generator=generator)
     weights = torch.rand(40, generator=generator).softmax(0)
@@ -85,7 +85,7 @@ def test_more_steps_than_are_kept() -> None:
 
     growth = peak_of(many) - peak_of(few)
 
-    assert growth < 8 << 20 < 40 * (many - few)
+    assert growth < 8 << 20 < 24 * (many - few)
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
@@ -101,30 +101,14 @@ def test_a_query_within_the_pool(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
-@pytest.mark.parametrize(
-    ("scale", "variant"),
-    # Between rows this close to each other pairwise steps alone are taken.
-    [
-        (1e-25, "pairwise"),
-        (1e-12, "pairwise"),
-        (1e4, "vanilla"),
-        (1e18, "vanilla"),
-        (3e18, "vanilla"),
-    ],
-)
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e4, 1e18, 3e18])
 @pytest.mark.usefixtures("simd_level")
 def test_values_that_the_screen_cannot_hold(
-    shape: tuple[int, int], scale: float, variant: str
+    shape: tuple[int, int], scale: float
 ) -> None:
     """Squares under- or overflow float32."""
     pool, query = make_problem(8, 2, *shape, torch.float32)
-    sel = assert_as_in_float64(
-        scale * pool,
-        scale * query,
-        variant=variant,
-        tol=0.0,
-        max_iter=20,
-    )
+    sel = assert_as_in_float64(scale * pool, scale * query, tol=0.0, max_iter=20)
 
     assert (sel.num_iter > 10).all()
 

@@ -15,6 +15,7 @@ from problems import (
     DTYPES,
     METHODS,
     ON_VALUES,
+    VARIANTS,
     assert_consistent,
     assert_equals_reference,
     assert_same_selection,
@@ -57,7 +58,7 @@ def test_ties_of_the_nearest() -> None:
     assert selection.indices.tolist() == [[0, 6, 12, 1], [0, 6, 1, 7]]
 
 
-@pytest.mark.parametrize("method", ["away", "sift"])
+@pytest.mark.parametrize("method", [*VARIANTS, "sift"])
 def test_large_pool(method: str) -> None:
     pool, query = make_problem(15, 1, 70_000, 4, torch.float32, spread=1.0)
     selection = select(method, pool, query, 10)

@@ -27,8 +27,7 @@ def cases(smoke: bool) -> list[Case]:
     one, many = Case(1), Case(1024)
     return [
         one,
-        replace(one, variant="pairwise"),
-        replace(one, variant="away"),
+        replace(one, variant="corrective"),
         Case(64),
         many,
         replace(many, dim=1024),

@@ -88,7 +88,7 @@ def _selections(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Ca
         "sift_select": Call(sift, rows, tolerance),
         "sift_select_indexed": Call(sift_indexed, picked, tolerance),
     }
-    for variant in ("vanilla", "away", "pairwise", "corrective"):
+    for variant in ("vanilla", "corrective"):
         run = partial(hullft_ops.fw_select, variant=variant, **options)
         named[f"fw_select {variant}"] = Call(run, rows, tolerance)
     for solve in (hullft_ops.simplex_lstsq, hullft_ops.nnls):

@@ -198,8 +198,7 @@ class SiftSolver {
     for (const int64_t k : answer.indices) {
       answer.counts.push_back(picked_[size_t(k)]);
       answer.weights.push_back(double(picked_[size_t(k)]) / double(options_.n_select));
-      top = step_kernels().step_argmax(b_.get(), u, n_, 1, answer.weights.back(), gram_column(k), 0,
-                                       nullptr);
+      top = step_kernels().step_argmax(b_.get(), u, n_, 1, answer.weights.back(), gram_column(k));
     }
     Iterate<double> mix{0, 0};
     double largest_square = qq_;

@@ -10,8 +10,8 @@
 
 namespace hullft {
 
-// ||q - X^T w|| from the rows of the entries in `table.order`: near 0 the recurrence loses half its
-// digits. A thread has kElements elements of four rows under way, and a sum for each.
+// ||q - X^T w|| from the rows of the support: near 0 the recurrence loses half its digits. A thread
+// has kElements elements of four rows under way, and a sum for each.
 template <int kElements, typename S>
 __device__ __forceinline__ S exact_residual(const FwProblem& p, int64_t query, int n,
                                             const FwTable<S>& table, int support_size,
@@ -32,7 +32,7 @@ __device__ __forceinline__ S exact_residual(const FwProblem& p, int64_t query, i
       for (int j = 0; j < m; j += kTileRows) {
 #pragma unroll
         for (int r = 0; r < kTileRows; ++r) {
-          const int entry = table.order[j + r < m ? j + r : m - 1];
+          const int entry = j + r < m ? j + r : m - 1;
           const S w = j + r < m ? table.weight[entry] : S(0);
           const auto* row = rows[table.atom[entry]];
 #pragma unroll
@@ -56,7 +56,7 @@ struct FwAnswer {
   CountArrays counts;
   S* spare;  // memory that is free after the steps
   int64_t n_spare;
-  int n_entries, support_size;
+  int support_size;
 
   __device__ __forceinline__ int size(const FwProblem& p) const {
     return support_size < p.max_support ? support_size : p.max_support;
@@ -65,16 +65,14 @@ struct FwAnswer {
 
 // order[r] is the entry of rank r: largest weight first, lower index first on equal weights.
 template <typename S>
-__device__ __forceinline__ void sort_support(const FwTable<S>& table, int n_entries,
+__device__ __forceinline__ void sort_support(const FwTable<S>& table, int support_size,
                                              const BlockThread& me) {
-  for (int j = me.thread; j < n_entries; j += me.n_threads) {
+  for (int j = me.thread; j < support_size; j += me.n_threads) {
     const int atom = table.atom[j];
-    if (atom < 0) continue;
     const S w = table.weight[j];
     int rank = 0;
-    for (int i = 0; i < n_entries; ++i) {
+    for (int i = 0; i < support_size; ++i) {
       const int other = table.atom[i];
-      if (other < 0) continue;
       const S v = table.weight[i];
       rank += v > w || (v == w && other < atom);
     }
@@ -104,7 +102,7 @@ __device__ __forceinline__ void write_answer(const FwProblem& p, int64_t query,
   const FwTable<S>& table = answer.table;
   const CountArrays& counts = answer.counts;
   const int m = answer.size(p);
-  sort_support(table, answer.n_entries, me);
+  sort_support(table, answer.support_size, me);
   const SupportRows<S, Column> rows{table, column};
   const auto weight = [&](int i) { return double(table.weight[table.order[i]]); };
   for (int i = me.thread; i < m; i += me.n_threads) counts.gain[i] = double(b(rows.at(i)));

@@ -57,15 +57,13 @@ class FwBlock {
     write_failure<S>(query_, p_.n_select, out, me_);
   }
 
-  __device__ __forceinline__ bool vanilla() const { return p_.variant == Variant::kVanilla; }
-
   // ---- all warps
 
   __device__ __forceinline__ void clear() {
     for (int k = me_.thread; k < n_; k += me_.n_threads) x_.u[k] = 0;
     if (me_.thread == 0) {
       control_.action = Action::kCorrelate;
-      control_.column_s = control_.column_a = nullptr;
+      control_.column = nullptr;
     }
     __syncthreads();
   }
@@ -92,18 +90,13 @@ class FwBlock {
     return !__syncthreads_or(bad);
   }
 
-  // u <- scale * u + toward * G_s - away * G_a, and each warp's largest correlation.
+  // u <- scale * u + toward * G_s, and each warp's largest correlation.
   __device__ __forceinline__ void update() {
-    const S *toward = control_.column_s, *away = control_.column_a;
+    const S* column = control_.column;
     Best<S> best = no_best<S>();
     for (int k = me_.thread; k < n_; k += me_.n_threads) {
       S u = x_.u[k];
-      if (toward || away) {
-        u *= control_.scale;
-        if (toward) u += control_.toward * toward[k];
-        if (away) u -= control_.away * away[k];
-        x_.u[k] = u;
-      }
+      if (column) x_.u[k] = u = fma(control_.toward, column[k], control_.scale * u);
       see(best, x_.b[k] - u, k);
     }
     best = warp_best(best);
@@ -116,8 +109,7 @@ class FwBlock {
   // ---- warp 0: every lane holds the same members
 
   __device__ __forceinline__ const S* column(int entry) const {
-    const int stored = x_.table.atom[entry];
-    const int row = plan_.gram ? (stored < 0 ? ~stored : stored) : entry;
+    const int row = plan_.gram ? x_.table.atom[entry] : entry;
     return columns_ + int64_t(row) * p_.pool.width;
   }
 
@@ -141,17 +133,17 @@ class FwBlock {
   __device__ __forceinline__ void start() {
     stopping_ = stopping_of<S>(p_, double(qq_));
     s_ = best_of_pool().index;
-    s_entry_ = allocate(s_);
+    s_entry_ = entry_of(s_);
     if (plan_.gram) return place();
     request_column();
   }
 
   __device__ __forceinline__ void place() {
     placed_ = true;
-    enter(s_entry_, s_);
+    support_size_ = 1;
     if (me_.lane == 0) x_.table.weight[s_entry_] = 1;
     __syncwarp();
-    publish(1, 1, 0);
+    publish(1, 1);
     act(Action::kStep);
   }
 
@@ -163,27 +155,21 @@ class FwBlock {
   __device__ __forceinline__ void act(Action action) {
     if (me_.lane != 0) return;
     control_.action = action;
-    control_.n_entries = n_entries_, control_.support_size = support_size_;
+    control_.support_size = support_size_;
     control_.iterations = iterations_;
     control_.gap = top_.value - mean_correlation(it_);
   }
 
-  // <w, b>, <w, u> and the support's atoms of largest and smallest correlation.
+  // <w, b> and <w, u>.
   __device__ __forceinline__ void measure() {
     top_ = best_of_pool();
     S wb = 0, wu = 0;
-    Best<S> high = no_best<S>(), low = no_best<S>();
-    for (int j = me_.lane; j < n_entries_; j += kWarp) {
+    for (int j = me_.lane; j < support_size_; j += kWarp) {
       const int k = x_.table.atom[j];
-      if (k < 0) continue;
-      const S b = x_.b[k], u = x_.u[k], w = x_.table.weight[j];
-      wb += w * b, wu += w * u;
-      if (vanilla()) continue;
-      see(high, b - u, k), see(low, u - b, k);
+      const S w = x_.table.weight[j];
+      wb += w * x_.b[k], wu += w * x_.u[k];
     }
     it_ = {warp_sum(wb), warp_sum(wu)};
-    if (vanilla()) return;
-    high_ = warp_best(high).index, low_ = warp_best(low).index;
   }
 
   __device__ __forceinline__ void begin_step() {
@@ -191,29 +177,16 @@ class FwBlock {
     if (!finite(it_.wu) || top_.index >= n_) return act(Action::kFail);
     const S gap = top_.value - mean_correlation(it_);
     if (is_last() || double(gap) <= stopping_.gap_floor) return stop();
-    if (double(squared_residual(it_, qq_)) <= stopping_.within) return request_residual();
+    if (double(squared_residual(it_, qq_)) <= stopping_.within) return act(Action::kResidual);
     choose();
   }
 
   __device__ __forceinline__ bool is_last() const {
-    return iterations_ >= stopping_.last || (vanilla() && support_size_ >= stopping_.full);
+    return iterations_ >= stopping_.last || support_size_ >= stopping_.full;
   }
 
   __device__ __forceinline__ void stop() {
     stops_ = true;
-    request_residual();
-  }
-
-  // Lists the entries of the support in `order`.
-  __device__ __forceinline__ void request_residual() {
-    int listed = 0;
-    for (int first = 0; first < n_entries_; first += kWarp) {
-      const int j = first + me_.lane;
-      const bool held = j < n_entries_ && x_.table.atom[j] >= 0;
-      const unsigned lanes = __ballot_sync(kFullWarp, held);
-      if (held) x_.table.order[listed + __popc(lanes & ((1u << me_.lane) - 1))] = j;
-      listed += __popc(lanes);
-    }
     act(Action::kResidual);
   }
 
@@ -224,125 +197,56 @@ class FwBlock {
 
   __device__ __forceinline__ void choose() {
     s_ = top_.index;
-    if (!vanilla() && support_size_ >= p_.max_support) s_ = high_;
-    if (p_.variant == Variant::kPairwise)
-      s_ = level_atom(level_, s_), low_ = level_atom(level_, low_);
-    s_entry_ = find(s_);
-    a_entry_ = vanilla() ? 0 : find(low_);
-    if (s_entry_ >= 0) return finish_step();
-    s_entry_ = allocate(s_);
-    if (plan_.gram) return finish_step();
+    s_entry_ = entry_of(s_);
+    if (plan_.gram || s_entry_ < support_size_) return finish_step();
     request_column();
   }
 
   __device__ __forceinline__ void finish_step() {
-    bool uses_toward = true;
-    const Step<S> step = step_of(uses_toward);
-    if (!finite(step.toward) || !finite(step.away)) return act(Action::kFail);
+    const Atom<S> s{x_.b[s_] - x_.u[s_], x_.u[s_], column(s_entry_)[s_]};
+    const Step<S> step = toward_step(s, it_);
+    if (!finite(step.toward)) return act(Action::kFail);
     if (!step.moves) return stop();
-    commit(step, uses_toward);
-  }
-
-  __device__ __forceinline__ Atom<S> atom_of(int entry, int k) const {
-    const S w = x_.table.atom[entry] >= 0 ? x_.table.weight[entry] : S(0);
-    return {x_.b[k] - x_.u[k], x_.u[k], column(entry)[k], w};
-  }
-
-  __device__ __forceinline__ Step<S> step_of(bool& uses_toward) const {
-    const Atom<S> s = atom_of(s_entry_, s_);
-    if (vanilla()) return toward_step(s, it_);
-    const Atom<S> a = atom_of(a_entry_, low_);
-    Step<S> step;
-    if (p_.variant == Variant::kPairwise) {
-      step = pairwise_step(s, a, column(s_entry_)[low_]);
-    } else if (prefers_away(s.c, a.c, it_)) {
-      step = away_step(a, it_);
-    } else {
-      step = forward_step(s, it_);
-    }
-    uses_toward = step.toward > S(0);
-    return step;
+    commit(step);
   }
 
   // Weights and support follow at once, u in the next update().
-  __device__ __forceinline__ void commit(const Step<S>& step, bool uses_toward) {
-    if (uses_toward && x_.table.atom[s_entry_] < 0) enter(s_entry_, s_);
-    __syncwarp();
-    for (int j = me_.lane; j < n_entries_; j += kWarp) {
+  __device__ __forceinline__ void commit(const Step<S>& step) {
+    if (s_entry_ == support_size_) ++support_size_;
+    for (int j = me_.lane; j < support_size_; j += kWarp) {
       S w = x_.table.weight[j] * step.scale;
-      if (uses_toward && j == s_entry_) w += step.toward;
-      if (step.away > S(0) && j == a_entry_) w -= step.away;
+      if (j == s_entry_) w += step.toward;
       x_.table.weight[j] = w;
     }
     __syncwarp();
-    if (step.drops) leave(a_entry_);
-    level_ = {};
-    if (p_.variant == Variant::kPairwise && !step.drops) level_ = level_atoms(s_, low_);
-    if (step.scale == S(0) && !vanilla()) keep_only(s_entry_);
     ++iterations_;
-    publish(step.scale, uses_toward ? step.toward : S(0), step.away);
+    publish(step.scale, step.toward);
     act(Action::kStep);
   }
 
-  __device__ __forceinline__ void publish(S scale, S toward, S away) {
+  __device__ __forceinline__ void publish(S scale, S toward) {
     if (me_.lane != 0) return;
-    control_.scale = scale, control_.toward = toward, control_.away = away;
-    control_.column_s = toward > S(0) ? column(s_entry_) : nullptr;
-    control_.column_a = away > S(0) ? column(a_entry_) : nullptr;
+    control_.scale = scale, control_.toward = toward;
+    control_.column = toward > S(0) ? column(s_entry_) : nullptr;
   }
 
-  // The entry of an atom, -1 if it has none.
-  __device__ __forceinline__ int find(int atom) const {
-    for (int first = 0; first < n_entries_; first += kWarp) {
+  // The entry of an atom. One outside the support gets the entry behind it.
+  __device__ __forceinline__ int entry_of(int atom) const {
+    for (int first = 0; first < support_size_; first += kWarp) {
       const int j = first + me_.lane;
-      const int stored = j < n_entries_ ? x_.table.atom[j] : atom + 1;
-      const unsigned hits = __ballot_sync(kFullWarp, stored == atom || stored == ~atom);
+      const bool is_it = j < support_size_ && x_.table.atom[j] == atom;
+      const unsigned hits = __ballot_sync(kFullWarp, is_it);
       if (hits) return first + __ffs(int(hits)) - 1;
     }
-    return -1;
-  }
-
-  // An entry for an atom outside the support, a new one or that of another such atom.
-  __device__ __forceinline__ int allocate(int atom) {
-    int entry = n_entries_;
-    if (n_entries_ < plan_.slots) {
-      ++n_entries_;
-    } else {
-      while (x_.table.atom[next_victim_] >= 0) next_victim_ = (next_victim_ + 1) % plan_.slots;
-      entry = next_victim_;
-      next_victim_ = (next_victim_ + 1) % plan_.slots;
-    }
+    if (me_.lane == 0) x_.table.atom[support_size_] = atom, x_.table.weight[support_size_] = 0;
     __syncwarp();
-    if (me_.lane == 0) x_.table.atom[entry] = ~atom, x_.table.weight[entry] = 0;
-    __syncwarp();
-    return entry;
-  }
-
-  __device__ __forceinline__ void enter(int entry, int atom) {
-    __syncwarp();
-    if (me_.lane == 0) x_.table.atom[entry] = atom, x_.table.weight[entry] = 0;
-    ++support_size_;
-  }
-
-  __device__ __forceinline__ void leave(int entry) {
-    if (me_.lane == 0) x_.table.atom[entry] = ~x_.table.atom[entry];
-    --support_size_;
-    __syncwarp();
-  }
-
-  __device__ __forceinline__ void keep_only(int entry) {
-    for (int j = me_.lane; j < n_entries_; j += kWarp)
-      if (j != entry && x_.table.atom[j] >= 0) x_.table.atom[j] = ~x_.table.atom[j];
-    if (me_.lane == 0) x_.table.weight[entry] = 1;
-    support_size_ = 1;
-    __syncwarp();
+    return support_size_;
   }
 
   __device__ __forceinline__ void write(const FwOutputs& out) {
     const auto b = [this](int atom) { return x_.b[atom]; };
     const auto of_entry = [this](int entry) { return column(entry); };
-    const FwAnswer<S> answer{x_.table,          x_.counts,          x_.b,
-                             2 * p_.pool.width, control_.n_entries, control_.support_size};
+    const FwAnswer<S> answer{x_.table, x_.counts, x_.b, 2 * p_.pool.width, control_.support_size};
     write_answer(p_, query_, answer, b, of_entry, out, me_);
     if (me_.thread == 0)
       write_scalars<S>(query_, answer.size(p_), residual_, control_.gap, control_.iterations, out);
@@ -361,10 +265,8 @@ class FwBlock {
   // Of warp 0:
   Iterate<S> it_{0, 0};
   Best<S> top_{0, 0};
-  int high_ = 0, low_ = 0;  // atoms of largest and smallest correlation in the support
-  int s_ = 0, s_entry_ = 0, a_entry_ = 0;
-  LevelAtoms<int> level_;
-  int n_entries_ = 0, support_size_ = 0, next_victim_ = 0, iterations_ = 0;
+  int s_ = 0, s_entry_ = 0;  // the atom that the step goes toward
+  int support_size_ = 0, iterations_ = 0;
   FwStopping stopping_;
   bool placed_ = false, stops_ = false;
 };

@@ -111,8 +111,7 @@ class FwCorrective {
   // ---- all warps
 
   __device__ __forceinline__ void clear() {
-    for (int i = me_.thread; i < plan_.capacity; i += me_.n_threads)
-      x_.place[i] = i, x_.table.order[i] = i;
+    for (int i = me_.thread; i < plan_.capacity; i += me_.n_threads) x_.place[i] = i;
     if (me_.thread == 0) control_.action = Action::kCorrelate, control_.support_size = 0;
     __syncthreads();
   }
@@ -227,7 +226,7 @@ class FwCorrective {
   __device__ __forceinline__ bool is_last() const {
     if (holds_top_ || m_ >= plan_.capacity || iterations_ >= p_.max_iter) return true;
     if (double(gap_) <= rules().gap_floor) return true;
-    const Atom<S> top{top_.value, x_.u[top_.index], S(0), S(0)};
+    const Atom<S> top{top_.value, x_.u[top_.index], S(0)};
     return is_optimal<kConstraint>(kSimplex ? gap_ : top_.value, top, it_);
   }
 
@@ -424,7 +423,7 @@ class FwCorrective {
   __device__ __forceinline__ void write_selection(int m, const FwOutputs& out) {
     const auto b = [this](int atom) { return x_.b[atom]; };
     const auto of_row = [this](int row) { return column(row); };
-    const FwAnswer<S> answer{x_.table, x_.counts, x_.b, x_.y - x_.b, m, m};
+    const FwAnswer<S> answer{x_.table, x_.counts, x_.b, x_.y - x_.b, m};
     write_answer(p_, query_, answer, b, of_row, out, me_);
   }
 

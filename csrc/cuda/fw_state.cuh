@@ -41,21 +41,21 @@ enum class Action : int {
 template <typename S>
 struct FwControl {
   Action action;
-  S scale, toward, away;
-  const S *column_s, *column_a;  // null: no such term
-  int picked, picked_entry;      // of kColumn
-  int n_entries, support_size, iterations;
+  S scale, toward;
+  const S* column;           // of the atom that the step goes toward; null: u stays
+  int picked, picked_entry;  // of kColumn
+  int support_size, iterations;
   S gap;
   S best_value[kMaxBlockWarps];
   int best_index[kMaxBlockWarps];
 };
 
-// The atoms that have a column. Those outside the support are stored as ~atom.
+// An entry for each atom of the support.
 template <typename S>
 struct FwTable {
   int* atom;
   S* weight;
-  int* order;  // entries of the support: for a residual by number, at the end largest weight first
+  int* order;  // at the end: entries, largest weight first
 };
 
 template <typename S>

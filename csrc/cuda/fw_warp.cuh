@@ -61,7 +61,7 @@ __device__ __forceinline__ S quotient(double x, double y) {
   return S(x / y);
 }
 
-template <typename S, Variant kVariant>
+template <typename S>
 class FwWarp {
  public:
   // products: the rows' with the query. gram: of the query's pool, a row is `width` long.
@@ -91,8 +91,6 @@ class FwWarp {
   }
 
  private:
-  static constexpr bool kTakesBack = kVariant != Variant::kVanilla;
-
   // ---- all warps
 
   // What no kernel of this solve writes: the size of the pool and the square of the query.
@@ -130,11 +128,7 @@ class FwWarp {
   __device__ __forceinline__ void write(const FwOutputs& out) const {
     const FwControl<S>& control = shared_.control;
     const CountArrays counts{shared_.gain, shared_.counts, shared_.givers};
-    const FwAnswer<S> answer{table(),
-                             counts,
-                             shared_.support_gram,
-                             kSmallGram<S>,
-                             control.support_size,
+    const FwAnswer<S> answer{table(), counts, shared_.support_gram, kSmallGram<S>,
                              control.support_size};
     const auto b = [this](int k) { return shared_.products.b[k]; };
     const auto of_entry = [this](int entry) { return column(shared_.atom[entry]); };
@@ -154,21 +148,6 @@ class FwWarp {
   // A bit for the slot of candidate k, none in all lanes but its own.
   __device__ __forceinline__ unsigned bit_of(int k) const {
     return is_mine(k) ? 1u << unsigned(k) / kWarp : 0;
-  }
-
-  // What the lane holds in the slot of candidate k. Chosen bit by bit, since nvcc 13.0 would move
-  // arrays to memory to take the element of a number.
-  __device__ __forceinline__ S held_for(int k, const S (&values)[kSlots]) const {
-    const unsigned slot = unsigned(k) / kWarp;
-    S left[kSlots];
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) left[i] = values[i];
-#pragma unroll
-    for (int apart = 1; apart < kSlots; apart *= 2)
-#pragma unroll
-      for (int i = 0; i < kSlots; i += 2 * apart)
-        if (slot & unsigned(apart)) left[i] = left[i + apart];
-    return left[0];
   }
 
   // The lane's candidate of the largest value, the lowest on ties. One that is not a number is
@@ -213,10 +192,6 @@ class FwWarp {
   __device__ __forceinline__ FwPick best_pick(const S (&values)[kSlots]) const {
     const LaneBest<S> mine = lane_best(values);
     return pick_of(best_of(mine), mine.u);
-  }
-
-  __device__ __forceinline__ double weight_of(int k) const {
-    return double(__shfl_sync(kFullWarp, held_for(k, w_), k));
   }
 
   // The row of the Gram matrix that a pick names; a pick of NaN may lie past the pool.
@@ -268,18 +243,11 @@ class FwWarp {
     pause_ = iterations_ + 1;
   }
 
-  // Returns kStep where the sums are due.
-  __device__ __forceinline__ Action take_steps() {
-    if constexpr (kTakesBack)
-      return take_away_or_pairwise_steps();
-    else
-      return take_vanilla_steps();
-  }
-
   // Each lane computes the step toward its own candidate while the warp finds the best of all, and
   // the weights follow while it finds the next. The order matters: nvcc 13.0 moves little across a
-  // reduction, and waits for loads that come before a shuffle.
-  __device__ __forceinline__ Action take_vanilla_steps() {
+  // reduction, and waits for loads that come before a shuffle. Returns kStep where the sums are
+  // due.
+  __device__ __forceinline__ Action take_steps() {
     S c[kSlots], g[kSlots] = {};  // a column, 0 in slots past the pool
     correlations(c);
     LaneBest<S> mine = lane_best(c);
@@ -310,28 +278,12 @@ class FwWarp {
     }
   }
 
-  __device__ __forceinline__ Action take_away_or_pairwise_steps() {
-    S g[kSlots] = {}, h[kSlots] = {};  // columns, 0 in slots past the pool
-    while (true) {
-      S c[kSlots];
-      correlations(c);
-      const FwPick top = best_pick(c);
-      gap_ = top.atom.c - mean_correlation(it_);
-      const double squared = (qq_ - it_.wb) - mean_correlation(it_);
-      // The negations see what is not a number.
-      if (is_last() | !(squared > floor_) | !(gap_ > stopping_.gap_floor)) return reason(squared);
-      const Step<S> step = away_or_pairwise_step(c, top, g, h);
-      if (!step.moves) return finite(step.toward + step.away) ? Action::kDone : Action::kFail;
-      ++iterations_;
-    }
-  }
-
   __device__ __forceinline__ void correlations(S (&c)[kSlots]) const {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) c[i] = b_[i] - u_[i];
   }
 
-  // The length of a vanilla step, negative where the steps end.
+  // The length of a step, negative where the steps end.
   __device__ __forceinline__ S step_toward(const FwPick& pick, bool is_due) const {
     const double gap = pick.atom.c - mean_correlation(it_);
     const double curvature = squared_direction(pick.atom, it_);
@@ -341,93 +293,17 @@ class FwWarp {
     return ends ? S(-1) : gamma;
   }
 
-  // Steps go no further before sums or an answer; a vanilla solve ends with a full support.
+  // Steps go no further before sums or an answer; a solve ends with a full support.
   __device__ __forceinline__ bool is_last() const {
-    return (iterations_ == pause_) | (!kTakesBack && support_size_ >= stopping_.full);
+    return (iterations_ == pause_) | (support_size_ >= stopping_.full);
   }
 
-  // Why the steps stop. A direction too short to move along ends a vanilla solve.
+  // Why the steps stop. A direction too short to move along ends a solve.
   __device__ __forceinline__ Action reason(double squared) const {
     if (iterations_ == stopping_.last || gap_ <= stopping_.gap_floor) return Action::kDone;
-    if (!kTakesBack && support_size_ >= stopping_.full) return Action::kDone;
+    if (support_size_ >= stopping_.full) return Action::kDone;
     if (squared <= floor_) return Action::kResidual;
     return iterations_ == pause_ ? Action::kStep : Action::kDone;
-  }
-
-  // Away and pairwise steps; where the support is full, between its atoms alone.
-  __device__ __forceinline__ Step<S> away_or_pairwise_step(const S (&c)[kSlots], const FwPick& top,
-                                                           S (&g)[kSlots], S (&h)[kSlots]) {
-    const int a = best_of_support(c, S(-1));
-    const int s = support_size_ < p_.max_support ? top.k : best_of_support(c, S(1));
-    if constexpr (kVariant == Variant::kPairwise)
-      return step_between(level_atom(level_, s), level_atom(level_, a), g, h);
-    else
-      return step_along(s, a, g);
-  }
-
-  // The atom of the support with the largest correlation, or with the smallest one by sign -1.
-  __device__ __forceinline__ int best_of_support(const S (&c)[kSlots], S sign) const {
-    S values[kSlots];
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) values[i] = held_ >> i & 1 ? sign * c[i] : -S(INFINITY);
-    return best_of(lane_best(values));
-  }
-
-  __device__ __forceinline__ FwPick pick(int k) const { return pick_of(k, held_for(k, u_)); }
-
-  __device__ __forceinline__ Step<S> step_between(int to, int from, S (&toward)[kSlots],
-                                                  S (&away)[kSlots]) {
-    load_column(column_start(to), toward), load_column(column_start(from), away);
-    const double gram_sa = double(gram_[row_start(to) + unsigned(from < n_ ? from : 0)]);
-    const FwPick s = pick(to);
-    FwPick a = pick(from);
-    a.atom.weight = weight_of(from);
-    const Step<S> step = pairwise_step<double, S>(s.atom, a.atom, gram_sa);
-    if (!step.moves) return step;
-    const unsigned gains = bit_of(to), loses = bit_of(from);
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) {
-      u_[i] += step.toward * toward[i];
-      u_[i] -= step.away * away[i];
-      const S more = gains >> i & 1 ? step.toward : S(0);
-      w_[i] += loses >> i & 1 ? -step.away : more;  // exactly 0 for an atom that drops
-    }
-    const double by = double(step.toward);
-    const double squared_length = s.atom.gram + a.atom.gram - 2 * gram_sa;
-    it_.wb += by * (s.b - a.b);
-    it_.wu += by * (2 * (s.atom.u - a.atom.u) + by * squared_length);
-    enter(to, is_held(to));
-    if (step.drops) leave(from);
-    level_ = {};
-    if (!step.drops) level_ = level_atoms(to, from);
-    return step;
-  }
-
-  __device__ __forceinline__ Step<S> step_along(int to, int from, S (&g)[kSlots]) {
-    const FwPick s = pick(to);
-    FwPick a = pick(from);
-    const bool leaves = prefers_away(s.atom.c, a.atom.c, it_);
-    load_column(column_start(leaves ? from : to), g);
-    Step<S> step;
-    if (leaves) {
-      a.atom.weight = weight_of(from);
-      step = away_step<double, S>(a.atom, it_);
-    } else {
-      step = forward_step<double, S>(s.atom, it_);
-    }
-    if (!step.moves) return step;
-    move(leaves ? a : s, step.scale, leaves ? -step.away : step.toward, g);
-    if (!leaves) enter(to, is_held(to));
-    if (step.drops) drop(from);
-    if (step.scale == S(0)) keep_only(to);
-    return step;
-  }
-
-  // w <- scale * w + by * e_k, and all that follows from w; g is the column of k.
-  __device__ __forceinline__ void move(const FwPick& pick, S scale, S by, const S (&g)[kSlots]) {
-    move_products(scale, by, g);
-    move_weights(pick, scale, by);
-    move_sums(pick, scale, by);
   }
 
   __device__ __forceinline__ void move_products(S scale, S by, const S (&g)[kSlots]) {
@@ -460,25 +336,6 @@ class FwWarp {
     held_ |= bit_of(k);
   }
 
-  __device__ __forceinline__ void leave(int k) {
-    held_ &= ~bit_of(k);
-    --support_size_;
-  }
-
-  // What rounding has left of its weight goes too.
-  __device__ __forceinline__ void drop(int k) {
-    const unsigned dropped = bit_of(k);
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) w_[i] = dropped >> i & 1 ? S(0) : w_[i];
-    leave(k);
-  }
-
-  // The other weights are 0 already.
-  __device__ __forceinline__ void keep_only(int k) {
-    held_ = bit_of(k);
-    support_size_ = 1;
-  }
-
   // The sums from the slots, so that the recurrences cannot drift.
   __device__ __forceinline__ void refresh() {
     double wb = 0, wu = 0;
@@ -504,7 +361,6 @@ class FwWarp {
       const int entry = listed + __popc(lanes & ((1u << me_.lane) - 1));
       if (holds) {
         shared_.atom[entry] = candidate(i), shared_.weight[entry] = w_[i];
-        shared_.order[entry] = entry;
       }
       listed += __popc(lanes);
     }
@@ -530,7 +386,6 @@ class FwWarp {
   double gap_ = 0;
   double floor_ = 0;  // of the squared residual; lets one step pass that the rows have agreed to
   int support_size_ = 0, iterations_ = 0;
-  LevelAtoms<int> level_;
   const S* lane_gram_ = nullptr;
   unsigned slots_ = 0;  // a bit for each slot of the lane in the pool
   int pause_ = 0;       // steps until the sums are due, or until the end

@@ -30,9 +30,6 @@ constexpr double kBlocksInTimeOfOne = 1.75;
 // Shared memory of a solver's kernel besides the state.
 constexpr int64_t kFixedSharedBytes = 1024;
 
-// Columns that are kept after their atom has left the support: it often comes back.
-constexpr int kSpareColumns = 32;
-
 // Columns that a corrective solve is expected to take: 15 on texts, 65 of ill-conditioned rows.
 constexpr int kCorrectiveColumns = 32;
 
@@ -116,12 +113,11 @@ FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
 FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
   const int64_t real_bytes = real_bytes_of(p.pool.storage);
   const int64_t width = p.pool.width;
-  const int spare = p.variant == Variant::kVanilla ? 0 : kSpareColumns;
   FwPlan plan;
   plan.gram = gram;
   plan.sms = limits.sms;
   plan.warp = gram && warp && width <= kWarpCandidates;
-  plan.slots = int(std::min(width, int64_t(p.max_support) + 1 + spare));
+  plan.slots = int(std::min(width, int64_t(p.max_support) + 1));
   plan.threads = plan.warp ? fw_warp_threads(p.batch, limits.full_device())
                            : threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);

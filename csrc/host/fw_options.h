@@ -20,10 +20,8 @@ struct FwOptions {
 
 inline Variant parse_variant(const char* op, const std::string& name) {
   if (name == "vanilla") return Variant::kVanilla;
-  if (name == "away") return Variant::kAway;
-  if (name == "pairwise") return Variant::kPairwise;
   if (name == "corrective") return Variant::kCorrective;
-  value_error(op, "variant must be one of vanilla, away, pairwise, corrective, got '", name, "'");
+  value_error(op, "variant must be one of vanilla, corrective, got '", name, "'");
 }
 
 // Any tolerance is allowed: it only ends the loop sooner or later.

@@ -18,7 +18,7 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FLOATS = "float32, float64, bfloat16 or float16"
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # as the operator takes it
-Variant = Literal["vanilla", "away", "pairwise", "corrective"]
+Variant = Literal["vanilla", "corrective"]
 VARIANTS = get_args(Variant)
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")

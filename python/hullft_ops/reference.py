@@ -13,7 +13,7 @@ from torch import Tensor
 # Of vectors of norm 1.
 _MIN_SQUARED_LENGTH = 1e-12
 _MIN_IMPROVEMENT = 1e-14
-_LEVEL = 16 * torch.finfo(torch.float64).eps
+_STATIONARY = 16 * torch.finfo(torch.float64).eps
 
 
 class ReferenceSelection(NamedTuple):
@@ -50,7 +50,7 @@ def fw_select(
         )
         support = set(w.nonzero().flatten().tolist())
     else:
-        w, support, num_iter = _steps(x, q, most, max_iter, tol, gap_tol, variant)
+        w, support, num_iter = _steps(x, q, most, max_iter, tol, gap_tol)
     order = sorted(support, key=lambda k: (-w[k].item(), k))[:most]
     indices = torch.tensor(order, dtype=torch.int64)
     counts = integerize(x[indices], q, w[indices], n_select, swap_passes=swap_passes)
@@ -60,50 +60,28 @@ def fw_select(
 
 
 def _steps(
-    x: Tensor,
-    q: Tensor,
-    most: int,
-    max_iter: int,
-    tol: float,
-    gap_tol: float,
-    variant: str,
+    x: Tensor, q: Tensor, most: int, max_iter: int, tol: float, gap_tol: float
 ) -> tuple[Tensor, set[int], int]:
-    """Weights, support and steps of the variants that move weight one step at a time."""
+    """Weights, support and steps of "vanilla", each with exact line search toward one row."""
     s = _argmax(_products(x, q))
-    w, support, level = _vertex(x, s), {s}, set[int]()
+    w, support = _vertex(x, s), {s}
     num_iter = 0
     while num_iter < max_iter:
         current = x.T @ w
         r = q - current
         c = _products(x, r)
-        if r.norm() < tol * q.norm() or (
-            gap_tol > 0 and c.max() - r @ current <= gap_tol
-        ):
+        is_within_tol = r.norm() < tol * q.norm()
+        if is_within_tol or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
             break
-        if variant == "vanilla":
-            s = _argmax(c)
-            direction = x[s] - current
-            if _is_rounding(x[s], current):
-                break
-            gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
-            w = (1 - gamma) * w + gamma * _vertex(x, s)
-            support.add(s)
-        else:
-            held = sorted(support)
-            s = max(
-                held if len(held) >= most else range(len(x)),
-                key=c.tolist().__getitem__,
-            )
-            a = min(held, key=c.tolist().__getitem__)
-            s, a = (min(level) if k in level else k for k in (s, a))
-            stepped = away_or_pairwise_step(variant, x, q, w, s, a)
-            if stepped is None:
-                break
-            w, support = stepped, set(stepped.nonzero().flatten().tolist())
-            # A pairwise step that was not cut short leaves both atoms equal, but for rounding.
-            level = {s, a} if variant == "pairwise" and a in support else set()
+        s = _argmax(c)
+        if _is_rounding(x[s], current):
+            break
+        direction = x[s] - current
+        gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
+        w = (1 - gamma) * w + gamma * _vertex(x, s)
+        support.add(s)
         num_iter += 1
-        if variant == "vanilla" and len(support) >= most:
+        if len(support) >= most:
             break
     return w, support, num_iter
 
@@ -154,7 +132,7 @@ def _fully_corrective(
         c = _products(x, r)
         k = _argmax(c)
         slope = (c[k] - r @ (q - r) if sum_to_one else c[k]).item()
-        if k in support or _is_level(x, q, w, k, slope, sum_to_one):
+        if k in support or _is_stationary(x, q, w, k, slope, sum_to_one):
             break
         if r.norm() < tol * q.norm() or (gap_tol > 0 and slope <= gap_tol):
             break
@@ -165,13 +143,13 @@ def _fully_corrective(
     return w, num_iter
 
 
-def _is_level(
+def _is_stationary(
     x: Tensor, q: Tensor, w: Tensor, k: int, slope: float, sum_to_one: bool
 ) -> bool:
     """Whether a slope is no more than the rounding of the rows that the residual is made of."""
     rows = x - q if sum_to_one else x
     terms = w @ rows.norm(dim=1) + (0 if sum_to_one else q.norm())
-    return bool(slope <= _LEVEL * (rows[k].norm() * terms).item())
+    return bool(slope <= _STATIONARY * (rows[k].norm() * terms).item())
 
 
 def _corrected(
@@ -239,39 +217,6 @@ def _is_rounding(start: Tensor, end: Tensor) -> bool:
     """Whether two points are too close, beside their norms, for a direction between them."""
     largest = torch.maximum(start @ start, end @ end)
     return bool((end - start).square().sum() <= _MIN_SQUARED_LENGTH * largest)
-
-
-def away_or_pairwise_step(
-    variant: str, x: Tensor, q: Tensor, w: Tensor, s: int, a: int
-) -> Tensor | None:
-    """Weights [K] after an away or pairwise step between the vertices s and a.
-
-    None if no step improves.
-    """
-    current = x.T @ w
-    r = q - current
-    toward_slope, away_slope = r @ (x[s] - current), r @ (current - x[a])
-    at_s, at_a = _vertex(x, s), _vertex(x, a)
-    if variant == "pairwise":
-        start, end, change, limit = x[a], x[s], at_s - at_a, w[a]
-    elif toward_slope < away_slope:
-        start, end, change, limit = x[a], current, w - at_a, w[a] / (1 - w[a])
-    else:
-        start, end, change, limit = current, x[s], at_s - w, torch.ones_like(w[s])
-    direction, short = end - start, _is_rounding(start, end)
-    slope, curvature = r @ direction, direction @ direction
-    # At the optimum a slope is the rounding of what the correlations are made of.
-    terms = torch.stack([start, end]) @ torch.stack([r, current]).T
-    is_level = slope <= _LEVEL * terms.abs().sum()
-    if is_level or (short and variant != "pairwise"):
-        return None
-    gamma = limit if short else (slope / curvature).clamp(max=limit)
-    stepped = w + gamma * change
-    if gamma == limit and variant == "away" and toward_slope >= away_slope:
-        return at_s
-    if gamma == limit:
-        stepped[a] = 0.0
-    return stepped
 
 
 class ReferenceLmo(NamedTuple):

@@ -114,10 +114,10 @@ def fw_select(
     (see `integerize`). Ties go to the lowest index. The result does not depend on the number of
     threads, and is not differentiable. Several threads may call at once, with the same tensors too.
 
-    "vanilla", "away" and "pairwise" take steps with exact line search. "corrective" makes the
-    weights the best for the support whenever a row has entered, and so reaches the optimum after
-    about as many cycles as the support has rows: it is the solver of `simplex_lstsq`, for at most
-    ``max_support`` rows. Take it for correlated rows, where steps arrive late or never.
+    "vanilla" takes steps with exact line search. "corrective" makes the weights the best for the
+    support whenever a row has entered, and so reaches the optimum after about as many cycles as the
+    support has rows: it is the solver of `simplex_lstsq`, for at most ``max_support`` rows. Take it
+    for correlated rows, where steps arrive late or never.
 
     "vanilla" is the default because it is the published method. It stops as soon as the support is
     full, with weights that need not be the best for it: for the minimum-norm point of ``n_select``
@@ -130,19 +130,15 @@ def fw_select(
 
     Vectors may have any norm whose square the results' dtype holds: scaling pool and query by one
     power of two scales ``residual`` and ``gap`` and changes nothing else. A direction counts as
-    rounding if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and
-    "away" stop there; "pairwise" moves the whole weight along it. Both "away" and "pairwise" stop
-    at the optimum: where the slope of the step is at most 16 times float64's epsilon (2 times
+    rounding if it is shorter than 1e-6 of the longer of the two points it joins; "vanilla" stops
+    there, and takes all of ``max_iter`` wherever the support does not fill. "corrective" stops at
+    the optimum: where the slope toward the best row is at most 16 times float64's epsilon (2 times
     float32's on CUDA, unless the pool is float64) times the sizes of the inner products that it is
-    made of. "vanilla" takes all of ``max_iter`` wherever the support does not fill.
-
-    A pairwise step leaves its two atoms equally good, but for rounding. The next step takes the
-    lower index for either, so that every dtype, instruction set and device takes the same steps. If
-    one atom would be both ends of a step, "pairwise" stops.
+    made of.
 
     As published, "vanilla" takes a step before it checks whether the support is full. With
     ``n_select=1`` it ends with two rows, returns the one with the larger weight and that weight,
-    and reports residual and gap of both. The other variants keep to one.
+    and reports residual and gap of both. "corrective" keeps to one.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
@@ -156,9 +152,8 @@ def fw_select(
             it never stops.
         gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this absolute value,
             the same for all queries of a batch; 0 never stops.
-        variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
-            (Lacoste-Julien and Jaggi, 2015) drop atoms, and continue within a full support.
-            ``"corrective"`` (Wolfe, 1976) stops at the optimum or when the support is full.
+        variant: ``"vanilla"`` stops when the support is full, ``"corrective"`` (Wolfe, 1976) at
+            the optimum or when the support is full.
         swap_passes: passes of single-unit swaps that improve the counts.
         max_support: the largest number of different rows, at most ``n_select``; None for
             ``n_select``.

@@ -78,7 +78,7 @@ def fw_matches(
     launch: Launch,
     sizes: Iterable[tuple],
 ) -> None:
-    steps = {"vanilla": 40, "away": 12, "pairwise": 1, "corrective": 4}[variant]
+    steps = {"vanilla": 40, "corrective": 4}[variant]
     for candidates, dim, n_select in sizes:
         pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
         options = {"variant": variant, "max_iter": steps}
@@ -92,21 +92,18 @@ def fw_matches(
 @case
 def fw_gram(library: Library, seed: int) -> None:
     launch = Launch(seed, gram=True, warp=False)
-    fw_matches(library, torch.float32, "away", launch, SIZES[:4])
+    fw_matches(library, torch.float32, "vanilla", launch, SIZES[:4])
     # Half a block: the emulator takes its time for each thread.
     launch = Launch(seed, gram=True, warp=False, threads=128)
-    fw_matches(library, torch.float32, "away", launch, SIZES[4:6])
+    fw_matches(library, torch.float32, "vanilla", launch, SIZES[4:6])
 
 
 @case
 def fw_warp(library: Library, seed: int) -> None:
     """Each lane's slots, none, some or all of them in use; more warps than the one that steps."""
-    for variant, threads, sizes in (
-        ("vanilla", 64, EDGES[::2]),
-        ("away", 96, EDGES[1::2]),
-    ):
+    for threads, sizes in ((64, EDGES[::2]), (96, EDGES[1::2])):
         launch = Launch(seed, gram=True, threads=threads)
-        fw_matches(library, torch.float32, variant, launch, sizes)
+        fw_matches(library, torch.float32, "vanilla", launch, sizes)
 
 
 @case
@@ -117,40 +114,16 @@ def fw_warp_converges(library: Library, seed: int) -> None:
     weights = torch.softmax(5 * pool[..., 0], -1)
     inside = (weights.unsqueeze(-1) * pool).sum(1)
 
-    for variant in VARIANTS:
-        for query in (outside, inside):
-            answer = library.frank_wolfe(
-                pool,
-                query,
-                30,
-                variant=variant,
-                max_iter=90,
-                tol=1e-9,
-                launch=launch,
-            )
-            check_consistent(pool[0], query[0], 30, of_query(answer, 0))
-
-            m = int(answer.support_size)
-            if variant != "vanilla":
-                assert (answer.weights[0, :m] != 0).all()
-
-
-@case
-def fw_pairwise(library: Library, seed: int) -> None:
-    """A step's level atoms count as the lower one, in any slot: many steps of the reference."""
-    pool, query = hull_problem(11, 1, 70, 12, torch.float32)
-    options = {"variant": "pairwise", "max_iter": 25}
-    expected = reference.fw_select(pool[0], query[0], 9, **options)
-
-    for launch in launches(seed):
-        answer = library.frank_wolfe(pool, query, 9, launch=launch, **options)
-        check_equals(of_query(answer, 0), expected)
+    for query in (outside, inside):
+        options = {"max_iter": 90, "tol": 1e-9, "launch": launch}
+        answer = library.frank_wolfe(pool, query, 30, **options)
+        check_consistent(pool[0], query[0], 30, of_query(answer, 0))
 
 
 @case
 def fw_columns(library: Library, seed: int) -> None:
     launch = Launch(seed, gram=False, threads=96)
-    fw_matches(library, torch.float32, "away", launch, SIZES[2:6])
+    fw_matches(library, torch.float32, "vanilla", launch, SIZES[2:6])
 
 
 @case
@@ -177,32 +150,6 @@ def fw_full_support_tail(library: Library, seed: int) -> None:
     check_equals(of_query(answer, 0), expected)
 
 
-def check_outside_hull(library: Library, launch: Launch) -> None:
-    """A query far outside its hull, whose nearest point has fewer atoms than are allowed."""
-    pool, query = hull_problem(0, 1, 400, 12, torch.float32)
-    query *= 2
-    answer = library.frank_wolfe(
-        pool,
-        query,
-        16,
-        variant="away",
-        max_iter=200,
-        launch=launch,
-    )
-    check_consistent(pool[0], query[0], 16, of_query(answer, 0))
-
-    m = int(answer.support_size)
-
-    assert m < 16
-    assert (answer.weights[0, :m] > 0).all()
-
-
-@case
-def fw_drops(library: Library, seed: int) -> None:
-    """Atoms leave the support; a warp's do in fw_warp_converges, columns in fw_evicted_columns."""
-    check_outside_hull(library, Launch(seed, threads=64, **WAYS["block"]))
-
-
 @case
 def fw_odd_rows(library: Library, seed: int) -> None:
     """Row starts that are not multiples of 16 bytes, and vectors with a tail."""
@@ -216,14 +163,8 @@ def fw_odd_rows(library: Library, seed: int) -> None:
 def fw_global_state(library: Library, seed: int) -> None:
     for gram in (True, False):
         launch = Launch(seed, gram, 64, SMALL_SHARED, warp=False)
-        fw_matches(library, torch.float32, "away", launch, SIZES[2:5])
-        fw_matches(library, torch.float64, "vanilla", launch, SIZES[2:5])
-
-
-@case
-def fw_evicted_columns(library: Library, seed: int) -> None:
-    """More atoms come and go than columns are kept."""
-    check_outside_hull(library, Launch(seed, gram=False, threads=64, slots=17))
+        for dtype in (torch.float32, torch.float64):
+            fw_matches(library, dtype, "vanilla", launch, SIZES[2:5])
 
 
 @case_of_values
@@ -299,8 +240,7 @@ def fw_ragged(library: Library, seed: int) -> None:
 
 @case
 def fw_shared(library: Library, seed: int) -> None:
-    """A pool that queries share selects with the bits of its copies. "away" and "pairwise" read
-    columns as "vanilla" does."""
+    """A pool that queries share selects with the bits of its copies."""
     pools, query = hull_problem(6, 20, 33, 12, torch.float32)
     copies = pools[:1].repeat(20, 1, 1)
     for variant in ("vanilla", "corrective"):

@@ -122,11 +122,7 @@ def check_equals(answer: Selection, expected: reference.ReferenceSelection) -> N
 def check_consistent(
     pool: torch.Tensor, query: torch.Tensor, n_select: int, answer: AnySelection
 ) -> None:
-    """What holds of any answer to one query, whichever path the variant took to it.
-
-    Pairwise steps need this: an exact step leaves its two atoms with equal correlations, so that
-    rounding alone decides the next pair.
-    """
+    """What holds of any answer to one query, whichever path the variant took to it."""
     m = int(answer.support_size)
     x = pool.double()
     q = query.double()

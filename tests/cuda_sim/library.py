@@ -30,7 +30,7 @@ from cuda_sim.structures import (
 from hullft_ops.lmo import LmoStep
 
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-VARIANTS = {"vanilla": 0, "away": 1, "pairwise": 2, "corrective": 3}
+VARIANTS = {"vanilla": 0, "corrective": 1}
 CONSTRAINTS = {"simplex": 0, "non-negative": 1}
 H100_SHARED_BYTES = 227 * 1024
 H100_SMS = 132

@@ -189,13 +189,6 @@ MUTANTS = {
         "__reduce_max_sync(kFullWarp, has ? uint32_t(index) : 0u)",
         ("fw_ties",),
     ),
-    "a column of the support evicted": Mutant(
-        "frank_wolfe",
-        "cuda/fw_block.cuh",
-        "while (x_.table.atom[next_victim_] >= 0)",
-        "while (false)",
-        ("fw_evicted_columns",),
-    ),
     # Frank-Wolfe by a warp
     "products read before the wait": Mutant(
         "fw_warp",
@@ -234,9 +227,9 @@ MUTANTS = {
     "a weight that does not follow its atom": Mutant(
         "fw_warp",
         "cuda/fw_warp.cuh",
-        "w_[i] += loses >> i & 1 ? -step.away : more;",
-        "w_[i] += loses >> i & 0 ? -step.away : more;",
-        ("fw_pairwise",),
+        "(moved >> i & 1 ? by : S(0))",
+        "(moved >> i & 0 ? by : S(0))",
+        ("fw_warp",),
     ),
     # The corrective solver
     "a rotation that leaves the target": Mutant(

@@ -62,10 +62,10 @@ def test_refresh_does_not_matter_to_a_method_of_one_step_a_passage() -> None:
 def test_a_label_states_what_is_read_and_what_is_not_the_default(
     passages: dict[str, int], named: str
 ) -> None:
-    options = {"n_select": 20, "lr": 1.0, "max_length": 64, "variant": "away"}
+    options = {"n_select": 20, "lr": 1.0, "max_length": 64, "variant": "corrective"}
     config = TTFTConfig(**{"train_on_prompt": 0} | options | passages)
 
-    assert label(config) == f"hullft n=20 refresh=2 lr=1{named} variant=away"
+    assert label(config) == f"hullft n=20 refresh=2 lr=1{named} variant=corrective"
     assert TTFTConfig(**settings_of(config)) == config
 
 

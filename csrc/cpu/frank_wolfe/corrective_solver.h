@@ -161,7 +161,7 @@ class CorrectiveSolver {
   void leave(int64_t place) {
     factor_.leave(place);
     correlations_.leave(place);
-    support_.leave_in_order(place);
+    support_.leave(place);
   }
 
   CorrectiveOptions options_{};

@@ -29,7 +29,7 @@ class Estimates {
     std::fill_n(u_.reserve(n_), n_, 0.0f);
     columns_.begin(in.n_rows, n_select + 1);
     drift_ = 0;
-    highest_ = kernels_->step_max(b, u_.get(), n_, 1, 0, nullptr, 0, nullptr);
+    highest_ = kernels_->step_max(b, u_.get(), n_, 1, 0, nullptr);
     return true;
   }
 
@@ -50,15 +50,12 @@ class Estimates {
   // The candidate needs no estimate any more.
   void drop(int64_t candidate) { b_.get()[candidate] = kLowest; }
 
-  // Follows a step toward the candidate s, away from a, or both. `in_support` tells which columns
-  // must stay.
+  // Follows a step toward the candidate s. `in_support` tells which columns must stay.
   template <typename InSupport>
-  void follow(const Step<double>& step, int64_t s, int64_t a, const InSupport& in_support) {
+  void follow(const Step<double>& step, int64_t s, const InSupport& in_support) {
     const float* toward = step.toward > 0 ? column(s, in_support) : nullptr;
-    const float* away = step.away > 0 ? column(a, in_support) : nullptr;
-    highest_ = kernels_->step_max(b_.get(), u_.get(), n_, step.scale, step.toward, toward,
-                                  step.away, away);
-    drift_ = step.scale * drift_ + pool_.rounding(step.scale + step.toward + step.away);
+    highest_ = kernels_->step_max(b_.get(), u_.get(), n_, step.scale, step.toward, toward);
+    drift_ = step.scale * drift_ + pool_.rounding(step.scale + step.toward);
   }
 
  private:

@@ -33,7 +33,7 @@ class ExactCorrelations {
     if (std::isnan(poison)) return false;
     std::fill(b + n_rows, b + n_, -std::numeric_limits<double>::infinity());
     std::fill_n(u_.reserve(n_), n_, 0.0);
-    best_ = step_kernels().step_argmax(b, u_.get(), n_, 1, 0, nullptr, 0, nullptr);
+    best_ = step_kernels().step_argmax(b, u_.get(), n_, 1, 0, nullptr);
     return true;
   }
 
@@ -48,11 +48,10 @@ class ExactCorrelations {
   double gram(int64_t i, int64_t j) { return column(i)[j]; }
   static constexpr bool is_full() { return false; }
 
-  // Follows a step of the support toward s, away from a, or both.
-  void follow(const Step<double>& step, int64_t s, int64_t a) {
+  // Follows a step of the support toward s.
+  void follow(const Step<double>& step, int64_t s) {
     best_ = step_kernels().step_argmax(b_.get(), u_.get(), n_, step.scale, step.toward,
-                                       step.toward > 0 ? column(s) : nullptr, step.away,
-                                       step.away > 0 ? column(a) : nullptr);
+                                       step.toward > 0 ? column(s) : nullptr);
   }
 
   void settle(double) {}

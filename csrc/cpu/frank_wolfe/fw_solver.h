@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -29,13 +28,13 @@ class FwSolver {
     int64_t iterations = 0;
     while (iterations < options_.max_iter && !converged(in)) {
       const Step<double> step = choose_step();
-      if (!std::isfinite(step.toward) || !std::isfinite(step.away)) return false;
+      if (!std::isfinite(step.toward)) return false;
       if (!step.moves) break;
       in.ahead->some(kLinesAStep);
       apply(step);
       ++iterations;
       if (correlations_.is_full()) return false;
-      if (options_.variant == Variant::kVanilla && support_.size() >= options_.max_support) break;
+      if (support_.size() >= options_.max_support) break;
     }
     if (!std::isfinite(iterate_.wu) || !correlations_.all_finite()) return false;
     answer.num_iter = iterations;
@@ -54,11 +53,10 @@ class FwSolver {
     if (!std::isfinite(qq_)) return false;
     if (!correlations_.begin(in, options_.max_support, support_)) return false;
     s_ = correlations_.best().index;
-    level_ = {};
     support_.keep_only(s_);
     Step<double> whole;
     whole.scale = 0, whole.toward = 1;
-    correlations_.follow(whole, s_, s_);
+    correlations_.follow(whole, s_);
     largest_square_ = std::max(qq_, correlations_.gram(s_, s_));
     refresh_iterate();
     return true;
@@ -101,60 +99,22 @@ class FwSolver {
     return residual_of_rows(in) < tol;
   }
 
-  double correlation(int64_t atom) const { return correlations_.b(atom) - correlations_.u(atom); }
-
   int64_t candidate(int64_t atom) const { return correlations_.candidate(atom); }
 
   Atom<double> atom(int64_t k) {
-    return {correlation(k), correlations_.u(k), correlations_.gram(k, k), support_.weight(k)};
+    return {correlations_.b(k) - correlations_.u(k), correlations_.u(k), correlations_.gram(k, k)};
   }
 
-  // The support's atom of largest (or smallest) correlation, the lowest candidate on ties.
-  template <typename Better>
-  int64_t extreme_of_support(const Better& better) const {
-    int64_t extreme = support_.atoms()[0];
-    double value = correlation(extreme);
-    for (const int64_t k : support_.atoms()) {
-      const double c = correlation(k);
-      if (better(c, value) || (c == value && candidate(k) < candidate(extreme)))
-        extreme = k, value = c;
-    }
-    return extreme;
-  }
-
-  // Picks s_ and, in the variants that take weight back, a_; a step toward s_ alone leaves a_
-  // unused.
   Step<double> choose_step() {
     s_ = correlations_.best().index;
-    if (options_.variant == Variant::kVanilla) return toward_step(atom(s_), iterate_);
-    if (support_.size() >= options_.max_support) s_ = extreme_of_support(std::greater<double>());
-    a_ = extreme_of_support(std::less<double>());
-    if (options_.variant == Variant::kPairwise) {
-      s_ = level_atom(level_, s_), a_ = level_atom(level_, a_);
-      const Atom<double> s = atom(s_);
-      return pairwise_step(s, atom(a_), correlations_.gram(s_, a_));
-    }
-    const Atom<double> a = atom(a_);
-    if (prefers_away(correlation(s_), a.c, iterate_)) return away_step(a, iterate_);
-    return forward_step(atom(s_), iterate_);
+    return toward_step(atom(s_), iterate_);
   }
 
   void apply(const Step<double>& step) {
-    const bool toward = step.toward > 0 || options_.variant == Variant::kVanilla;
     support_.scale(step.scale);
-    if (toward) {
-      support_.add(s_, step.toward);
-      largest_square_ = std::max(largest_square_, correlations_.gram(s_, s_));
-    }
-    if (step.away > 0) support_.add(a_, -step.away);
-    correlations_.follow(step, s_, a_);
-    if (step.drops) support_.leave(a_);
-    level_ = {};
-    if (options_.variant == Variant::kPairwise && !step.drops) {
-      level_ = {s_, a_};
-      if (candidate(a_) < candidate(s_)) std::swap(level_.first, level_.second);
-    }
-    if (step.scale == 0 && options_.variant != Variant::kVanilla) support_.keep_only(s_);
+    support_.add(s_, step.toward);
+    largest_square_ = std::max(largest_square_, correlations_.gram(s_, s_));
+    correlations_.follow(step, s_);
     refresh_iterate();
   }
 
@@ -198,8 +158,7 @@ class FwSolver {
   double qq_ = 0, residual_ = 0;
   double largest_square_ = 0;  // of the query, and of the rows that were ever in the support
   Iterate<double> iterate_{0, 0};
-  int64_t s_ = 0, a_ = 0;
-  LevelAtoms<int64_t> level_;
+  int64_t s_ = 0;
   SupportOrder order_;
   Integerizer integerizer_;
 };

@@ -152,7 +152,8 @@ class ResidualCorrelations {
     for (int64_t j = 0; j < n_support_; ++j)
       terms += support_->weights()[size_t(j)] * lengths_[size_t(j)];
     entering_square_ = dot(values, values);
-    entering_ = {row, slope, is_level<double>(slope, std::sqrt(entering_square_) * terms, 0.0)};
+    entering_ = {row, slope,
+                 is_stationary<double>(slope, std::sqrt(entering_square_) * terms, 0.0)};
   }
 
   double slope_of(const double* row, double length) const {

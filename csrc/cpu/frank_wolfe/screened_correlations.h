@@ -66,17 +66,15 @@ class ScreenedCorrelations {
   // Whether it remembers as many steps as it may.
   bool is_full() const { return moves_.is_full(); }
 
-  // Follows a step of the support toward s, away from a, or both. `best` waits for `settle`.
-  void follow(const Step<double>& step, int64_t s, int64_t a) {
+  // Follows a step of the support toward s. `best` waits for `settle`.
+  void follow(const Step<double>& step, int64_t s) {
     if (step.toward > 0) add_mover(s);
-    if (step.away > 0) add_mover(a);
-    moves_.add(step, s, a);
-    follow_exactly(step, s, a);
-    estimates_.follow(step, step.toward > 0 ? candidate(s) : kNone,
-                      step.away > 0 ? candidate(a) : kNone, [this](int64_t k) {
-                        const int64_t atom = atom_of_[size_t(k)];
-                        return atom != kNone && support_->has(atom);
-                      });
+    moves_.add(step, s);
+    follow_exactly(step, s);
+    estimates_.follow(step, step.toward > 0 ? candidate(s) : kNone, [this](int64_t k) {
+      const int64_t atom = atom_of_[size_t(k)];
+      return atom != kNone && support_->has(atom);
+    });
   }
 
   // Finds the best, given the norm of the residual after the step.
@@ -173,11 +171,10 @@ class ScreenedCorrelations {
     if (moves_.add_mover(atom)) gram_.row(atom);
   }
 
-  void follow_exactly(const Step<double>& step, int64_t s, int64_t a) {
+  void follow_exactly(const Step<double>& step, int64_t s) {
     const TiedMax max =
         kernels_->step_tied_max(atoms_.b.data(), atoms_.u.data(), padded(n_atoms()), step.scale,
-                                step.toward, step.toward > 0 ? gram_.row(s) : nullptr, step.away,
-                                step.away > 0 ? gram_.row(a) : nullptr);
+                                step.toward, step.toward > 0 ? gram_.row(s) : nullptr);
     best_ = {max.value, max.index};
     if (!max.tied) return;
     // A tie goes to the lowest candidate, not to the first atom.

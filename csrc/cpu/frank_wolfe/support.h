@@ -22,9 +22,6 @@ class Support {
   const std::vector<int64_t>& atoms() const { return atoms_; }  // in no order of note
   const std::vector<double>& weights() const { return weights_; }
   bool has(int64_t atom) const { return position_[size_t(atom)] != kOutside; }
-  double weight(int64_t atom) const {
-    return has(atom) ? weights_[size_t(position_[size_t(atom)])] : 0.0;
-  }
 
   void scale(double factor) {
     for (double& w : weights_) w *= factor;
@@ -35,16 +32,8 @@ class Support {
     weights_[size_t(position_[size_t(atom)])] += weight;
   }
 
-  void leave(int64_t atom) {
-    const size_t hole = size_t(position_[size_t(atom)]);
-    position_[size_t(atom)] = kOutside;
-    atoms_[hole] = atoms_.back(), weights_[hole] = weights_.back();
-    if (atoms_[hole] != atom) position_[size_t(atoms_[hole])] = int32_t(hole);
-    atoms_.pop_back(), weights_.pop_back();
-  }
-
-  // The same by its place among the atoms, which keep their order.
-  void leave_in_order(int64_t place) {
+  // Takes an atom out by its place; the others keep their order.
+  void leave(int64_t place) {
     position_[size_t(atoms_[size_t(place)])] = kOutside;
     atoms_.erase(atoms_.begin() + place), weights_.erase(weights_.begin() + place);
     for (size_t j = size_t(place); j < atoms_.size(); ++j)

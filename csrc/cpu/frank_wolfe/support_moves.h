@@ -14,10 +14,10 @@ class SupportMoves {
  public:
   void begin() { movers_.clear(), place_.clear(), moves_.clear(); }
 
-  // An atom more that steps may go toward or away from.
+  // One more atom that steps may go toward.
   void admit() { place_.push_back(kNone); }
 
-  // The atoms that steps went toward or away from.
+  // The atoms that steps went toward.
   const std::vector<int64_t>& movers() const { return movers_; }
 
   // Whether the atom is a new one of them.
@@ -29,11 +29,9 @@ class SupportMoves {
     return true;
   }
 
-  // A step between movers.
-  void add(const Step<double>& step, int64_t s, int64_t a) {
-    const int64_t at_s = step.toward > 0 ? place_[size_t(s)] : 0;
-    const int64_t at_a = step.away > 0 ? place_[size_t(a)] : 0;
-    moves_.push_back({step.scale, step.toward, step.away, at_s, at_a});
+  // A step toward a mover.
+  void add(const Step<double>& step, int64_t s) {
+    moves_.push_back({step.scale, step.toward, step.toward > 0 ? place_[size_t(s)] : 0});
   }
 
   // Whether there is no room for another.
@@ -46,7 +44,7 @@ class SupportMoves {
 
  private:
   static constexpr int64_t kNone = -1;
-  static constexpr size_t kMostMoves = 1 << 16;  // 2.5 MB
+  static constexpr size_t kMostMoves = 1 << 16;  // 1.5 MB
 
   // place_[movers_[p]] == p, and kNone for every other atom; the ends of moves_ are such places.
   std::vector<int64_t> movers_, place_;

@@ -39,35 +39,22 @@ inline ArgMax reduce(const RunningMax* chains) {
   return best;
 }
 
-// scale * u + toward * s - away * a, fused explicitly: the same bits wherever it is computed.
-template <bool kToward, bool kAway, typename R, typename V>
-inline V stepped(V u, R scale, R toward, V s, R away, V a) {
-  u = rounded(u * scale);
-  if constexpr (kToward) u = multiply_add(broadcast(toward), s, u);
-  if constexpr (kAway) u = multiply_add(broadcast(-away), a, u);
-  return u;
+// scale * u + toward * s, fused explicitly: the same bits wherever it is computed.
+template <typename R, typename V>
+inline V stepped(V u, R scale, R toward, V s) {
+  return multiply_add(broadcast(toward), s, rounded(u * scale));
 }
 
-template <bool kToward, bool kAway, typename R>
-inline Vector<R> stepped(const R* u, int64_t k, R scale, R toward, const R* column_s, R away,
-                         const R* column_a) {
-  Vector<R> s = {}, a = {};
-  if constexpr (kToward) s = load<R>(column_s + k);
-  if constexpr (kAway) a = load<R>(column_a + k);
-  return stepped<kToward, kAway>(load<R>(u + k), scale, toward, s, away, a);
-}
-
-template <bool kToward, bool kAway>
+template <bool kMoves>
 inline ArgMax step_argmax_columns(const double* b, double* u, int64_t n, double scale,
-                                  double toward, const double* column_s, double away,
-                                  const double* column_a) {
+                                  double toward, const double* column) {
   RunningMax chains[kChains];
   VecL at;
   for (int i = 0; i < kDoubles; ++i) at[i] = i;
   const auto visit = [&](int64_t k, RunningMax& chain) {
     VecD u_k = load_doubles(u + k);
-    if constexpr (kToward || kAway) {
-      u_k = stepped<kToward, kAway>(u, k, scale, toward, column_s, away, column_a);
+    if constexpr (kMoves) {
+      u_k = stepped(u_k, scale, toward, load_doubles(column + k));
       store_doubles(u + k, u_k);
     }
     chain.see(load_doubles(b + k) - u_k, at);
@@ -81,24 +68,21 @@ inline ArgMax step_argmax_columns(const double* b, double* u, int64_t n, double 
 }
 
 ArgMax step_argmax_kernel(const double* b, double* u, int64_t n, double scale, double toward,
-                          const double* column_s, double away, const double* column_a) {
-  if (column_s && column_a)
-    return step_argmax_columns<true, true>(b, u, n, scale, toward, column_s, away, column_a);
-  if (column_s)
-    return step_argmax_columns<true, false>(b, u, n, scale, toward, column_s, away, column_a);
-  if (column_a)
-    return step_argmax_columns<false, true>(b, u, n, scale, toward, column_s, away, column_a);
-  return step_argmax_columns<false, false>(b, u, n, scale, toward, column_s, away, column_a);
+                          const double* column) {
+  return column ? step_argmax_columns<true>(b, u, n, scale, toward, column)
+                : step_argmax_columns<false>(b, u, n, scale, toward, column);
 }
 
-template <bool kToward, bool kAway, typename R>
-inline R step_max_columns(const R* b, R* u, int64_t n, R scale, R toward, const R* column_s, R away,
-                          const R* column_a) {
+template <bool kMoves, typename R>
+inline R step_max_columns(const R* b, R* u, int64_t n, R scale, R toward, const R* column) {
   constexpr int64_t kStride = kLanes<R>;
   Vector<R> even = broadcast(-std::numeric_limits<R>::infinity()), odd = even;
   const auto visit = [&](int64_t k, Vector<R>& highest) {
-    const Vector<R> u_k = stepped<kToward, kAway>(u, k, scale, toward, column_s, away, column_a);
-    store(u + k, u_k);
+    Vector<R> u_k = load<R>(u + k);
+    if constexpr (kMoves) {
+      u_k = stepped(u_k, scale, toward, load<R>(column + k));
+      store(u + k, u_k);
+    }
     const Vector<R> c = load<R>(b + k) - u_k;
     highest = c > highest ? c : highest;
   };
@@ -112,19 +96,14 @@ inline R step_max_columns(const R* b, R* u, int64_t n, R scale, R toward, const 
 }
 
 template <typename R>
-R step_max_kernel(const R* b, R* u, int64_t n, double scale, double toward, const R* column_s,
-                  double away, const R* column_a) {
-  const R keep(scale), to(toward), from(away);
-  if (column_s && column_a)
-    return step_max_columns<true, true>(b, u, n, keep, to, column_s, from, column_a);
-  if (column_s) return step_max_columns<true, false>(b, u, n, keep, to, column_s, from, column_a);
-  if (column_a) return step_max_columns<false, true>(b, u, n, keep, to, column_s, from, column_a);
-  return step_max_columns<false, false>(b, u, n, keep, to, column_s, from, column_a);
+R step_max_kernel(const R* b, R* u, int64_t n, double scale, double toward, const R* column) {
+  return column ? step_max_columns<true>(b, u, n, R(scale), R(toward), column)
+                : step_max_columns<false>(b, u, n, R(scale), R(toward), column);
 }
 
 TiedMax step_tied_max_kernel(const double* b, double* u, int64_t n, double scale, double toward,
-                             const double* column_s, double away, const double* column_a) {
-  const double highest = step_max_kernel<double>(b, u, n, scale, toward, column_s, away, column_a);
+                             const double* column) {
+  const double highest = step_max_kernel<double>(b, u, n, scale, toward, column);
   constexpr int64_t kBlock = 64;
   TiedMax max{highest, -1, false};
   for (int64_t first = 0; first < n; first += kBlock) {
@@ -145,13 +124,7 @@ double follow_moves_kernel(const SupportMove* moves, int64_t n_moves, const doub
   VecD u = {};
   for (int64_t t = 0; t < n_moves; ++t) {
     const SupportMove& move = moves[t];
-    const VecD s = broadcast(products[move.s]), a = broadcast(products[move.a]);
-    if (move.toward > 0 && move.away > 0)
-      u = stepped<true, true>(u, move.scale, move.toward, s, move.away, a);
-    else if (move.toward > 0)
-      u = stepped<true, false>(u, move.scale, move.toward, s, move.away, a);
-    else if (move.away > 0)
-      u = stepped<false, true>(u, move.scale, move.toward, s, move.away, a);
+    if (move.toward > 0) u = stepped(u, move.scale, move.toward, broadcast(products[move.s]));
   }
   return u[0];
 }

@@ -56,11 +56,10 @@ struct QuantizedTiles {
   int64_t width;
 };
 
-// One step as the entry u_k of a candidate sees it: u_k <- scale * u_k + toward * G_ks - away *
-// G_ka. A step that moves nothing has neither.
+// One step as the entry u_k of a candidate sees it: u_k <- scale * u_k + toward * G_ks.
 struct SupportMove {
-  double scale, toward, away;
-  int64_t s, a;  // of a list of atoms
+  double scale, toward;
+  int64_t s;  // of a list of atoms
 };
 
 // float64 is not screened.
@@ -72,10 +71,10 @@ struct ScreeningKernels {
   // begin .. end and up to kMostColumns atoms.
   void (*multiply_quantized)(const QuantizedTiles& tiles, int64_t begin, int64_t end,
                              const int64_t* atoms, int64_t n_atoms, float* const* out);
-  // u <- scale * u + toward * column_s - away * column_a, then the maximum of b - u; a null column
-  // is left out. Every array holds n = padded(K) values.
+  // u <- scale * u + toward * column, then the maximum of b - u; without a column, u stays. Every
+  // array holds n = padded(K) values.
   float (*step_max)(const float* b, float* u, int64_t n, double scale, double toward,
-                    const float* column_s, double away, const float* column_a);
+                    const float* column);
   // Writes every k with b[k] - u[k] >= least, in order, and returns how many there are.
   int64_t (*estimates_from)(const float* b, const float* u, int64_t n, float least,
                             int64_t* candidates);

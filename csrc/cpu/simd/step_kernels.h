@@ -17,13 +17,13 @@ struct TiedMax {
 };
 
 struct StepKernels {
-  // u <- scale * u + toward * column_s - away * column_a, then argmax of b - u; a null column is
-  // left out. Every array holds n = padded(K) values.
+  // u <- scale * u + toward * column, then argmax of b - u; without a column, u stays. Every array
+  // holds n = padded(K) values.
   ArgMax (*step_argmax)(const double* b, double* u, int64_t n, double scale, double toward,
-                        const double* column_s, double away, const double* column_a);
+                        const double* column);
   // The same, and whether the maximum is one of several.
   TiedMax (*step_tied_max)(const double* b, double* u, int64_t n, double scale, double toward,
-                           const double* column_s, double away, const double* column_a);
+                           const double* column);
 };
 
 const StepKernels& step_kernels();
