@@ -66,6 +66,35 @@ def test_a_command_says_that_it_loads_the_embedder(
     assert result.stderr.startswith("loading the embedder\n")
 
 
+def test_without_vectors_no_embedder_is_loaded(run, tmp_path):
+    (tmp_path / "a.py").write_text("def area_of(circle):\n    return PI\n" * 40)
+    printed = run(
+        tmp_path / "a.py",
+        "--output",
+        tmp_path / "store",
+        "--no-vectors",
+        "--embedder=x",
+    )
+    store = Datastore.open(tmp_path / "store")
+
+    assert printed.startswith("2 passages, no vectors\n")
+    assert max(map(len, store.texts)) <= 800
+    assert len(store.words.search("areaOf", 2)) == 2
+
+    result = hullft_ops(
+        "index",
+        tmp_path / "a.py",
+        "--output",
+        tmp_path / "b",
+        "--no-vectors",
+        "--chunk-tokens",
+        8,
+    )
+
+    assert result.code == 2
+    assert "chunk_tokens is 8, search by words has no tokenizer" in result.stderr
+
+
 def test_a_folder_and_its_patterns(run, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -28,6 +28,7 @@ def index(
     device: str | None = None,
     dtype: Precision | None = None,
     reuse: Path | None = None,
+    vectors: bool = True,
 ) -> None:
     """Build a datastore from a corpus. After a kill, the same command goes on.
 
@@ -45,6 +46,8 @@ def index(
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
             None for the embedder's own.
         reuse: folder of a datastore of the same embedder; its texts are not embedded again.
+        vectors: embed the passages; without, the datastore is searched by words alone, and ready in
+            seconds.
     """
     if verify:
         store = Datastore.open(corpus)
@@ -57,12 +60,14 @@ def index(
     settings = IndexConfig(**config)
     embed = None
     engine = Workers(**workers)
-    if engine.engine == "ray":
+    if engine.engine == "ray" and vectors:
         if reuse is not None:
             raise ValueError("--reuse embeds in this process, got --engine ray")
         embed = ray_embedding(embedder, engine, dtype)
-    with waiting("loading the embedder"):
-        encoder = load_embedder(embedder, device=device, dtype=dtype)
+    encoder = None
+    if vectors:
+        with waiting("loading the embedder"):
+            encoder = load_embedder(embedder, device=device, dtype=dtype)
     store = index_corpus(
         corpus,
         output,

@@ -471,4 +471,5 @@ def test_a_finished_datastore_holds_no_parts_of_files(corpus, embedder, tmp_path
         "skipped.txt",
         "source.json",
         "texts.arrow",
+        "words",
     }

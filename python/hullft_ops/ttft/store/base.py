@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.store.words import Words, WordSearch
 
 # An embedder that computes in half precision normalises no better than this.
 NORM_TOLERANCE = 1e-3
@@ -19,14 +21,19 @@ NORM_TOLERANCE = 1e-3
 
 class Store(Protocol):
     """Texts with their embeddings, searched by inner product. Any object with these members is one:
-    `Datastore` on disk, `MemoryStore`, or your own."""
+    `Datastore` on disk, `MemoryStore`, or your own.
+
+    If it also has ``words``, a `WordSearch`, that searches by words; for others, their texts are
+    indexed in memory. Without embeddings, for search by words alone, ``embedder`` is None and
+    ``dim`` 0.
+    """
 
     @property
     def texts(self) -> Sequence[str]:
         """The texts by position."""
 
     @property
-    def embedder(self) -> str:
+    def embedder(self) -> str | None:
         """The name of the embedder that made the embeddings."""
 
     @property
@@ -58,8 +65,9 @@ class MemoryStore:
     Args:
         texts: at least one.
         embeddings: float32 ``[len(texts), dim]`` on the CPU; row i has norm 1 and embeds
-            ``texts[i]``. They are not copied: do not change them afterwards.
-        embedder_name: the name of the embedder that made them.
+            ``texts[i]``. They are not copied: do not change them afterwards. None for search by
+            words alone.
+        embedder_name: the name of the embedder that made them; None likewise.
 
     Raises:
         TypeError: a text or the name is not a str.
@@ -70,8 +78,8 @@ class MemoryStore:
     def __init__(
         self,
         texts: Sequence[str],
-        embeddings: np.ndarray | Tensor,
-        embedder_name: str,
+        embeddings: np.ndarray | Tensor | None = None,
+        embedder_name: str | None = None,
     ) -> None:
         if isinstance(texts, str):
             raise TypeError("MemoryStore: texts must be a sequence of str, got one str")
@@ -80,18 +88,28 @@ class MemoryStore:
             raise ValueError("MemoryStore: texts is empty")
         for i, text in enumerate(self.texts):
             check_text("MemoryStore", f"texts[{i}]", text)
-        check_text("MemoryStore", "embedder_name", embedder_name)
-        matrix = np.asarray(embeddings)
+        vectors = np.empty((len(self.texts), 0), np.float32)
+        if embeddings is not None:
+            check_text("MemoryStore", "embedder_name", embedder_name)
+            matrix = np.asarray(embeddings)
+            vectors = checked_vectors(
+                "MemoryStore: embeddings",
+                matrix,
+                count=len(self.texts),
+                dim=matrix.shape[-1],
+            )
         self.embedder = embedder_name
-        self.dim: int = matrix.shape[-1]
-        vectors = checked_vectors(
-            "MemoryStore: embeddings", matrix, count=len(self.texts), dim=self.dim
-        )
+        self.dim = vectors.shape[1]
         self.embeddings = torch.from_numpy(vectors)
         self.identity = identity_of(({"text": text} for text in self.texts), vectors)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @cached_property
+    def words(self) -> Words:
+        """The index of the texts' words."""
+        return Words.build(self.texts)
 
     def vectors(self, positions: Tensor) -> Tensor:
         """As `Store.vectors`."""
@@ -103,6 +121,12 @@ class MemoryStore:
 
     def following(self, position: int) -> None:
         """None: the store does not know of documents."""
+
+
+def words_of(store: Store) -> WordSearch:
+    """The search by words of a store; its texts are indexed if it has none."""
+    words: WordSearch | None = getattr(store, "words", None)
+    return Words.build(store.texts) if words is None else words
 
 
 def exact_search(
@@ -173,6 +197,11 @@ def identity_of(
 
 def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
     """ValueError if the store's vectors come from another embedder."""
+    if store.embedder is None:
+        raise ValueError(
+            f"{function}: the store has no embeddings: search by words alone, or index the texts "
+            "with an embedder"
+        )
     ours = f"{embedder.name} of dim {embedder.dim}"
     theirs = f"{store.embedder} of dim {store.dim}"
     if ours != theirs:

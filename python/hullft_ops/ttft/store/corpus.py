@@ -65,8 +65,8 @@ class IndexConfig(CorpusConfig):
     metadata: tuple[str, ...] = ()
     """Columns to keep beside each text, as strings."""
     chunk_tokens: NonNegativeInt | None = None
-    """Length of a passage in the embedder's tokens: None for as many as the embedder reads, 0 for
-    whole records."""
+    """Length of a passage in the embedder's tokens: None for as many as the embedder reads, or for
+    800 characters without an embedder; 0 for whole records."""
     min_chars: NonNegativeInt = 16
     """Leave out passages with fewer characters, not counting blanks at both ends."""
 

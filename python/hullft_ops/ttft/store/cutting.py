@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# About this much source fills the 256 tokens that the default embedder reads.
+PASSAGE_CHARS = 800
 # Characters to tokenize at a time, so that a text of any length takes bounded memory.
 _WINDOW = 1 << 18
 

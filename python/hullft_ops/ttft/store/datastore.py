@@ -1,6 +1,7 @@
 """Texts on disk, and the search for texts near a query."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hullft_ops.ttft.store.format import (
     INFO,
     SKIPPED,
     SOURCE,
+    WORDS,
     Info,
     Rows,
     Source,
@@ -26,6 +28,7 @@ from hullft_ops.ttft.store.format import (
     read_model,
     write_texts,
 )
+from hullft_ops.ttft.store.words import Words, digest_of
 
 
 class Datastore:
@@ -68,7 +71,7 @@ class Datastore:
     def build(
         cls,
         texts: Iterable[str],
-        embedder: Embedder,
+        embedder: Embedder | None,
         path: str | Path,
         *,
         sources: Sequence[str] | None = None,
@@ -80,6 +83,7 @@ class Datastore:
 
         Args:
             texts: in the order of their positions; an empty text is a text.
+            embedder: what makes their vectors; None for search by words alone.
             path: the folder to create, with missing parents.
             sources: the document of each text; texts in a row that share it follow one another.
             resume: keep the embeddings for the next call if this one is interrupted. That call must
@@ -97,7 +101,8 @@ class Datastore:
         with new_folder(path, FILES, resume=resume) as folder:
             if write_texts(folder, _rows(texts, sources)) == 0:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
-            embed_texts(folder, embedder)
+            if embedder is not None:
+                embed_texts(folder, embedder)
             finish(folder, embedder)
         return cls.open(path)
 
@@ -128,19 +133,28 @@ class Datastore:
         return store
 
     def verify(self) -> None:
-        """Read every row and vector once.
+        """Read every row, every vector and the index of words once.
 
         Raises:
-            ValueError: an embedding is no unit vector, or a text, a source, metadata or a vector
-                has changed since it was written.
+            ValueError: an embedding is no unit vector, or a text, a source, metadata, a vector or
+                the index has changed since it was written.
         """
         count, dim = self.info.count, self.info.dim
         what = f"the vectors in {self.folder}"
-        checked_vectors(what, self._matrix, count=count, dim=dim)
+        if dim:
+            checked_vectors(what, self._matrix, count=count, dim=dim)
         if identity_of(self.rows, self._matrix) != self.identity:
             raise ValueError(
                 f"{self.folder} is damaged: its texts, sources or vectors have changed"
             )
+        if digest_of(self.folder / WORDS) != self.info.words:
+            raise ValueError(f"{self.folder} is damaged: its words have changed")
+
+    @cached_property
+    def words(self) -> Words:
+        """The index of the texts' words, which is mapped when it is first asked for. ValueError if
+        it is damaged."""
+        return Words.open(self.folder / WORDS, len(self))
 
     def vectors(self, positions: Tensor) -> Tensor:
         """As `Store.vectors`."""
@@ -173,7 +187,8 @@ class Datastore:
     def summary(self) -> list[str]:
         """Lines that describe the datastore."""
         info = self.info
-        lines = [f"{counted(info.count, 'passage')}, {info.embedder} of dim {info.dim}"]
+        vectors = f"{info.embedder} of dim {info.dim}" if info.dim else "no vectors"
+        lines = [f"{counted(info.count, 'passage')}, {vectors}"]
         if self.source:
             corpus = self.source.settings.get("corpus")
             lines.append(f"{corpus}: {self.source.left_out()}")

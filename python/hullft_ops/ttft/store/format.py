@@ -4,7 +4,8 @@
     source.json      see `Source`; absent if a program gave the texts
     skipped.txt      a line for each record or file without a text; absent as above
     texts.arrow      columns of strings: text, source and metadata; a stream of Arrow
-    embeddings.f32   float32 [count, dim] in C order, row i embeds text i
+    embeddings.f32   float32 [count, dim] in C order, row i embeds text i; absent without vectors
+    words/           the index of the texts' words, as bm25s saves it: arrays of numpy, and JSON
 
 All large files are mapped. The operators and FAISS read the embeddings as one matrix without a
 copy; an Arrow column would be split at every record batch.
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.store.base import checked_vectors, identity_of
+from hullft_ops.ttft.store.words import Words, digest_of
 from hullft_ops.ttft.validation import Kind, parse
 
 if TYPE_CHECKING:
@@ -33,7 +35,16 @@ SOURCE = "source.json"
 SKIPPED = "skipped.txt"
 TEXTS = "texts.arrow"
 EMBEDDINGS = "embeddings.f32"
-FILES = (INFO, SOURCE, SKIPPED, TEXTS, EMBEDDINGS, f"{SOURCE}.part")
+WORDS = "words"
+FILES = (
+    INFO,
+    SOURCE,
+    SKIPPED,
+    TEXTS,
+    EMBEDDINGS,
+    f"{WORDS}/*.index.*",
+    f"{SOURCE}.part",
+)
 
 # Of a batch of texts on disk, counting some for each row's own memory. Opening a datastore reads
 # where each batch begins.
@@ -85,19 +96,21 @@ class Info(BaseModel):
 
     Attributes:
         format: of the datastore's files.
-        embedder: the name of the embedder that made the embeddings.
-        dim: length of an embedding.
+        embedder: the name of the embedder that made the embeddings; None if there are none.
+        dim: length of an embedding; 0 likewise.
         count: how many texts there are.
         identity: SHA-256 over the rows and the embeddings.
+        words: SHA-256 over the index of words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal[5] = 5
-    embedder: str
-    dim: PositiveInt
+    embedder: str | None
+    dim: NonNegativeInt
     count: PositiveInt
     identity: str
+    words: str
 
 
 def read_model(model: type[Kind], file: Path) -> Kind:
@@ -176,6 +189,8 @@ class Rows(Sequence[Any]):
 def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
     """The embeddings float32 ``[count, dim]``, mapped. ValueError if the file has another size."""
     file = folder / EMBEDDINGS
+    if not dim:
+        return np.empty((count, 0), np.float32)
     size = file.stat().st_size if file.is_file() else 0
     if size != count * dim * 4:
         raise ValueError(
@@ -219,11 +234,18 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
         yield batch
 
 
-def progress_bar(name: str, total: int | None = None, done: int = 0) -> "tqdm[Any]":
+def progress_bar(
+    name: str,
+    total: int | None = None,
+    done: int = 0,
+    over: Iterable[str] | None = None,
+) -> "tqdm[Any]":
     """A bar of `datasets`, printed every second. A resumed one begins at ``done``."""
     from datasets.utils import tqdm
 
-    return tqdm(desc=name, total=total, initial=done, unit=" texts", mininterval=1.0)
+    return tqdm(
+        over, desc=name, total=total, initial=done, unit=" texts", mininterval=1.0
+    )
 
 
 def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) -> None:
@@ -286,14 +308,17 @@ def batches_of_like_length(
             yield [start + position for position in by_length[i : i + size]]
 
 
-def finish(folder: Path, embedder: Embedder) -> None:
-    """Write what tells a datastore from a folder with texts and vectors."""
+def finish(folder: Path, embedder: Embedder | None) -> None:
+    """Index the words, and write what tells a datastore from a folder with texts and vectors."""
     texts = Rows(folder, "text")
-    matrix = open_matrix(folder, len(texts), embedder.dim)
+    bar = progress_bar("indexing words", len(texts), over=texts)
+    Words.build(bar).save(folder / WORDS)
+    dim = embedder.dim if embedder else 0
     info = Info(
-        embedder=embedder.name,
-        dim=embedder.dim,
+        embedder=embedder.name if embedder else None,
+        dim=dim,
         count=len(texts),
-        identity=identity_of(Rows(folder), matrix),
+        identity=identity_of(Rows(folder), open_matrix(folder, len(texts), dim)),
+        words=digest_of(folder / WORDS),
     )
     (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")

@@ -23,7 +23,11 @@ from hullft_ops.ttft.files import (
 )
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
-from hullft_ops.ttft.store.cutting import token_chunks
+from hullft_ops.ttft.store.cutting import (
+    PASSAGE_CHARS,
+    split_passages,
+    token_chunks,
+)
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS,
@@ -49,7 +53,7 @@ Cut = Callable[[str], Iterable[str]]
 def index_corpus(
     corpus: str | Path | Corpus,
     path: str | Path,
-    embedder: Embedder,
+    embedder: Embedder | None = None,
     config: IndexConfig | None = None,
     *,
     reuse: Store | None = None,
@@ -64,6 +68,7 @@ def index_corpus(
 
     Args:
         corpus: what to read, as `Corpus`.
+        embedder: what makes the passages' vectors; None for search by words alone.
         reuse: a store of the same embedder, whose texts are not embedded again.
         embed: embeds batches of texts elsewhere; None for ``embedder.encode``. Not with ``reuse``.
         options: fields of `IndexConfig`, in place of ``config``.
@@ -79,8 +84,8 @@ def index_corpus(
     cut = _cutter(embedder, config)
     settings = _settings(corpus, embedder, config)
     if reuse is not None:
-        if embed is not None:
-            raise ValueError("index_corpus: give one of reuse and embed")
+        if embed is not None or embedder is None:
+            raise ValueError("index_corpus: reuse needs an embedder, and no embed")
         check_embedder("index_corpus", embedder, reuse)
         embed = _reusing(reuse, embedder)
     check_output(path, inputs=[corpus.name])
@@ -93,41 +98,44 @@ def index_corpus(
             part = folder / f"{SOURCE}.part"
             part.write_text(source.model_dump_json(), encoding="utf-8")
             part.rename(folder / SOURCE)
-        embed_texts(folder, embedder, embed)
+        if embedder is not None:
+            embed_texts(folder, embedder, embed)
         finish(folder, embedder)
     return Datastore.open(path)
 
 
-def _for_embedder(config: IndexConfig, embedder: Embedder) -> IndexConfig:
+def _for_embedder(config: IndexConfig, embedder: Embedder | None) -> IndexConfig:
     """The configuration with the length of passages that the embedder reads, if it has none."""
-    if config.chunk_tokens is not None:
+    if config.chunk_tokens is not None or embedder is None:
         return config
     return replace(config, chunk_tokens=getattr(embedder, "max_tokens", None) or 0)
 
 
 def _settings(
-    corpus: Corpus, embedder: Embedder, config: IndexConfig
+    corpus: Corpus, embedder: Embedder | None, config: IndexConfig
 ) -> dict[str, Any]:
     """What decides the contents of a datastore."""
     return {
         "format": Info.model_fields["format"].default,
         "corpus": corpus.name,
         "contents": corpus.state,
-        "embedder": f"{embedder.name} of dim {embedder.dim}",
+        "embedder": f"{embedder.name} of dim {embedder.dim}" if embedder else None,
         **json.loads(json.dumps(asdict(config))),
     }
 
 
-def _cutter(embedder: Embedder, config: IndexConfig) -> Cut:
+def _cutter(embedder: Embedder | None, config: IndexConfig) -> Cut:
     """What cuts a record into passages."""
     length = config.chunk_tokens
+    if length is None:
+        return lambda text: split_passages(text, PASSAGE_CHARS)
     if not length:
         return lambda text: [text]
     tokenizer = getattr(embedder, "tokenizer", None)
     if tokenizer is None:
+        name = f"embedder {embedder.name}" if embedder else "search by words"
         raise ValueError(
-            f"index_corpus: chunk_tokens is {length}, embedder {embedder.name} has no "
-            "tokenizer"
+            f"index_corpus: chunk_tokens is {length}, {name} has no tokenizer"
         )
     return lambda text: token_chunks(text, tokenizer, length)
 
@@ -189,7 +197,7 @@ def _passages(
 
 
 def folder_datastore(
-    corpus: str, embedder: Embedder, root: Path = DATASTORES, **options: Any
+    corpus: str, embedder: Embedder | None, root: Path = DATASTORES, **options: Any
 ) -> Datastore:
     """The datastore of ``corpus`` with fields of `IndexConfig`, kept below ``root``.
 
@@ -200,13 +208,14 @@ def folder_datastore(
     contents = Corpus(corpus, config)
     settings = _settings(contents, embedder, config)
     place = Path(corpus).resolve()
-    name = f"{place.name}-{_short_digest([str(place), embedder.name, options])}"
+    encoder = embedder.name if embedder else None
+    name = f"{place.name}-{_short_digest([str(place), encoder, options])}"
     path = root / f"{name}-{_short_digest(settings)}"
     if path.exists():
         return Datastore.open(path)
     older = _of_other_contents(root, name, settings)
     reuse = None
-    for folder in older:
+    for folder in older if embedder else []:
         # Not one that is unfinished, or that a kill has removed in part.
         if folder.name.startswith(name):
             with suppress(ValueError):

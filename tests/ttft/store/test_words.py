@@ -1,0 +1,193 @@
+"""Search by words: BM25 over the words of identifiers, and its fusion with other rankings."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hullft_ops.ttft.store import words as words_module
+from hullft_ops.ttft.store.base import MemoryStore, words_of
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.words import Words, fused, words_in
+
+
+def test_identifiers_are_split_and_numbers_stay():
+    text = "class HTMLParser2: self.max_new_tokens = maxNewTokens(0x1F) # naïve ÉTÉ"
+
+    assert " ".join(words_in(text)) == (
+        "class html parser 2 self max new tokens max new tokens 0 x 1 f naïve été"
+    )
+    assert words_in("... _ \n") == []
+
+
+def bm25(texts, query):
+    """The scores of Lucene's BM25, in float64."""
+    documents = [words_in(text) for text in texts]
+    lengths = [1 + len(document) for document in documents]
+    mean = sum(lengths) / len(lengths)
+    scores = [0.0] * len(texts)
+    for word in words_in(query):
+        holders = sum(word in document for document in documents)
+        rarity = math.log(1 + (len(texts) - holders + 0.5) / (holders + 0.5))
+        for i, document in enumerate(documents):
+            count = document.count(word)
+            norm = 1.5 * (0.25 + 0.75 * lengths[i] / mean)
+            scores[i] += rarity * count / (norm + count)
+
+    return np.array(scores)
+
+
+def test_the_order_is_that_of_bm25(texts):
+    words = Words.build(texts)
+    for query in texts[:20]:
+        scores = bm25(texts, query)
+        positions = words.search(query, 25)
+
+        assert positions.dtype == torch.int64
+
+        ranked = scores[positions]
+
+        assert len(set(positions.tolist())) == 25
+        assert (np.diff(ranked) <= 1e-5).all()
+        assert ranked[-1] >= np.sort(scores)[-25] - 1e-5
+
+
+def test_of_equal_scores_the_lower_position_comes_first():
+    words = Words.build(["cat", "dog", "cat", "cat dog", "cat", "tree"])
+
+    assert words.search("cat", 2).tolist() == [0, 2]
+    assert words.search("cat", 3).tolist() == [0, 2, 4]
+    assert words.search("cat", 6).tolist() == [0, 2, 4, 3]
+
+
+@pytest.mark.parametrize("query", ["", "!", "unknown", "un_known words"])
+def test_only_texts_that_share_a_word_are_near(texts, query):
+    assert Words.build(texts).search(query, 5).tolist() == []
+    assert Words.build(["", "..."]).search(query, 5).tolist() == []
+
+
+def test_the_words_of_too_many_texts_do_not_count(monkeypatch):
+    """Else a search would take longer, the longer the query and the more texts there are."""
+    words = Words.build(["the cat", "the dog the", "the mat", "a tree"])
+
+    assert words.search("the tree", 4).tolist() == [3, 1, 0, 2]
+
+    monkeypatch.setattr(words_module, "_MOST_SCORES", 1)
+
+    assert words.search("the tree", 4).tolist() == [3]
+    assert words.search("the", 4).tolist() == [1, 0, 2]
+
+
+def test_fused_rankings_add_their_reciprocal_ranks():
+    rankings = [torch.tensor([5, 3, 8]), torch.tensor([3, 9]), torch.tensor([9])]
+
+    # 3 has 1/62 + 1/61, 9 has 1/62 + 1/61 too; 5 has 1/61, 8 has 1/63.
+    assert fused(rankings, 4).tolist() == [3, 9, 5, 8]
+    assert fused(rankings, 2).tolist() == [3, 9]
+    assert fused([torch.tensor([], dtype=torch.int64)], 2).tolist() == []
+
+
+class TextsAlone:
+    """A store of a user's own, without an index of words."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+
+def test_every_store_is_searched_by_words(texts, embedder, tmp_path):
+    stores = [
+        MemoryStore(texts),
+        MemoryStore(texts, embedder.encode(texts), embedder.name),
+        Datastore.build(texts, None, tmp_path / "words"),
+        Datastore.build(texts, embedder, tmp_path / "vectors"),
+        TextsAlone(texts),
+    ]
+    expected = Words.build(texts).search(texts[7], 20)
+
+    assert len(expected) == 20
+    for store in stores:
+        assert torch.equal(words_of(store).search(texts[7], 20), expected)
+
+    alone = stores[2]
+    alone.verify()
+
+    assert (alone.embedder, alone.dim, alone.vectors(expected).shape) == (
+        None,
+        0,
+        (20, 0),
+    )
+    assert alone.summary() == ["60 passages, no vectors"]
+    assert alone.identity == stores[0].identity != stores[1].identity
+    assert not (tmp_path / "words" / "embeddings.f32").exists()
+
+
+def test_an_index_is_the_same_whenever_it_is_made(texts, tmp_path):
+    for name in "ab":
+        Words.build(texts).save(tmp_path / name)
+
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def a_position(folder):
+    file = folder / "indices.csc.index.npy"
+    positions = np.load(file)
+    positions[3] = 10**6
+    np.save(file, positions)
+
+
+def a_vocabulary(folder):
+    (folder / "vocab.index.json").write_text('{"cat": 1000000}')
+
+
+def a_pickle(folder):
+    np.save(folder / "data.csc.index.npy", [{}], allow_pickle=True)
+
+
+DAMAGE = {
+    "no folder": shutil.rmtree,
+    "no file": lambda folder: (folder / "vocab.index.json").unlink(),
+    "no JSON": lambda folder: (folder / "vocab.index.json").write_text("{"),
+    "a position": a_position,
+    "a vocabulary": a_vocabulary,
+    "a pickle": a_pickle,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_index_is_refused(texts, tmp_path, case):
+    folder = Datastore.build(texts, None, tmp_path / "store").folder
+    DAMAGE[case](folder / "words")
+    store = Datastore.open(folder)
+
+    with pytest.raises(ValueError, match=r"words is damaged: "):
+        store.words.search("cat", 3)
+
+    with pytest.raises(ValueError, match="damaged: its words have changed"):
+        store.verify()
+
+
+def test_an_index_that_was_interrupted_is_made_again(
+    texts, embedder, tmp_path, monkeypatch
+):
+    def interrupted(words, folder):
+        folder.mkdir()
+        (folder / "vocab.index.json").write_text("{")
+        raise KeyboardInterrupt
+
+    save = Words.save
+    monkeypatch.setattr(Words, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Datastore.build(texts, embedder, tmp_path / "store", resume=True)
+
+    monkeypatch.setattr(Words, "save", save)
+
+    encode = embedder.encode
+    monkeypatch.setattr(embedder, "encode", lambda texts: 1 / 0)
+    store = Datastore.build(texts, embedder, tmp_path / "store", resume=True)
+    store.verify()
+
+    assert len(store.words.search("cat", 60)) > 0
+    assert torch.equal(store.embeddings, torch.from_numpy(encode(texts)))
