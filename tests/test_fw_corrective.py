@@ -134,14 +134,16 @@ def test_dense_has_the_weight_of_every_row() -> None:
     ("n_rows", "error", "message"),
     [
         (0, ValueError, "dense: n_rows must be in 1.* got 0"),
+        (2, ValueError, "dense: n_rows must be that of the pool, .* got 2: "),
+        (1, ValueError, "dense: n_rows must be that of the pool, .* got 1: "),
         (2.0, TypeError, "dense: n_rows must be an int, got float"),
     ],
 )
 def test_dense_wants_a_number_of_rows(
     n_rows: object, error: type[Exception], message: str
 ) -> None:
-    pool, query = make_problem(16, 1, 5, 4)
-    sel = hullft_ops.fw_select(pool, query, 3)
+    query = torch.tensor([0.0, 0.4, 0.6])
+    sel = hullft_ops.fw_select(torch.eye(3), query, 2, variant="corrective")
 
     with pytest.raises(error, match=f"^{message}"):
         sel.dense(n_rows)

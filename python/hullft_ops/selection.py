@@ -47,15 +47,24 @@ class Selection(NamedTuple):
         return repeated(self.indices, self.counts)
 
     def dense(self, n_rows: int) -> Tensor:
-        """[.., n_rows]: the weight of each row of a pool of ``n_rows``, 0 outside the support."""
+        """[.., n_rows]: the weight of each row of a pool of ``n_rows``, 0 outside the support.
+
+        ValueError if the pool has more rows (on CUDA the kernel ends).
+        """
         if not isinstance(
             n_rows, torch.SymInt
         ):  # of a pool's shape, while it is traced
             n_rows = _checks.check_integer("dense", "n_rows", n_rows, 1)
-        # -1 goes to a column that is cut off.
+        # -1 goes to a first column, which is cut off.
         weights = self.weights.new_zeros(*self.indices.shape[:-1], n_rows + 1)
-        columns = self.indices.masked_fill(self.indices < 0, n_rows)
-        return weights.scatter(-1, columns, self.weights)[..., :n_rows]
+        try:
+            weights = weights.scatter(-1, self.indices + 1, self.weights)
+        except RuntimeError as error:
+            raise ValueError(
+                "dense: n_rows must be that of the pool, above every index, got "
+                f"{n_rows}: {error}"
+            ) from None
+        return weights[..., 1:]
 
     def rows(self, candidates: Tensor) -> Tensor:
         """The entries of ``candidates`` at ``indices``: the selected rows of the datastore.

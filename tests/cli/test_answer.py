@@ -71,10 +71,16 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert [*read_prompts(str(FILE), "asked").values()] == ["a", chat]
 
-    stdin = SimpleNamespace(buffer=io.BytesIO(b"a cat \n\n[a] dog"))
-    monkeypatch.setattr(sys, "stdin", stdin)
+    for content, prompts in (
+        (b"a cat \n\n[a] dog", ["a cat ", "[a] dog"]),
+        (b"def a(x):\r\nb\rc", ["def a(x):", "b", "c"]),
+        (b"{a} cat", ["{a} cat"]),
+        (json.dumps(chat).encode(), [chat]),
+    ):
+        stdin = SimpleNamespace(buffer=io.BytesIO(content))
+        monkeypatch.setattr(sys, "stdin", stdin)
 
-    assert [*read_prompts("-", "prompt").values()] == ["a cat ", "[a] dog"]
+        assert [*read_prompts("-", "prompt").values()] == prompts
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,14 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
             '{"messages": [{"role": "tool"}]}',
             "line 1, .* with a role, and one of the u",
         ),
+        (
+            '{"messages": [{"role": "user"}]}',
+            "line 1, .* content of the user's message",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a", "weight": NaN}]}',
+            "line 1, .* JSON compliant",
+        ),
     ],
 )
 def test_a_line_without_a_prompt_is_named(content: str, message: str) -> None:
@@ -109,8 +123,11 @@ def test_what_cannot_be_answered_is_refused_before_the_work(
         (["--context", 1], "give --store, or --n-select 0, --context 0 and"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
+        (["--batch-size", 0], "generate: batch_size must be in 1.."),
+        (["--seconds", -1], "seconds must"),
     ):
         result = hullft_ops(*arguments, *options)
 
         assert result.code == 2
         assert message in result.last
+        assert not OUTPUT.exists()

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from evaluation_rows import PLAIN, result_row
 from hullft_ops.evaluation.experiment import compared_settings
-from hullft_ops.evaluation.results import ResultsFile, open_results, read_rows
+from hullft_ops.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.errors import InputError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -74,13 +75,41 @@ def test_the_first_row_may_be_cut_off_too(tmp_path: Path) -> None:
         assert path.read_bytes() == b""
 
 
-def test_a_full_disk_has_a_name() -> None:
-    full = Path("/dev/full")
-    with (
-        full.open("wb", buffering=0) as file,
-        pytest.raises(OSError, match="No space left on device: '/dev/full'"),
-    ):
-        ResultsFile(full, file, []).append(result_row("p"))  # type: ignore[arg-type]
+def test_a_full_disk_has_a_name(tmp_path: Path) -> None:
+    path, run = tmp_path / "rows.jsonl", "0123456789abcdef"
+    size, largest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, largest))
+    try:
+        with (
+            pytest.raises(OSError, match=f"too large: '{path}'"),
+            open_results(path, run) as results,
+        ):
+            results.append(result_row("p", run=run))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, largest))
+
+    with open_results(path, run) as results:
+        results.append(result_row("p", run=run))
+
+    assert len(read_rows(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seconds", {"embed": 1e308}),
+        ("scores", {"prompt": {"before": 1e-320, "after": 1}}),
+    ],
+)
+def test_numbers_whose_means_are_not_finite_are_refused(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = json.loads(result_row("p").model_dump_json())
+    path.write_text(json.dumps(row | {field: value}))
+
+    with pytest.raises(InputError, match=f"line 1: {field}.* must be "):
+        read_rows(path)
 
 
 def test_a_whole_last_row_without_a_line_end_is_kept(file: Path) -> None:

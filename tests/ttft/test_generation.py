@@ -198,6 +198,7 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer):
         ([{"content": "a"}], {}, "a conversation must have messages with a role"),
         ([{"role": "system", "content": "a"}], {}, "a conversation must have messages"),
         (["a"], {}, "a conversation must have messages with a role"),
+        ([{"role": "user"}], {}, "content of the user's message must be a str, got No"),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,10 +141,13 @@ def _text_of(prompt: str | None, file: str | None) -> str:
 
 
 def text_in(file: str) -> str:
-    """The text in the file, or in stdin. ValueError if it is not UTF-8."""
+    """The text in the file, or in stdin, with lines that end in a newline alone.
+
+    ValueError if it is not UTF-8.
+    """
     content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
     try:
-        return content.decode("utf-8-sig")
+        return TextIOWrapper(BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeError as error:
         raise ValueError(f"prompt {file}: {error}") from error
 

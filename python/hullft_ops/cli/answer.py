@@ -22,9 +22,13 @@ from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import Prompt, chat_prompt, conversation
+from hullft_ops.ttft.steps import Deadline
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.support import check_prompt, retrieves
 from hullft_ops.ttft.validation import parse
+
+# A line of JSONL: an object with a column of prompts, or a conversation's messages.
+_Record: Any = dict[str, Any] | list[dict[str, Any]]
 
 
 class Answer(BaseModel):
@@ -65,8 +69,9 @@ def answer(
     that have an answer in the output are left out.
 
     Args:
-        prompts: JSONL file, or text with a prompt on each line; - for stdin. A prompt that repeats
-            is answered once.
+        prompts: JSONL file, or text with a prompt on each line; - for stdin. It is JSONL if its
+            name ends in .jsonl, or its first line is an object or a list of messages. A prompt that
+            repeats is answered once.
         inputs: the language model.
         settings: how to adapt.
         output: answers file, JSONL.
@@ -90,6 +95,10 @@ def answer(
         read_rows(output, Answer)
     if store is None and retrieves(config):
         raise ValueError("give --store, or --n-select 0, --context 0 and --ngrams 0")
+    check_integer("generate", "batch_size", batch_size, 1)
+    if seconds is not None:
+        # It refuses what is no budget; one begins with each prompt.
+        Deadline(seconds)
     every = read_prompts(prompts, prompt_column)
     passages = Datastore.open(store) if store is not None else None
     with waiting("loading the model"):
@@ -131,22 +140,34 @@ def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:
 
     InputError names a wrong line.
     """
-    text = text_in(source)
-    is_json = text.lstrip().startswith("{")
+    every = enumerate(text_in(source).split("\n"), start=1)
+    lines = [(number, line) for number, line in every if line.strip()]
+    is_json = source.endswith(".jsonl") or (lines and _is_record(lines[0][1]))
     prompts = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         place = f"prompts {source}: line {number}"
         prompt: Any = line
         if is_json:
-            record = parse(dict[str, Any], line.encode(), place)
-            prompt = record.get(column, record.get("messages"))
+            record = parse(_Record, line.encode(), place)
+            prompt = record
+            if isinstance(record, dict):
+                prompt = record.get(column, record.get("messages"))
         try:
             check_prompt(conversation(prompt)[1]["content"])
+            # The answers are JSON, which has no NaN.
+            key = json.dumps(prompt, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"{place}, --prompt-column {column}: {error}") from error
-        prompts[(json.dumps(prompt),)] = prompt
+        prompts[(key,)] = prompt
     if not prompts:
         raise InputError(f"prompts {source}: there is none")
     return prompts
+
+
+def _is_record(line: str) -> bool:
+    """Whether a line is JSON with a prompt, and no text that begins with a bracket."""
+    try:
+        parse(_Record, line.encode(), "")
+    except InputError:
+        return False
+    return True

@@ -6,15 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
     TypeAdapter,
     field_validator,
 )
@@ -37,6 +36,8 @@ _STRICT = ConfigDict(
 
 # Larger ones are no exact float64.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+# Within these, means and ratios of means are finite.
+Measured = Annotated[float, Field(ge=0, le=1e100)]
 
 
 class Score(BaseModel):
@@ -44,9 +45,9 @@ class Score(BaseModel):
 
     model_config = _STRICT
 
-    before: PositiveFloat
+    before: Annotated[float, Field(ge=1e-100, le=1e100)]
     """Without adaptation."""
-    after: NonNegativeFloat
+    after: Measured
     """With adaptation."""
 
 
@@ -69,7 +70,7 @@ class Row(BaseModel):
     seed: int
     scores: dict[str, Score]
     """By name; empty if there is an error."""
-    seconds: dict[str, NonNegativeFloat]
+    seconds: dict[str, Measured]
     """By stage; empty if there is an error."""
     passes: Count
     """Forward-backward passes."""
@@ -103,7 +104,7 @@ class Row(BaseModel):
 class ResultsFile:
     """Rows on disk, by their keys. `open_results` makes one."""
 
-    def __init__(self, path: Path, file: BinaryIO, rows: list[Any]) -> None:
+    def __init__(self, path: Path, file: FileIO, rows: list[Any]) -> None:
         self.rows = {row.key: row for row in rows}
         self._path = path
         self._file = file
@@ -111,8 +112,9 @@ class ResultsFile:
     def append(self, row: Any) -> None:
         """Write a row. It is on the disk when this returns; InputError if the file is gone."""
         with named_in_errors(self._path):
-            self._file.write(row.model_dump_json().encode() + b"\n")
-            self._file.flush()
+            content = row.model_dump_json().encode() + b"\n"
+            while content:
+                content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
         if not os.fstat(self._file.fileno()).st_nlink:
             raise InputError(
@@ -145,7 +147,8 @@ def open_results(
             `read_rows`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    # A buffer would be written again when a full disk ends the block, without the file's name.
+    with path.open("ab", buffering=0) as file:
         try:
             # The system unlocks it if the process dies.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -123,6 +123,7 @@ def conversation(prompt: Prompt) -> tuple[Conversation, dict[str, Any]]:
         raise TypeError(
             "generate: a conversation must have messages with a role, and one of the user"
         ) from error
+    check_text("generate", "content of the user's message", question.get("content"))
     return messages, question
 
 
