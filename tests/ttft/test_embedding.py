@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from hullft_ops.ttft.embedding import (
     SentenceTransformerEmbedder,
+    encode_queries,
     load_embedder,
 )
 from hullft_ops.ttft.errors import InputError
@@ -69,6 +70,16 @@ def test_it_reads_as_many_tokens_as_it_says(minilm):
     np.testing.assert_allclose(same, whole, atol=1e-6)
 
     assert np.abs(other - whole).max() > 1e-3
+
+
+def test_of_a_long_prompt_the_end_counts(minilm):
+    """What comes next follows it; a passage is cut at its end."""
+    end = " ".join(["cat"] * minilm.max_tokens)
+    vectors = encode_queries(minilm, [end, f"Ünïcode, {end}", "dog " * 9000 + end])
+
+    np.testing.assert_allclose(vectors[1:], vectors[[0, 0]], atol=1e-6)
+
+    assert np.abs(minilm.encode([f"dog {end}"]) - vectors[0]).max() > 1e-3
 
 
 def test_a_folder_may_have_another_name():

