@@ -30,10 +30,24 @@ REFRESH = 2
 class ReplayTrainer(Trainer):
     """A Trainer whose rows have a column "multiplicity": the steps with their gradient."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        args = self.args
+        rows = args.train_batch_size * args.gradient_accumulation_steps
+        if rows > 1:
+            raise ValueError(
+                "ReplayTrainer: batch size and gradient_accumulation_steps must be 1, got "
+                f"{rows} rows a step: a mean of gradients has one number of steps"
+            )
+        if args.remove_unused_columns:
+            raise ValueError(
+                "ReplayTrainer: remove_unused_columns must be False, or the multiplicities "
+                "are dropped"
+            )
+
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        # One row a batch: a mean of gradients has one number of steps.
         multiplicity = inputs.pop("multiplicity").item()
         # Trainer calls step() without arguments.
         for group in self.optimizer.param_groups:
@@ -63,7 +77,7 @@ def main() -> dict[str, float]:
                 lr_scheduler_type="constant",
                 num_train_epochs=1,
                 per_device_train_batch_size=1,
-                remove_unused_columns=False,  # or it drops the multiplicities
+                remove_unused_columns=False,
                 report_to="none",
                 save_strategy="no",
                 disable_tqdm=True,

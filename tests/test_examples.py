@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import uvicorn
 from openai import BadRequestError, OpenAI, RateLimitError
+from transformers import TrainingArguments
 
 from hullft_ops.ttft import TestTimeFinetuner, load_model
 
@@ -61,6 +62,25 @@ def test_trainer_takes_every_step_of_the_multiplicities() -> None:
     assert found["steps"] == 20
     assert found["rows"] < 20
     assert found["after"] < found["before"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_accumulation_steps": 2}, "must be 1, got 2 rows a step"),
+        ({"per_device_train_batch_size": 2}, "must be 1, got 2 rows a step"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
+    ],
+)
+def test_a_trainer_refuses_what_loses_multiplicities(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    plain = {"per_device_train_batch_size": 1, "remove_unused_columns": False}
+    args = TrainingArguments(str(tmp_path), **plain | options)
+    trainer = runpy.run_path(str(EXAMPLES / "trainer.py"))["ReplayTrainer"]
+
+    with pytest.raises(ValueError, match=message):
+        trainer(model=torch.nn.Linear(1, 1), args=args)
 
 
 def sharded(rank: int, folder: Path) -> None:
