@@ -123,7 +123,7 @@ class HullftLM(HFLM):
             question = self.end_within(question)
         with self.finetuner.adapted(question) as adaptation:
             if not is_text:
-                passages = list(adaptation.support.context_texts)
+                passages = [passage.text for passage in adaptation.passages]
                 requests = self.behind(passages, requests)
             return self.plain_answers(requests)
 

@@ -20,7 +20,7 @@ from hullft_ops.ttft import (
     load_embedder,
     load_model,
 )
-from hullft_ops.ttft.config import default_lr
+from hullft_ops.ttft.techniques import default_lr
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
 PROMPT = "def area_99(side):\n    return 99"

@@ -4,10 +4,9 @@ from typing import Any
 
 from hullft_ops.evaluation.results import STAGES, Row
 
-SETTINGS = {"method": "knn", "n_select": 1, "refresh": 1, "lr": 1.0}
+SETTINGS = {"method": "knn", "n_select": 1, "lr": 1.0}
 PLAIN: dict[str, Any] = {
     "run": "r",
-    "config": "knn n=1 refresh=1 lr=1",
     "settings": SETTINGS,
     "domain": "all",
     "seed": 0,

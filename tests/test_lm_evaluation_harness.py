@@ -142,13 +142,15 @@ def test_retrieved_passages_that_fit_stand_before_the_context_nearest_last(
     model = hullft(
         store=store, train_on_prompt=0, context=6, dtype=None, max_length=limit
     )
-    support = model.finetuner.select(QUESTION)
-    behind = "".join([*support.context_texts[-2:], QUESTION])
+    with model.finetuner.adapted(QUESTION) as adaptation:
+        texts = [passage.text for passage in adaptation.passages]
+
+    behind = "".join([*texts[-2:], QUESTION])
 
     answers = model.loglikelihood([scored(0, QUESTION, " 3")])
     expected = plain.loglikelihood([scored(0, behind, " 3")])
 
-    assert len(support.context_texts) == 6
+    assert len(texts) == 6
     assert torch.allclose(torch.tensor(answers), torch.tensor(expected), rtol=1e-5)
 
     [chat] = model.behind(["a\n\n"], [scored(0, f"{plain.tokenizer.bos_token}hi", "")])

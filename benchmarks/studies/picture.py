@@ -14,18 +14,26 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from hullft_ops.evaluation.results import Row, read_rows
+from hullft_ops.evaluation.results import Row, key_of, read_rows
 from hullft_ops.evaluation.statistics import relative
 
-READING = "context=5 context_following=1 dtype=bfloat16"
-STEPS = "refresh=2 lr=5e-05"
-SHOWN = {
-    "no steps dtype=bfloat16 ngrams=1": "n-grams",
-    f"no steps {READING}": "5 passages",
-    f"no steps {READING} ngrams=1": "both",
-    f"n=0 {STEPS} {READING} ngrams=1 train_on_prompt=2": "the default: both, and the prompt",
-    f"hullft n=8 {STEPS} {READING} max_length=512": "5 passages, and eight steps",
-    "no steps adapter={domain}/adapter256 dtype=bfloat16 ngrams=1": "six minutes' LoRA, n-grams",
+BFLOAT16 = {"dtype": "bfloat16"}
+READING = BFLOAT16 | {"context": 5, "context_following": 1}
+STEPS = {"refresh": 2, "lr": 5e-05}
+SELECTED = STEPS | {"method": "hullft", "n_select": 8, "max_length": 512}
+NGRAMS = {"ngrams": 1.0}
+SHOWN: dict[str, dict[str, object]] = {
+    "n-grams": BFLOAT16 | NGRAMS,
+    "5 passages": READING,
+    "both": READING | NGRAMS,
+    "the default: both, and the prompt": READING
+    | NGRAMS
+    | STEPS
+    | {"train_on_prompt": 2},
+    "5 passages, and eight steps": READING | SELECTED,
+    "six minutes' LoRA, n-grams": BFLOAT16
+    | NGRAMS
+    | {"adapter": "{domain}/adapter256"},
 }
 
 
@@ -44,8 +52,9 @@ def main() -> None:
             for row in read_rows(Path(path)):
                 rows[row.config].append(row)
         panel.plot(0, 0, "ko", label="no adaptation")
-        for config, name in SHOWN.items():
-            draw(panel, rows[config.format(domain=domain)], name)
+        for name, settings in SHOWN.items():
+            config = key_of(settings).replace("{domain}", domain)
+            draw(panel, rows[config], name)
         panel.set_title(domain)
         panel.set_xlabel("seconds of one core")
         panel.yaxis.set_major_formatter("{x:.0%}")

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
 from command import hullft_ops, succeeded
 from hullft_ops import _terminal
@@ -20,12 +19,11 @@ from hullft_ops.ttft import (
     TestTimeFinetuner,
     load_embedder,
     load_model,
-    score_text,
 )
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.training import SupportTrainer
+from hullft_ops.ttft.training import Training
 
 PROMPT = "the cat sat on the red mat and the dog ran to the park"
 HOSTILE = "\x1b[2J\x1b]52;c;aGk=\x07\x9b31m\x7f\u202e\u2066"
@@ -113,21 +111,6 @@ def test_a_budget_names_the_skipped_steps(arguments: list[object]) -> None:
 
     assert "0 steps with 0 gradients" in printed
     assert "6 steps beyond the budget skipped" in printed
-
-
-def test_a_saved_adapter_loads_with_peft(
-    arguments: list[object], model_directory: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "adapter"
-    printed = succeeded(*arguments, "--save", folder, "--save-rank", 4).stdout
-
-    assert re.search(f"^saved to {folder}: a LoRA with .* %", printed, re.MULTILINE)
-
-    model, tokenizer = load_model(str(model_directory))
-    before = score_text(model, tokenizer, PROMPT).value
-    adapted = PeftModel.from_pretrained(model, folder)
-
-    assert score_text(adapted, tokenizer, PROMPT).value < before
 
 
 def test_a_folder_of_texts_takes_the_place_of_a_store(
@@ -226,11 +209,9 @@ def test_the_prompt_may_be_in_a_file_or_stdin(
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
         (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
-        (["--save", "new", "--n-select", 0], "--save needs --n-select or"),
         (["--embedder", "./nowhere"], "embedder ./nowhere: "),
         (["--seconds", 0], "seconds must be above 0, got 0.0"),
         (["--max-new-tokens", 0], "max_new_tokens must be in 1..255, got 0"),
-        (["--save", "new", "--save-rank", 0], "rank must be in 1..16, got 0"),
     ],
 )
 def test_what_cannot_be_ends_with_one_line(
@@ -240,7 +221,7 @@ def test_what_cannot_be_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Nothing is trained before the refusal.
-    monkeypatch.setattr(SupportTrainer, "train", None)
+    monkeypatch.setattr(Training, "take", None)
     result = hullft_ops(*arguments, *options)
 
     assert result.code == 2

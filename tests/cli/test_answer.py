@@ -94,7 +94,7 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             '{"prompt": " "}',
-            "line 1, --prompt-column prompt: select: prompt must have text",
+            "line 1, --prompt-column prompt: retrieve: prompt must have text",
         ),
         (
             '{"messages": [{"role": "tool"}]}',

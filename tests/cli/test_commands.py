@@ -25,8 +25,9 @@ from hullft_ops.evaluation import measuring
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft.adapter import AdapterConfig
-from hullft_ops.ttft.config import ModelConfig, TTFTConfig
+from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import IndexConfig
+from hullft_ops.ttft.techniques import TTFTConfig
 from processes import wait_for
 
 
@@ -38,11 +39,11 @@ def options_in(text: str) -> set[str]:
     ("command", "kind", "others"),
     [
         ("adapt", ModelConfig, set()),
-        ("adapt", TTFTConfig, set()),
+        ("adapt", TTFTConfig, {"techniques"}),
         ("answer", ModelConfig, set()),
-        ("answer", TTFTConfig, set()),
+        ("answer", TTFTConfig, {"techniques"}),
         ("evaluate", Experiment, {"settings", "description"}),
-        ("evaluate", TTFTConfig, {"ngram_weights"}),
+        ("evaluate", TTFTConfig, {"ngram_weights", "techniques"}),
         ("evaluate", Workers, set()),
         ("index", IndexConfig, set()),
         ("train", AdapterConfig, set()),

@@ -32,7 +32,6 @@ BAD = {
 }
 # The option that names the output, and what else the command needs.
 COMMANDS = {
-    "adapt --save": "adapt --store {store} --prompt x",
     "answer --output": "answer {corpus} --prompt-column text --store {store}",
     "demo --output": "demo --corpus {corpus}",
     "evaluate --output": "evaluate --corpus {corpus}",
@@ -94,7 +93,6 @@ def test_an_input_stays(
     command: Callable[[str], list[str]], store: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     for name, source in {
-        "adapt --save": store,
         "answer --output": corpus_file,
         "evaluate --output": corpus_file,
         "index --output": corpus_file.parent,
@@ -107,6 +105,6 @@ def test_an_input_stays(
 
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    result = hullft_ops(*command("adapt --save"), adapter, "--adapter", adapter)
+    result = hullft_ops(*command("answer --output"), adapter, "--adapter", adapter)
 
     assert "is the input" in result.last

@@ -1,7 +1,6 @@
 """The grid file: what it may say, and the configurations that it stands for."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,26 @@ import pytest
 from hullft_ops.evaluation.experiment import (
     Experiment,
     expand,
-    label,
     read_experiment,
-    settings_of,
 )
-from hullft_ops.ttft.config import TTFTConfig, matters
 from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.techniques import TTFTConfig
 
 # Steps on selected passages, and nothing beside them.
 ALONE = {"train_on_prompt": 0, "context": 0, "ngrams": 0}
 
 
-def labels(*settings: dict[str, Any]) -> list[str]:
-    """Of the configurations, with the selected passages alone unless the settings say more."""
-    return [label(config) for config in expand([ALONE | grid for grid in settings])]
+def configs(*settings: dict[str, Any]) -> list[TTFTConfig]:
+    """Of grids, with the selected passages alone unless the settings say more."""
+    return expand([ALONE | grid for grid in settings])
+
+
+def values_of(names: list[str], *grids: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """The values of these settings in each configuration; None where they do not matter."""
+    return [
+        tuple(config.settings().get(name) for name in names)
+        for config in configs(*grids)
+    ]
 
 
 def written(content: Any, folder: Path) -> Path:
@@ -35,70 +40,54 @@ def written(content: Any, folder: Path) -> Path:
 
 def test_lists_multiply_out_and_each_configuration_comes_once() -> None:
     grid = {"method": "hullft", "n_select": [5, 10], "refresh": [1, 2]}
-    assert labels(grid, grid | {"n_select": 5}) == [
-        "hullft n=5 refresh=1 lr=5e-05",
-        "hullft n=5 refresh=2 lr=5e-05",
-        "hullft n=10 refresh=1 lr=5e-05",
-        "hullft n=10 refresh=2 lr=5e-05",
+
+    assert values_of(["n_select", "refresh"], grid, grid | {"n_select": 5}) == [
+        (5, 1),
+        (5, 2),
+        (10, 1),
+        (10, 2),
     ]
 
 
-def test_refresh_does_not_matter_to_a_method_of_one_step_a_passage() -> None:
-    grid = {"method": "knn", "n_select": 5, "refresh": [1, 2, 4]}
-    assert labels(grid) == ["knn n=5 refresh=1 lr=5e-05"]
+def test_settings_of_a_technique_that_is_off_do_not_multiply() -> None:
+    grid = {"method": ["knn", "sift"], "n_select": 0, "lr": [1.0, 2.0], "context": 5}
 
-
-@pytest.mark.parametrize(
-    ("passages", "named"),
-    [
-        ({}, " context=5 context_following=1 max_length=64 ngrams=1"),
-        (
-            {"context": 2, "context_following": 0},
-            " context=2 max_length=64 ngrams=1",
-        ),
-        (ALONE, " max_length=64"),
-    ],
-)
-def test_a_label_states_what_is_read_and_what_is_not_the_default(
-    passages: dict[str, int], named: str
-) -> None:
-    options = {"n_select": 20, "lr": 1.0, "max_length": 64, "variant": "corrective"}
-    config = TTFTConfig(**{"train_on_prompt": 0} | options | passages)
-
-    assert label(config) == f"hullft n=20 refresh=2 lr=1{named} variant=corrective"
-    assert TTFTConfig(**settings_of(config)) == config
-
-
-def test_without_steps_what_concerns_them_does_not_matter() -> None:
-    grid = {"method": "knn", "n_select": 0, "lr": 1, "pool_size": 50, "context": [0, 5]}
-
-    assert labels(grid) == ["no steps context=5 context_following=1"]
-
-    # A field without a mark is never dropped.
-    grid |= {"train_on_prompt": 0, "ngrams": 0}
-    unmarked = [field.name for field in fields(TTFTConfig) if matters(field.name, grid)]
-
-    assert unmarked == [
-        "n_select",
-        "context",
-        "context_following",
-        "ngrams",
-        "train_on_prompt",
-        "max_length",
-        "dtype",
-        "adapter",
+    assert [config.settings() for config in configs(grid)] == [
+        {"context": 5, "context_following": 1}
     ]
 
 
 def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:
-    grid = {"method": ["hullft", "sift"], "noise": [0.1, 0.2], "order": "grouped"}
-    grid |= {"n_select": 8}
+    grid = {"method": ["hullft", "sift", "knn"], "n_select": 8, "noise": [0.1, 0.2]}
 
-    assert labels(grid | {"context_following": [1, 2]}) == [
-        "hullft n=8 refresh=2 lr=5e-05 order=grouped",
-        "sift n=8 refresh=2 lr=5e-05 noise=0.1 order=grouped",
-        "sift n=8 refresh=2 lr=5e-05 noise=0.2 order=grouped",
+    assert values_of(["method", "noise"], grid | {"context_following": [1, 2]}) == [
+        ("hullft", None),
+        ("sift", 0.1),
+        ("sift", 0.2),
+        ("knn", None),
     ]
+
+    # Each passage has one step.
+    knn = {"method": "knn", "n_select": 5, "refresh": [1, 2, 4]}
+
+    assert values_of(["refresh"], knn) == [(None,)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_select": 20, "lr": 1.0, "max_length": 64, "context": 2},
+        {"n_select": 3, "method": "knn", "dtype": None, "ngram_weights": (0.5,)},
+        {"train_on_prompt": 0, "adapter": "folder"},
+    ],
+)
+def test_settings_make_the_configuration_again(options: dict[str, Any]) -> None:
+    config = TTFTConfig(**options)
+    off = {"n_select": 0, "train_on_prompt": 0, "context": 0, "ngrams": 0.0}
+    again = TTFTConfig(**off | config.settings())
+
+    assert again.settings() == config.settings()
+    assert again.active() == config.active() or config.adapter
 
 
 def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
@@ -115,7 +104,7 @@ def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
         ({"n_select": []}, "settings[0]: n_select must not be an empty list"),
         (
             ALONE | {"n_select": 0},
-            "nothing to measure where n_select, train_on_prompt, context, ngrams, adapter",
+            "nothing to measure where every technique is off",
         ),
     ],
 )

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from evaluation_rows import SETTINGS, answered_row, failed_row, result_row
+from evaluation_rows import answered_row, failed_row, result_row
 from hullft_ops.evaluation.report import cells_of, meanings, print_report, verdicts
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.statistics import Measurements
@@ -24,8 +24,7 @@ def rows_of(method: str, after: float, *, prompts: int = 30) -> list[Row]:
         harder = number / 10
         row = result_row(
             f"p{number}",
-            config=f"{method} n=3",
-            settings={"method": method, "n_select": 3, "refresh": 1, "lr": 1.0},
+            settings={"method": method, "n_select": 3, "lr": 1.0},
             before=2.0 + harder,
             after=after + harder + noise[number],
         )
@@ -59,13 +58,9 @@ def test_both_scores_are_shown_with_what_they_mean() -> None:
 def test_every_configuration_has_its_means(measured: Measurements) -> None:
     none, hullft, knn, sift = cells_of(measured)
 
-    assert none == {"configuration": "no adaptation", SCORE: "3.4500"}
-    assert [row["configuration"] for row in (hullft, knn, sift)] == [
-        "hullft n=3",
-        "knn n=3",
-        "sift n=3",
-    ]
-    assert hullft[SCORE] == f"{measured.after['hullft n=3'].mean():.4f}"
+    assert none == {"method": "no adaptation", SCORE: "3.4500"}
+    assert [row["method"] for row in (hullft, knn, sift)] == ["hullft", "knn", "sift"]
+    assert hullft[SCORE] == f"{measured.after[measured.ranked()[0]].mean():.4f}"
     assert hullft["against none"] == "-17.4%"
     assert (hullft["adapting"], hullft["passes"]) == ("0.500 s", "3.0")
 
@@ -73,67 +68,91 @@ def test_every_configuration_has_its_means(measured: Measurements) -> None:
 def test_it_names_each_methods_best_setting_and_what_hurts(
     measured: Measurements,
 ) -> None:
-    _, hullft, knn, sift, hurts = verdicts(measured)
+    shared, _, hullft, knn, sift, hurts = verdicts(measured)
 
-    assert hullft.startswith("Best of hullft: hullft n=3, -17.4% [-19.")
+    assert shared == "Settings that do not vary: n_select=3 lr=1."
+    assert hullft.startswith("hullft: -17.4% [-19.")
     assert hullft.endswith("] against none, better on 30 of 30.")
-    assert re.search(r"30 of 30, \+3\.5% \[.*\] against hullft n=3\.$", knn)
+    assert re.search(r"30 of 30, \+3\.5% \[.*\] against hullft\.$", knn)
     assert "better on 0 of 30" in sift
-    assert hurts == "Adapting hurts: sift n=3 scores worse than none."
+    assert hurts == "Adapting hurts: sift scores worse than none."
 
 
-def test_a_table_names_what_differs_and_says_once_what_its_rows_share() -> None:
-    settings = {
-        "knn n=3 refresh=1 lr=1 dtype=bfloat16": SETTINGS | {"n_select": 3},
-        "hullft n=3 refresh=2 lr=1 dtype=bfloat16": {
-            "method": "hullft",
-            "n_select": 3,
-            "refresh": 2,
-        },
-        "no steps context=5": {"method": "hullft", "n_select": 0, "context": 5},
-    }
-    rows = [
-        result_row("p", config=config, settings=values)
-        for config, values in settings.items()
+def test_a_table_has_the_settings_that_vary() -> None:
+    steps = {"n_select": 3, "refresh": 2, "lr": 1.0}
+    reading = {"context": 5, "context_following": 1, "dtype": "bfloat16"}
+    every = [
+        {"method": "knn", "n_select": 4, "lr": 1.0, "dtype": "bfloat16"},
+        {"method": "hullft"} | steps | {"dtype": "bfloat16"},
+        reading,
     ]
+    rows = [result_row("p", settings=settings) for settings in every]
     measured = Measurements.of(rows)
+
+    assert measured.varying() == ["method", "n_select", "refresh", "context"]
+    assert list(measured.names().values()) == [
+        "knn n_select=4",
+        "hullft n_select=3 refresh=2",
+        "context=5",
+    ]
+    assert measured.shared() == {
+        "lr": 1.0,
+        "dtype": "bfloat16",
+        "context_following": 1,
+    }
 
     _, *cells = cells_of(measured)
 
-    assert [row["configuration"] for row in cells] == [
-        "knn n=3 refresh=1",
-        "hullft n=3 refresh=2",
-        "no steps context=5",
+    assert [[row[name] for name in measured.varying()] for row in cells] == [
+        ["knn", "4", "", ""],
+        ["hullft", "3", "2", ""],
+        ["", "", "", "5"],
     ]
+
+
+def test_a_score_of_which_more_is_better() -> None:
+    def rows(method: str, after: list[float]) -> list[Row]:
+        return [
+            result_row(
+                f"p{number}",
+                settings={"method": method},
+                scores={"chrf": {"before": 20.0, "after": score}},
+            )
+            for number, score in enumerate(after)
+        ]
+
+    measured = Measurements.of(rows("knn", [10.0, 20.0]) + rows("sift", [30.0, 21.0]))
+    _, sift, knn = cells_of(measured)
+
+    assert (sift["method"], sift["against none"]) == ("sift", "+5.50")
+    assert (knn["method"], knn["against none"]) == ("knn", "-5.00")
 
     lines = verdicts(measured)
 
-    assert lines[0] == "All configurations with steps have lr=1 dtype=bfloat16."
-    assert any(
-        line.startswith("Best of hullft: hullft n=3 refresh=2,") for line in lines
-    )
+    assert any(line.startswith("sift: +5.50 [+1.00, +10.00]") for line in lines)
+    assert lines[-1] == "Adapting hurts: knn scores worse than none."
 
 
 def test_it_says_what_to_doubt() -> None:
     rows = rows_of("knn", 1.5, prompts=4)
     rows += rows_of("hullft", 1.4, prompts=3)
-    rows.append(result_row("p1", config="sift n=3"))
-    rows.append(failed_row("p0", config="sift n=3"))
+    sift = {"method": "sift", "n_select": 3}
+    rows.append(result_row("p1", settings=sift))
+    rows.append(failed_row("p0", settings=sift))
     lines = verdicts(Measurements.of(rows))
 
-    assert lines[:4] == [
+    assert lines[1:5] == [
         "Brackets are 95% intervals of a paired bootstrap over the prompts.",
         "Intervals of fewer than 10 prompts say little.",
         "1 prompt left out, on which some configuration has no score.",
-        "Left out: sift n=3, which failed on 1 prompt.",
+        "Left out: sift n_select=3, which failed on 1 prompt.",
     ]
     assert not any("Left out" in line for line in verdicts(Measurements.of(rows[:7])))
 
 
 def test_foreign_text_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"method": EVIL, "n_select": 3}
-    row = result_row("p", config=f"a {EVIL}", settings=settings)
-    print_report(Measurements.of([row]))
+    rows = [result_row("p", settings={"method": name}) for name in (EVIL, "knn")]
+    print_report(Measurements.of(rows))
     printed = capsys.readouterr().out
 
     assert "[red]\\x0a\\x1b[2J" in printed

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from evaluation_rows import PLAIN, result_row
-from hullft_ops.evaluation.experiment import compared_settings
 from hullft_ops.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.errors import InputError
 
@@ -163,15 +162,13 @@ def test_one_process_writes_at_a_time(file: Path) -> None:
 @pytest.mark.parametrize(
     ("forged", "message"),
     [
-        ({"scores": {"prompt": {"before": 0.0, "after": 1.0}}}, "scores.prompt.before"),
+        ({"scores": {"prompt": {"before": -1, "after": 1.0}}}, "scores.prompt.before"),
         ({"scores": {"prompt": {"before": 1.0}}}, "scores.prompt.after: Field req"),
         ({"scores": {"prompt": 1.0}}, "scores.prompt must be an object"),
         ({"seconds": {"embed": float("nan")}}, "seconds.embed must be"),
         ({"passes": 10**400}, "passes must be less than 9007199254740992, got 1000"),
         ({"passes": 1.5}, "passes must be a valid integer"),
         ({"settings": [1]}, "settings must be an object"),
-        ({"settings": {"method": 3}}, "settings: must have 'method'"),
-        ({"settings": {"method": "knn"}}, "settings: must have 'n_select'"),
         ({"versions": {"torch": 2}}, "versions.torch must be a valid string"),
         ({"prompt": "\ud800"}, "Invalid JSON"),
     ],
@@ -187,7 +184,7 @@ def test_a_forged_row_is_refused_with_its_line(
 def test_a_row_that_comes_twice_is_refused(file: Path) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[1] + lines[0])
-    refused(file, "line 3: a second row of knn n=1 refresh=1 lr=1 on p0")
+    refused(file, "line 3: a second row of {")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +192,7 @@ def test_a_row_that_comes_twice_is_refused(file: Path) -> None:
 )
 def test_the_committed_rows_can_be_read(path: Path) -> None:
     for row in read_rows(path):
-        assert compared_settings(row.settings)
+        assert row.settings
         assert row.scores
         assert all(score.after > 0 for score in row.scores.values())
         assert row.seconds_total > 0

@@ -9,16 +9,16 @@ from hullft_ops.evaluation.statistics import Measurements, relative
 from hullft_ops.ttft.errors import InputError
 
 PROMPTS = 30
+A, B = ('{"method": "a"}', '{"method": "b"}')
 
 
-def rows_of(config: str, bits: np.ndarray, **fields: object) -> list[Row]:
+def rows_of(method: str, bits: np.ndarray) -> list[Row]:
     rows = []
     for number, value in enumerate(bits.tolist()):
         row = result_row(
             f"p{number}",
-            config=config,
+            settings={"method": method},
             after=value,
-            **fields,
         )
         rows.append(row)
 
@@ -53,7 +53,7 @@ def test_an_interval_is_that_of_a_paired_bootstrap(
 
 def test_one_prompt_has_no_interval() -> None:
     interval = relative(np.array([1.0]), np.array([2.0]))
-    assert str(interval) == "-50.0%"
+    assert interval.text("+.1%") == "-50.0%"
 
 
 def test_every_configuration_is_there_on_every_prompt() -> None:
@@ -64,10 +64,10 @@ def test_every_configuration_is_there_on_every_prompt() -> None:
 
     assert measured.prompts == ["p3", "p2", "p1", "p0"]
     assert measured.incomplete == 1
-    assert measured.after["a"].tolist() == [4.0, 3.0, 2.0, 1.0]
-    assert measured.after["b"].tolist() == [5.0, 4.0, 3.0, 2.0]
+    assert measured.after[A].tolist() == [4.0, 3.0, 2.0, 1.0]
+    assert measured.after[B].tolist() == [5.0, 4.0, 3.0, 2.0]
     assert measured.before.tolist() == [2.0] * 4
-    assert measured.ranked() == ["a", "b"]
+    assert measured.ranked() == [A, B]
 
 
 def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one() -> (
@@ -91,29 +91,26 @@ def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one
     assert Measurements.of(rows).other_scores == []
 
 
-def test_the_best_of_each_method() -> None:
-    settings = {
-        "hullft": {"method": "hullft", "n_select": 5},
-        "knn": {"method": "knn", "n_select": 5, "context": 0},
-        "knn context=2": {"method": "knn", "n_select": 5, "context": 2},
-        "knn adapter=a": {"method": "knn", "n_select": 5, "context": 0, "adapter": "a"},
-        "no steps context=2": {"method": "hullft", "n_select": 0, "context": 2},
-        "no steps adapter=a": {"method": "hullft", "n_select": 0, "context": 0}
-        | {"adapter": "a"},
-    }
+def test_the_best_of_each_kind() -> None:
+    every = [
+        {"method": "hullft", "n_select": 5},
+        {"method": "knn", "n_select": 5},
+        {"method": "knn", "n_select": 5, "context": 2},
+        {"method": "knn", "n_select": 5, "adapter": "a"},
+        {"context": 2},
+        {"adapter": "a"},
+    ]
     rows = []
-    bits_at = {1: 1.5, 2: 1.2, 3: 1.9}
+    for number, settings in enumerate(every):
+        for lr, bits in {1: 1.5, 2: 1.2, 3: 1.9}.items():
+            rows.append(
+                result_row("p", settings=settings | {"lr": lr}, after=bits + number)
+            )
 
-    for number, (method, fields) in enumerate(settings.items()):
-        for lr, bits in bits_at.items():
-            config = f"{method} lr={lr}"
-            values = np.full(2, bits + number)
-            rows += rows_of(config, values, settings=fields)
+    measured = Measurements.of(rows)
+    best = [measured.settings(config) for config in measured.best_of_each_kind()]
 
-    best = Measurements.of(rows).best_of_each_method()
-
-    assert best == {method: f"{method} lr=2" for method in settings}
-    assert list(best) == list(settings)
+    assert best == [settings | {"lr": 2} for settings in every]
 
 
 def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
@@ -126,8 +123,8 @@ def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
         Measurements.of([])
 
     rows = [
-        result_row("p", config="a"),
-        result_row("q", config="b"),
+        result_row("p", settings={"method": "a"}),
+        result_row("q", settings={"method": "b"}),
     ]
 
     with pytest.raises(InputError, match="no prompt with a score 'prompt' of every"):

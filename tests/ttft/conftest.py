@@ -20,6 +20,7 @@ from transformers import (
 
 from hullft_ops.ttft import training
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.prefix import Passage, Prefix
 from hullft_ops.ttft.store.base import MemoryStore
 
 CONTEXT = 32
@@ -249,6 +250,18 @@ def with_lora():
                 torch.nn.init.normal_(parameter, std=0.02)
 
         return peft_model.eval()
+
+    return make
+
+
+@pytest.fixture
+def prefilled():
+    """Passages of these tokens, read behind what opens a text."""
+
+    def make(reader, passages):
+        prefix = Prefix([Passage("", ids) for ids in passages])
+        tokens = reader.tokens("a")
+        return reader.prefill(prefix, tokens.ids[: tokens.opening])
 
     return make
 

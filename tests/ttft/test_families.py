@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from peft import PeftModel
-from torch.nn import Linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hullft_ops.ttft.scoring import score_text
@@ -63,7 +61,7 @@ def test_a_model_is_adapted_scored_continued_and_restored(model, tokenizer, adap
 
         assert after.nll < before.nll
 
-        [passage] = adaptation.support.context_ids
+        passage = adaptation.passages[0].ids
         behind = [*passage, *tokens]
         log_p = logits_of(model, behind)[len(passage) :].log_softmax(-1)
         nll = -sum(log_p[i, token].item() for i, token in enumerate(tokens[1:]))
@@ -88,28 +86,3 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(family, model, make):
     assert finetuner.generate(prompts, **options) == single
     # Mamba keeps a state, in which no padding can be masked.
     assert finetuner.reader.takes_padding == (family != "mamba")
-
-
-def test_peft_loads_what_was_saved(family, model, tokenizer, adapt, tmp_path):
-    linear = {module.weight for module in model.modules() if type(module) is Linear}
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter in linear)
-
-    model.get_input_embeddings().requires_grad_(False)
-    model.save_pretrained(tmp_path / "base")
-    tokens = tokenizer(PROMPT)["input_ids"]
-    with adapt() as adaptation:
-        if family == "mamba":
-            with pytest.raises(ValueError, match="PEFT cannot adapt this model"):
-                adaptation.save_adapter(tmp_path / "adapter", rank=16)
-
-            return
-
-        saved = adaptation.save_adapter(tmp_path / "adapter", rank=16)
-        adapted = logits_of(model, tokens)
-
-    assert saved.share == pytest.approx(1, abs=1e-5)
-
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits_of(loaded, tokens), adapted, rtol=0, atol=1e-4)

@@ -1,5 +1,7 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,107 +44,83 @@ def test_an_adaptation_reports_its_steps_and_times(gpt2, make):
     assert min(seconds.values()) > 0
 
 
-def test_training_goes_on_where_the_budget_of_passes_ended(gpt2, tokenizer, make):
-    with make(gpt2, refresh=2, context=1).adapted(PROMPT) as whole:
-        whole_score = whole.score(PROMPT)
-
-    finetuner = make(gpt2, refresh=2, context=1, passes=1)
-    with finetuner.adapted(PROMPT) as adaptation:
-        first_score = adaptation.score(PROMPT)
-
-        assert adaptation.losses == whole.losses[:1]
-        assert sum(adaptation.steps) + adaptation.skipped_steps == sum(whole.steps)
-        assert sum(adaptation.steps) <= 2
-
-        seconds = adaptation.seconds["finetune"]
-        adaptation.train(2)
-
-        assert adaptation.passes == 2
-        assert adaptation.seconds["finetune"] > seconds
-
-        adaptation.train(1)
-
-        assert adaptation.passes == 2
-
-        adaptation.train()
-
-        assert adaptation.losses == whole.losses
-        assert adaptation.steps == whole.steps
-        assert adaptation.skipped_steps == 0
-        assert adaptation.score(PROMPT) == whole_score != first_score
-
-        adaptation.read(0)
-
-        assert adaptation.score(PROMPT) == score_text(gpt2, tokenizer, PROMPT)
-
-
-def test_a_text_is_scored_behind_the_retrieved_passages(gpt2, make, store_of):
+def test_a_text_is_scored_behind_the_retrieved_passages(
+    gpt2, make, store_of, prefilled
+):
     texts = ["a dog", "the cat sat", "the cat sat on"]
     finetuner = make(gpt2, store=store_of(texts), context=3, n_select=3)
     with finetuner.adapted(PROMPT) as adaptation:
-        passages = adaptation.support.context_ids
+        passages = [each.ids for each in adaptation.passages]
 
         assert len(passages) > 1
 
         reader = finetuner.reader
-        context = reader.read(passages)
-        scored = score(reader, PROMPT, context=context)
+        prefix = prefilled(reader, passages)
+        scored = score(reader, PROMPT, prefix=prefix)
 
         assert adaptation.score(PROMPT) == scored != score(reader, PROMPT)
 
-        answer = score(reader, "a", after=PROMPT, context=context)
+        answer = score(reader, "a", after=PROMPT, prefix=prefix)
 
         assert adaptation.score("a", after=PROMPT) == answer
 
 
-def test_after_the_block_the_model_is_restored(gpt2, make, tmp_path):
+def test_after_the_block_the_model_is_restored(gpt2, make):
     with make(gpt2).adapted(PROMPT) as adaptation:
         pass
 
     for function, argument in (
-        (adaptation.train, 1),
         (adaptation.score, PROMPT),
         (adaptation.generate, PROMPT),
-        (adaptation.save_adapter, tmp_path / "adapter"),
     ):
         with pytest.raises(RuntimeError, match="the model is restored: call it in"):
             function(argument)
 
 
-def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
-    finetuner = make(gpt2)
-    support = finetuner.select(PROMPT)
-    losses = []
-
-    for prompt in (PROMPT, support):
+def test_neighbours_take_the_place_of_their_prompt(gpt2, make, store_of):
+    finetuner = make(gpt2, context=1)
+    neighbours = finetuner.retrieve(PROMPT)
+    scores = []
+    for prompt in (PROMPT, neighbours):
         with finetuner.adapted(prompt) as adaptation:
-            losses.append(adaptation.losses)
+            scores.append((adaptation.losses, adaptation.score(PROMPT)))
 
-    assert losses[0] == losses[1]
+    assert scores[0] == scores[1]
 
     other = make(gpt2, store=store_of(["the cat", "a dog"]))
 
     with (
-        pytest.raises(ValueError, match="support belongs to datastore"),
-        other.adapted(support),
+        pytest.raises(ValueError, match="neighbours belong to another datastore"),
+        other.adapted(neighbours),
     ):
         pass
 
 
-@pytest.mark.parametrize("options", [{"context": 0}, {"context": 1, "n_select": 0}])
-def test_a_support_of_another_tokenizer_is_refused(
-    gpt2, tokenizers, store, embedder, make, options
-):
-    support = make(gpt2, **options).select("the cat")
-    other = TestTimeFinetuner(
-        gpt2, tokenizers["byte_fallback"], store, embedder, **options
-    )
+def test_a_budget_of_passes_skips_the_other_steps(gpt2, make):
+    options = {"refresh": 2, "train_on_prompt": 3}
+    with make(gpt2, **options).adapted(PROMPT) as whole:
+        assert whole.skipped_steps == 0
+        assert whole.is_trained_on_prompt
 
-    with (
-        pytest.raises(ValueError, match="selected with another tokenizer"),
-        other.adapted(support),
-    ):
+    with make(gpt2, passes=2, **options).adapted(PROMPT) as adaptation:
+        assert adaptation.losses == whole.losses[:2]
+        assert adaptation.total_steps + adaptation.skipped_steps == whole.total_steps
+        assert not adaptation.is_trained_on_prompt
+
+
+def test_settings_share_one_state_of_the_optimizer(gpt2, make):
+    finetuner = make(gpt2)
+    other = finetuner.with_config(replace(finetuner.config, lr=1e-3, method="knn"))
+    with make(gpt2, lr=1e-3, method="knn").adapted(PROMPT) as adaptation:
+        expected = adaptation.score(PROMPT)
+
+    with finetuner.adapted(PROMPT):
         pass
+
+    with other.adapted(PROMPT) as adaptation:
+        assert adaptation.score(PROMPT) == expected
+
+    assert other._weights is finetuner._weights
 
 
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
@@ -169,8 +147,7 @@ def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
         after = adaptation.score(PROMPT)
 
         assert adaptation.steps == support.counts
-        assert adaptation.schedule[-1].passage == len(support.counts)
-        assert sum(taken.repeats for taken in adaptation.schedule) == n_select + 5
+        assert adaptation.total_steps == n_select + 5
 
     before = score(finetuner.reader, PROMPT)
 
@@ -178,7 +155,7 @@ def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
 
     # A prompt of one token has no next one to train on.
     with finetuner.adapted("a") as adaptation:
-        assert adaptation.support.prompt_count == 0
+        assert not adaptation.is_trained_on_prompt
 
 
 def test_dtype_covers_reading_scoring_and_writing(llama, make):
@@ -189,9 +166,8 @@ def test_dtype_covers_reading_scoring_and_writing(llama, make):
     def watch(module, inputs, output):
         dtypes.add(output.dtype)
 
+    handle = llama.model.layers[0].mlp.register_forward_hook(watch)
     with finetuner.adapted("the cat") as adaptation:
-        handle = llama.model.layers[0].mlp.register_forward_hook(watch)
-        adaptation.read()
         value = adaptation.score("the cat").value
         adaptation.generate("the cat", max_new_tokens=2)
         handle.remove()
@@ -210,14 +186,14 @@ def test_nothing_is_embedded_where_nothing_is_retrieved(gpt2, tokenizer, make):
     alone = TestTimeFinetuner(gpt2, tokenizer, **options)
 
     assert alone.generate(PROMPT) == make(gpt2, **options).generate(PROMPT)
-    assert make(gpt2, **options).select(PROMPT).seconds == {}
+    assert make(gpt2, **options).retrieve(PROMPT).seconds == {}
 
     for needed in ({"n_select": 1}, {"context": 1}, {"ngrams": 1}):
         with pytest.raises(ValueError, match="store and embedder must be given"):
             alone.with_config(TTFTConfig(**(options | needed)))
 
     with (
-        pytest.raises(ValueError, match="belongs to datastore .*, the finetuner has n"),
-        alone.adapted(make(gpt2).select(PROMPT)),
+        pytest.raises(ValueError, match="belong to another datastore"),
+        alone.adapted(make(gpt2).retrieve(PROMPT)),
     ):
         pass

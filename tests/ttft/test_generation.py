@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hullft_ops.ttft import TestTimeFinetuner, load_model
-from hullft_ops.ttft.generation import chat_prompt, continue_prompt
+from hullft_ops.ttft.chat import chat_prompt
+from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.reader import Reader
 
 CONTEXT = 32
@@ -44,7 +45,7 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
         assert chat_prompt(tokenizers[kind], "the cat sat") == message
 
 
-def read_rows(reader, rows, context, **options):
+def read_rows(reader, rows, prefixes, **options):
     """In place of what a model writes, what it reads."""
     return [reader.tokenizer.decode(row) for row in rows]
 
@@ -56,7 +57,7 @@ def test_the_nearest_passages_that_fit_stand_before_the_message(
     monkeypatch.setattr(Reader, "generate", read_rows)
     finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
     with finetuner.adapted("the cat") as adaptation:
-        passages = adaptation.support.context_texts
+        passages = [each.text for each in adaptation.passages]
         contents = ["".join([*passages[first:], "the cat"]) for first in range(3)]
         chats = [f"<s>user: {content} assistant:" for content in contents]
         lengths = [len(finetuner.reader.tokens(chat).ids) for chat in chats]
@@ -146,13 +147,13 @@ def test_the_model_adapts_to_each_prompt_of_a_list(gpt2, make):
     ],
 )
 def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
-    gpt2, tokenizers, kind, prompt, new_tokens, expected
+    gpt2, tokenizers, prefilled, kind, prompt, new_tokens, expected
 ):
     """The window has 10 tokens. The token that ends a text is not continued."""
     tokenizer = tokenizers[kind]
     passages = [tokenizer.convert_tokens_to_ids(list(text)) for text in ("12", "345")]
     reader = Reader(gpt2, tokenizer, 10)
-    context = reader.read(passages)
+    prefix = prefilled(reader, passages)
     calls = []
 
     def listen(module, args, kwargs):
@@ -161,21 +162,21 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     gpt2.register_forward_pre_hook(listen, with_kwargs=True)
     # Beams take no cache, so the model reads every token again.
     options = {"num_beams": 2, "max_new_tokens": new_tokens}
-    continue_prompt(reader, prompt, context=context, **options)
+    continue_prompt(reader, prompt, prefix=prefix, **options)
 
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
 
 
-def test_passages_that_were_read_are_not_read_again(model, tokenizer):
+def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled):
     reader = Reader(model.double(), tokenizer)
-    context = reader.read([[40, 41, 42], [90, 91]])
+    prefix = prefilled(reader, [[40, 41, 42], [90, 91]])
     calls = []
 
     def listen(module, args, kwargs):
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    options = {"context": context, **OPTIONS}
+    options = {"prefix": prefix, **OPTIONS}
     expected = continue_prompt(reader, "the cat", num_beams=1, **options)
     [whole, *_] = calls
 
@@ -183,7 +184,7 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer):
         calls.clear()
 
         assert continue_prompt(reader, "the cat", **options) == expected
-        assert calls[0] == whole[len(context.ids) - 1 :]
+        assert calls[0] == whole[len(prefix.ids) - 1 :]
 
 
 @pytest.mark.parametrize(

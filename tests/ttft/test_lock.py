@@ -1,6 +1,5 @@
-"""One thread or task at a time adapts or reads a model."""
+"""One thread at a time adapts or reads a model."""
 
-import asyncio
 import threading
 
 import pytest
@@ -10,7 +9,7 @@ from hullft_ops.ttft.restore import exclusive
 from hullft_ops.ttft.scoring import score_text
 
 PROMPT = "the cat sat on the red mat"
-ELSEWHERE = "the model is in use in another thread or task already"
+ELSEWHERE = "the model is in use in another thread already"
 
 
 def adapt(finetuner):
@@ -91,27 +90,3 @@ def test_a_compiled_model_and_its_original_are_one(gpt2, make):
         pytest.raises(RuntimeError, match="is in use here already"),
     ):
         adapt(make(gpt2))
-
-
-def test_another_task_is_refused(gpt2, tokenizer, make):
-    finetuner = make(gpt2)
-
-    async def other():
-        with pytest.raises(RuntimeError, match=ELSEWHERE):
-            adapt(finetuner)
-
-        with pytest.raises(RuntimeError, match=ELSEWHERE):
-            score_text(gpt2, tokenizer, PROMPT)
-
-    async def main():
-        with finetuner.adapted(PROMPT):
-            await asyncio.create_task(other())
-            score_text(gpt2, tokenizer, PROMPT)
-
-            with pytest.raises(RuntimeError, match=ELSEWHERE):
-                await asyncio.to_thread(score_text, gpt2, tokenizer, PROMPT)
-
-        await asyncio.to_thread(adapt, finetuner)
-
-    asyncio.run(main())
-    adapt(finetuner)

@@ -1,6 +1,7 @@
 """N-grams of the neighbours, mixed into scores and into what is written."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.scoring import score
-from hullft_ops.ttft.support import whole_runs
 
 PROMPT = "the cat sat on the"
 texts_of_few_tokens = st.lists(st.integers(0, 3), max_size=9)
@@ -102,27 +102,30 @@ def test_a_forbidden_token_stays_forbidden():
 
 
 @pytest.mark.parametrize("context", [0, 1])
-def test_what_is_written_is_what_is_scored_as_likeliest(
+def test_what_is_written_is_what_is_scored_as_greedy(
     model, tokenizer, make, store_of, context
 ):
     options = {"n_select": 0, "ngrams": 1, "ngram_weights": (0.6,)}
     store = store_of(["red dog", "the cat", f"{PROMPT} mat and"])
     finetuner = make(model, store=store, context=context, **options)
     with finetuner.adapted(PROMPT) as adaptation:
-        assert len(adaptation.support.context_ids) == context
+        assert len(adaptation.passages) == context
 
         answer = adaptation.generate(PROMPT, do_sample=False, max_new_tokens=6)
         tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        # The weight while it writes.
-        adaptation.mix(0.5)
-        likeliest = adaptation.score(answer, after=PROMPT).likeliest
-        adaptation.mix(0)
-        alone = adaptation.generate(PROMPT, do_sample=False, max_new_tokens=6)
+
+    # The weight while it writes.
+    half = finetuner.with_config(replace(finetuner.config, ngrams=0.5))
+    with half.adapted(PROMPT) as adaptation:
+        is_greedy = adaptation.score(answer, after=PROMPT).is_greedy
+
+    none = finetuner.with_config(replace(finetuner.config, ngrams=0))
+    alone = none.generate(PROMPT, do_sample=False, max_new_tokens=6)
 
     assert answer != alone
     # Written tokens may merge into others when they are read.
-    assert len(tokens) == len(likeliest) > 0
-    assert all(likeliest)
+    assert len(tokens) == len(is_greedy) > 0
+    assert all(is_greedy)
 
 
 @pytest.mark.parametrize(
@@ -153,23 +156,3 @@ def test_they_lower_the_bits_of_a_text_that_the_neighbours_hold(llama, make, sto
         mixed = adaptation.score(text[20:], after=text[:20])
 
     assert mixed.nll < score(finetuner.reader, text[20:], after=text[:20]).nll
-
-
-class Documents:
-    """Seven passages, of which the fourth ends a document."""
-
-    def following(self, position):
-        return position + 1 if position not in (3, 6) else None
-
-
-@pytest.mark.parametrize(
-    ("positions", "runs"),
-    [
-        ([5], [[5, 6]]),
-        ([3], [[3]]),
-        ([2, 0], [[0, 1, 2, 3]]),
-        ([3, 4, 1], [[1, 2, 3], [4, 5]]),
-    ],
-)
-def test_neighbours_that_follow_one_another_are_one_text(positions, runs):
-    assert sorted(whole_runs(Documents(), positions)) == runs

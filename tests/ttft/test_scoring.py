@@ -8,7 +8,8 @@ import torch
 
 from hullft_ops.ttft import reader as reader_module
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.reader import Context, Reader
+from hullft_ops.ttft.prefix import Passage, Prefix
+from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.scoring import score, score_text
 
 CONTEXT = 32
@@ -67,8 +68,8 @@ def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, sizes):
     tokenizer = tokenizers[kind]
     ids, opening = opened_ids(tokenizer, text)
     passages = [[5 + (size + i) % 200 for i in range(size)] for size in sizes]
-    context = Context(passages)
-    scored = score(Reader(gpt2.double(), tokenizer), text, context=context)
+    prefix = Prefix([Passage("", ids) for ids in passages])
+    scored = score(Reader(gpt2.double(), tokenizer), text, prefix=prefix)
 
     room = max(CONTEXT - len(ids), CONTEXT // 2 - opening)
     while sum(map(len, passages)) > room:
@@ -139,28 +140,28 @@ def test_a_space_that_the_tokenizer_adds_is_no_byte(gpt2, tokenizers):
 
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
 @pytest.mark.parametrize("text", [TEXTS["ascii"], TEXTS["long"]])
-def test_a_context_is_read_once(model, tokenizers, kind, text):
+def test_a_prefix_is_read_once(model, tokenizers, prefilled, kind, text):
     reader = Reader(model, tokenizers[kind])
-    context = reader.read([[40, 41, 42], [90, 91], [60]])
+    prefix = prefilled(reader, [[40, 41, 42], [90, 91], [60]])
     lengths = []
 
     def listen(module, args, kwargs):
         lengths.append(kwargs["input_ids"].shape[1])
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    expected = score(reader, text, context=Context(context.passages))
+    expected = score(reader, text, prefix=Prefix(prefix.passages))
     whole = lengths[-1]
 
     for _ in range(2):
-        scored = score(reader, text, context=context)
+        scored = score(reader, text, prefix=prefix)
 
         assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
         assert scored.tokens == expected.tokens
         # Its last token is read again: those logits predict the first of the text.
-        assert lengths[-1] == whole - len(context.ids) + 1
+        assert lengths[-1] == whole - len(prefix.ids) + 1
 
 
-def test_passages_are_read_in_parts(model, tokenizer, monkeypatch):
+def test_passages_are_read_in_parts(model, tokenizer, prefilled, monkeypatch):
     passages, text = [[40, 41, 42], [90, 91, 92, 60, 61]], TEXTS["ascii"]
     reader = Reader(model, tokenizer)
     calls = []
@@ -170,12 +171,12 @@ def test_passages_are_read_in_parts(model, tokenizer, monkeypatch):
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
     monkeypatch.setattr(reader_module, "_TOKENS_AT_ONCE", 3)
-    context = reader.read(passages)
+    prefix = prefilled(reader, passages)
 
     assert calls == [[40, 41, 42], [90, 91, 92], [60]]
 
-    expected = score(reader, text, context=Context(passages))
-    scored = score(reader, text, context=context)
+    expected = score(reader, text, prefix=Prefix(prefix.passages))
+    scored = score(reader, text, prefix=prefix)
 
     assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
 

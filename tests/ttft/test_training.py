@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hullft_ops.ttft import training
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.steps import schedule
+from hullft_ops.ttft.techniques.passage_steps import schedule
 from hullft_ops.ttft.training import backward_in_parts
 from model_state import differences, state_of, unchanged
 
@@ -34,8 +34,8 @@ def plain_loop(finetuner, support, clip):
     optimizer = torch.optim.Adam(parameters, lr=LR)
     losses = []
 
-    for one in schedule(support.counts, finetuner.config):
-        tokens = torch.tensor([support.input_ids[one.passage]])
+    for one in schedule(support, finetuner.config.refresh, "balanced"):
+        tokens = torch.tensor([one.ids])
         optimizer.zero_grad()
         logits = model(input_ids=tokens).logits
         loss = cross_entropy(logits[0, :-1], tokens[0, 1:])

@@ -1,7 +1,6 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
 import sys
-from collections.abc import Iterable
 from contextlib import ExitStack
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -13,20 +12,20 @@ from rich.table import Table
 from transformers import TextStreamer
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, listed, printable, waiting
+from hullft_ops._terminal import counted, echo, printable, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
+from hullft_ops.ttft.chat import chat_prompt
+from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.generation import chat_prompt, continue_prompt
+from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.models.checks import full_window
-from hullft_ops.ttft.models.lora import SavedAdapter, adapter_to_save
-from hullft_ops.ttft.steps import Deadline
+from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
+from hullft_ops.ttft.techniques import TTFTConfig, default_lr
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 _SOURCE_CHARS = 30
@@ -56,8 +55,6 @@ def adapt(
     generate: bool = True,
     chat: bool = False,
     max_new_tokens: int = 64,
-    save: Path | None = None,
-    save_rank: int = 16,
 ) -> None:
     """Adapt to a prompt; print passages, and the continuations without and with adaptation.
 
@@ -75,8 +72,6 @@ def adapt(
         generate: continue the prompt.
         chat: continue it as a message, in the chat template of an instruct model.
         max_new_tokens: length of the continuation.
-        save: new folder for the adaptation, as a LoRA that PEFT and vLLM load.
-        save_rank: rank of that LoRA, at most the shorter side of the model's largest layer.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
@@ -84,9 +79,6 @@ def adapt(
     language_model = ModelConfig(**inputs)
     values = {"lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
-    if save is not None:
-        sources = store, corpus, prompt_file, language_model.model, config.adapter
-        _check_save(save, config, inputs=[*sources, embedder])
     if seconds is not None:
         # It refuses what is no budget; the one that counts begins with the adaptation.
         Deadline(seconds)
@@ -98,8 +90,6 @@ def adapt(
         window = full_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
     asked = chat_prompt(tokenizer, text) if chat else text
-    if save is not None:
-        adapter_to_save(model, list(model.parameters()), save_rank)
     # The slowest to import, so after what is refused.
     with waiting("loading the embedder"):
         encoder = load_embedder(embedder)
@@ -117,7 +107,7 @@ def adapt(
         continue_prompt(finetuner.reader, asked, **options)
     with ExitStack() as until_restored:
         with waiting("adapting to the prompt"):
-            adapted = finetuner.adapted(text, seconds=seconds)
+            adapted = finetuner.adapted(text, chat=chat, seconds=seconds)
             adaptation = until_restored.enter_context(adapted)
         _print_training(adaptation, passages)
         if generate:
@@ -125,8 +115,6 @@ def adapt(
             continuation = adaptation.generate(text, chat=chat, **options)
             if not continuation.strip():
                 echo("The model ended at once: its continuation is blank.")
-        if save is not None:
-            _print_saved(adaptation.save_adapter(save, rank=save_rank))
 
 
 def _text_of(prompt: str | None, file: str | None) -> str:
@@ -152,16 +140,6 @@ def text_in(file: str) -> str:
         raise ValueError(f"prompt {file}: {error}") from error
 
 
-def _check_save(
-    save: Path, config: TTFTConfig, *, inputs: Iterable[str | Path | None]
-) -> None:
-    check_output(save, inputs=inputs)
-    if config.n_select == config.train_on_prompt == 0:
-        raise ValueError(
-            "--save needs --n-select or --train-on-prompt above 0: nothing is trained"
-        )
-
-
 def _print_training(adaptation: Adaptation, store: Datastore) -> None:
     support, steps = adaptation.support, adaptation.steps
     table = Table(box=box.SIMPLE, expand=True)
@@ -178,8 +156,9 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
     table.title = counted(table.row_count, "passage")
     if table.row_count:
         Console(markup=False).print(table)
-    if support.context_indices:
-        sources = [_source(store, index) for index in support.context_indices]
+    if adaptation.passages:
+        positions = [p for passage in adaptation.passages for p in passage.positions]
+        sources = [_source(store, position) for position in positions]
         echo(
             f"retrieved passages before the prompt, nearest last: {', '.join(sources)}"
         )
@@ -189,8 +168,7 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
         if stage in adaptation.seconds
     ]
     gradients = counted(adaptation.passes, "gradient")
-    taken = sum(each.repeats for each in adaptation.schedule[: adaptation.passes])
-    echo(f"{counted(taken, 'step')} with {gradients}")
+    echo(f"{counted(adaptation.total_steps, 'step')} with {gradients}")
     echo(f"seconds: {', '.join(stages)}")
     if adaptation.skipped_steps:
         echo(f"{counted(adaptation.skipped_steps, 'step')} beyond the budget skipped")
@@ -202,9 +180,3 @@ def _source(store: Datastore, index: int) -> str:
     if len(source) > _SOURCE_CHARS:
         source = f"…{source[1 - _SOURCE_CHARS :]}"
     return source
-
-
-def _print_saved(saved: SavedAdapter) -> None:
-    left_out = f"; it leaves out {listed(saved.left_out)}" if saved.left_out else ""
-    share = f"{100 * saved.share:.1f} % of the squared change"
-    echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")

@@ -16,15 +16,16 @@ from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.measuring import run_identity
 from hullft_ops.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.adapter import adapter_identity
-from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
+from hullft_ops.ttft.chat import Prompt, chat_prompt, conversation
+from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.generation import Prompt, chat_prompt, conversation
-from hullft_ops.ttft.steps import Deadline
+from hullft_ops.ttft.models.loading import ModelConfig
+from hullft_ops.ttft.retrieval import check_prompt
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.support import check_prompt, retrieves
+from hullft_ops.ttft.techniques import TTFTConfig, default_lr
 from hullft_ops.ttft.validation import parse
 
 # A line of JSONL: an object with a column of prompts, or a conversation's messages.
@@ -93,7 +94,7 @@ def answer(
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output, Answer)
-    if store is None and retrieves(config):
+    if store is None and config.neighbours():
         raise ValueError("give --store, or --n-select 0, --context 0 and --ngrams 0")
     check_integer("generate", "batch_size", batch_size, 1)
     if seconds is not None:

@@ -19,8 +19,8 @@ from hullft_ops.evaluation.measuring import (
 from hullft_ops.evaluation.report import print_report
 from hullft_ops.evaluation.results import Row, open_results, read_rows
 from hullft_ops.evaluation.statistics import Measurements
-from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.files import check_output
+from hullft_ops.ttft.techniques import TTFTConfig
 
 # Fields of an experiment that only its file has.
 IN_FILES = ("settings", "description")
@@ -36,7 +36,6 @@ def evaluate(
     *,
     config: str | None = None,
     output: Path = Path("results.jsonl"),
-    score: str | None = None,
 ) -> None:
     """Measure every combination of settings on held-out prompts; write a row for each, and print a
     table.
@@ -51,7 +50,6 @@ def evaluate(
         workers: where to measure.
         config: JSON file, or the name of an experiment that ships with the package.
         output: results file, JSONL.
-        score: what to compare by: continuation or prompt; None for the first that every row has.
     """
     read = Experiment() if config is None else read_experiment(config)
     grids = [grid | settings for grid in read.settings]
@@ -72,14 +70,14 @@ def evaluate(
         read_rows(output)
     rows = _measured(chosen, output, Workers(**workers))
     echo(output)
-    print_report(Measurements.of(rows, score))
+    print_report(Measurements.of(rows, chosen.score))
 
 
 def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Row]:
     """An experiment's rows, after adding to ``output`` those that it lacks."""
     evaluation = load_evaluation(experiment)
-    prompts, labels = evaluation.prompts, list(evaluation.configs)
-    counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
+    prompts, keys = evaluation.prompts, list(evaluation.finetuners)
+    counts = counted(len(prompts), "prompt"), counted(len(keys), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
     with open_results(output, evaluation.run, adapters=evaluation.adapters) as results:
         tasks = missing(evaluation, results.rows)
@@ -89,4 +87,4 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
             rows = ray_rows(tasks, workers, run=evaluation.run, experiment=experiment)
         for row in ticking(tqdm(rows, total=total, unit="row")):
             results.append(row)
-    return [results.rows[prompt.id, config] for prompt in prompts for config in labels]
+    return [results.rows[prompt.id, config] for prompt in prompts for config in keys]

@@ -5,7 +5,10 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 
 import tyro
 
-from hullft_ops.ttft.config import MethodName
+from hullft_ops.ttft.techniques.passage_steps import MethodName
+
+# Fields that only Python can give.
+_IN_PYTHON = ("techniques",)
 
 
 def fields_of(
@@ -26,7 +29,7 @@ def fields_of(
     hints = get_type_hints(kind) | {"method": MethodName}
     options: dict[str, Any] = {}
     for field in fields(kind):
-        if field.name in without:
+        if field.name in (*without, *_IN_PYTHON):
             continue
         hint = hints[field.name]
         default = defaults.get(field.name, field.default)

@@ -23,7 +23,7 @@ def load_measurement(run: str, experiment: Experiment) -> Callable[[Task], list[
         return list(measure(evaluation, task))
 
     # A row that pays for allocations and thread pools.
-    measured((evaluation.prompts[0], list(evaluation.configs)[:1]))
+    measured((evaluation.prompts[0], list(evaluation.finetuners)[:1]))
     return measured
 
 

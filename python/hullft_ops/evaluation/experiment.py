@@ -1,31 +1,20 @@
 """What to evaluate: models, texts, and a grid of settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from hullft_ops._terminal import listed
-from hullft_ops.ttft.config import (
-    COMPARED,
-    NAMED,
-    ModelConfig,
-    TTFTConfig,
-    default_lr,
-    fields_marked,
-    matters,
-)
+from hullft_ops.evaluation.results import key_of
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import CorpusConfig
+from hullft_ops.ttft.techniques import TTFTConfig, default_lr
 from hullft_ops.ttft.validation import options_class, parse
 
-NO_STEPS = "no steps"
-# Without any of these a model stays as it is.
-_ADAPTING = ("n_select", "train_on_prompt", "context", "ngrams", "adapter")
 _SHIPPED = Path(__file__).with_name("experiments")
 
 
@@ -65,6 +54,10 @@ class Experiment(ModelConfig, CorpusConfig):
     """The grid: fields of `TTFTConfig` with a value or a list of values, or a list of such. Steps
     on the prompt, which is scored, are taken only if it says so."""
 
+    score: str | None = None
+    """What to compare by: continuation or prompt, or of what is written chrf; None for the first
+    that every row has."""
+
     description: str = ""
     """What the experiment is for."""
 
@@ -102,9 +95,8 @@ def read_experiment(source: str | Path) -> Experiment:
 def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
     """Every configuration of some grids, once. Lists multiply out.
 
-    A setting that does not matter takes its default, as the marks in `TTFTConfig` say; ``refresh``
-    is 1 for knn. A configuration that adapts nothing is left out: every row has the bits
-    per byte without adaptation.
+    Configurations that differ in nothing that matters are one. One that adapts nothing is left out:
+    every row has the scores without adaptation.
 
     Raises:
         InputError: a setting is unknown or wrong, or nothing is left to measure.
@@ -113,15 +105,13 @@ def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
     for number, grid in enumerate(settings):
         try:
             for values in _combinations(grid):
-                config = TTFTConfig(**_without_idle(values))
-                if any(getattr(config, name) for name in _ADAPTING):
-                    configs.setdefault(label(config), config)
+                config = TTFTConfig(**values)
+                if config.active():
+                    configs.setdefault(key_of(config.settings()), config)
         except InputError as error:
             raise InputError(f"settings[{number}]: {error}") from error
     if not configs:
-        raise InputError(
-            f"settings: nothing to measure where {listed(_ADAPTING)} are all 0"
-        )
+        raise InputError("settings: nothing to measure where every technique is off")
     return list(configs.values())
 
 
@@ -133,68 +123,3 @@ def _combinations(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             raise InputError(f"{name} must not be an empty list")
     for values in product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
-
-
-def _without_idle(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that matter, and those that are unknown, which an error names."""
-    known = {field.name for field in fields(TTFTConfig)}
-    kept = {
-        name: value
-        for name, value in values.items()
-        if name not in known or matters(name, values)
-    }
-    if kept.get("method") == "knn":
-        kept["refresh"] = 1
-    return kept
-
-
-def label(config: TTFTConfig) -> str:
-    """The configuration's name: "hullft n=8 refresh=2 lr=5e-05 context=5 context_following=1".
-
-    It states method, steps, refresh and learning rate, what is read beside the selected passages,
-    and any other option that is not the default.
-    """
-    values = settings_of(config)
-    named, compared = fields_marked(NAMED), fields_marked(COMPARED)
-    parts = []
-    for name in [*named, *sorted(values.keys() - set(named))]:
-        value = values[name]
-        if not matters(name, values):
-            continue
-        if name == "method":
-            parts.append(str(value))
-        elif name == "n_select":
-            parts.append(f"n={value}" if _takes_steps(values) else NO_STEPS)
-        elif value or name not in compared:
-            parts.append(f"{name}={_shown(value)}")
-    return " ".join(parts)
-
-
-def compared_settings(settings: Mapping[str, Any]) -> str:
-    """What a report compares: the method, and what precedes the prompt."""
-    parts = [] if _takes_steps(settings) else [NO_STEPS]
-    for name in fields_marked(COMPARED):
-        value = settings.get(name)
-        if value and matters(name, settings):
-            parts.append(value if name == "method" else f"{name}={value}")
-    return " ".join(parts)
-
-
-def _takes_steps(settings: Mapping[str, Any]) -> bool:
-    return any(settings.get(name) for name in ("n_select", "train_on_prompt"))
-
-
-def settings_of(config: TTFTConfig) -> dict[str, Any]:
-    """The fields that a row states: together they are the configuration."""
-    stated = {*fields_marked(NAMED), *fields_marked(COMPARED)}
-    values = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in stated or value != field.default:
-            values[field.name] = value
-    return values
-
-
-def _shown(value: object) -> str:
-    # A rate of 1 in a file is the rate of 1.0 on the command line.
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

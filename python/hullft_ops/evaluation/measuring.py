@@ -2,36 +2,31 @@
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
-from math import inf
 from typing import Any
 
 import torch
 
 from hullft_ops._terminal import waiting
-from hullft_ops.evaluation.experiment import Experiment, label, settings_of
+from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.prompts import Prompt, open_texts
-from hullft_ops.evaluation.results import STAGES, Row, Score
-from hullft_ops.evaluation.scores import scores_of
-from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.evaluation.results import STAGES, Row, Score, key_of
+from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
+from hullft_ops.ttft.adaptation import Answering
 from hullft_ops.ttft.adapter import adapter_identity
-from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.models.memory import return_freed_memory
-from hullft_ops.ttft.reader import Reader, tokenizer_identity
-from hullft_ops.ttft.scoring import score
+from hullft_ops.ttft.prefix import Prefix
+from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.support import Support, neighbours_needed
+from hullft_ops.ttft.tokens import tokenizer_identity
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
-# A prompt, and the labels of the configurations to measure on it.
+# A prompt, and the keys of the configurations to measure on it.
 Task = tuple[Prompt, list[str]]
 
 
@@ -43,18 +38,23 @@ class Evaluation:
         run: identity of model, tokenizer, datastore, embedder and seed.
         prompts: those that the datastore does not hold.
         notes: lines that say where they come from.
-        configs: the configurations by their labels.
-        adapters: the identities of their adapters, by folder.
-        finetuner: of the model and the datastore, with the first of these.
+        metrics: the names of what is measured.
+        adapters: the identities of the configurations' adapters, by folder.
+        finetuners: one for each configuration, by the key of its settings. They share all memory.
     """
 
     run: str
     seed: int
     prompts: list[Prompt]
     notes: list[str]
-    configs: dict[str, TTFTConfig]
+    metrics: list[str]
     adapters: dict[str, str]
-    finetuner: TestTimeFinetuner
+    finetuners: dict[str, TestTimeFinetuner]
+
+    @property
+    def reader(self) -> Reader:
+        """The model of all configurations."""
+        return next(iter(self.finetuners.values())).reader
 
 
 def load_evaluation(experiment: Experiment) -> Evaluation:
@@ -63,8 +63,8 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     Raises:
         InputError, OSError: something cannot be loaded, or no prompt is left.
     """
-    configs = experiment.configs()
-    # First what is soon refused: embedding a corpus takes long.
+    configs, metrics = experiment.configs(), metrics_of(experiment.score)
+    # Fail fast: embedding a corpus takes long.
     with waiting("loading the model"):
         model, tokenizer = experiment.load()
     with waiting("loading the embedder"):
@@ -76,34 +76,37 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
             "train_on_prompt: the model has then seen the prompt, so each needs a continuation to "
             "score"
         )
-    finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, configs[0])
-    for config in configs[1:]:
-        # A configuration that does not fit the models is refused before the work.
-        finetuner.with_config(config)
+    first = TestTimeFinetuner(model, tokenizer, store, embedder, configs[0])
+    others = [first.with_config(config) for config in configs[1:]]
+    finetuners = {
+        key_of(finetuner.config.settings()): finetuner for finetuner in [first, *others]
+    }
+    written = [name for name in metrics if METRICS[name].is_written]
+    options = [experiment.seed, *written] if written else experiment.seed
     return Evaluation(
-        run=run_identity(finetuner.reader, store, experiment.seed),
+        run=run_identity(first.reader, store, options),
         seed=experiment.seed,
         prompts=prompts,
         notes=notes,
-        configs={label(config): config for config in configs},
+        metrics=metrics,
         adapters={
             config.adapter: adapter_identity(config.adapter)
             for config in configs
             if config.adapter is not None
         },
-        finetuner=finetuner,
+        finetuners=finetuners,
     )
 
 
 def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
     """Each prompt with the configurations that have no row yet, in the order to run them."""
-    labels = list(evaluation.configs)
+    keys = list(evaluation.finetuners)
     tasks: list[Task] = []
     for number, prompt in enumerate(evaluation.prompts):
         # Each prompt begins with another configuration, so that none always runs first.
-        first = number % len(labels)
-        rotated = labels[first:] + labels[:first]
-        left = [config for config in rotated if (prompt.id, config) not in rows]
+        first = number % len(keys)
+        rotated = keys[first:] + keys[:first]
+        left = [key for key in rotated if (prompt.id, key) not in rows]
         if left:
             tasks.append((prompt, left))
     return tasks
@@ -111,16 +114,13 @@ def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list
 
 def measure_tasks(evaluation: Evaluation, tasks: list[Task]) -> Iterator[Row]:
     """The rows of all tasks, after a pass that pays for allocations and thread pools."""
-    for prompt, labels in tasks[:1]:
-        _warm_up(evaluation.configs[labels[0]], evaluation.finetuner, prompt)
+    for prompt, keys in tasks[:1]:
+        finetuner = evaluation.finetuners[keys[0]]
+        one_pass = finetuner.with_config(replace(finetuner.config, passes=1))
+        with suppress(NonFiniteLossError), one_pass.adapted(prompt.text) as adaptation:
+            scores_of(prompt, adaptation, evaluation.metrics)
     for task in tasks:
         yield from measure(evaluation, task)
-
-
-def _warm_up(config: TTFTConfig, finetuner: TestTimeFinetuner, prompt: Prompt) -> None:
-    one_pass = finetuner.with_config(replace(config, passes=1))
-    with suppress(NonFiniteLossError), one_pass.adapted(prompt.text) as adaptation:
-        scores_of(prompt, adaptation.score)
 
 
 def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
@@ -130,112 +130,61 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
         ValueError: the prompt cannot be scored, or a setting does not fit the datastore.
         NonFiniteLossError: the loss of the model without adaptation is not finite.
     """
-    prompt, labels = task
-    configs = [evaluation.configs[config] for config in labels]
-    # One search serves all trainings: of a longer list of neighbours each takes the beginning.
-    neighbours = evaluation.finetuner.selector.neighbours(
-        prompt.text, max(map(neighbours_needed, configs))
-    )
+    prompt, keys = task
+    finetuners = [evaluation.finetuners[key] for key in keys]
+    # One search serves all: each takes the beginning of the list that it needs.
+    count = max(finetuner.neighbours for finetuner in finetuners)
+    neighbours = finetuners[0].retrieve(prompt.text, count)
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, dict[str, float]] = {}
-    for training in _trainings(configs):
-        # What is read and what is mixed in can be taken away again.
-        context = max(config.context for config in training)
-        ngrams = max(config.ngrams for config in training)
-        # It holds three times the trained parameters once it has adapted, so one at a time.
-        finetuner = evaluation.finetuner.with_config(
-            replace(training[0], context=context, ngrams=ngrams)
-        )
+    for finetuner in finetuners:
         window = finetuner.reader.window
         if window not in before:
             # In the model's own dtype, so that it is the same for all.
-            reader = Reader(finetuner.model, finetuner.tokenizer, window)
-            before[window] = scores_of(prompt, partial(score, reader))
-        support = finetuner.selector.select(neighbours)
-        rows = Rows(evaluation, prompt, before[window], support)
-        yield from rows.of(finetuner, training)
-        del finetuner
-        return_freed_memory()
-
-
-def _trainings(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
-    """Groups that one training serves: they differ in passes, context and n-grams alone.
-
-    Each is by rising passes, and then by falling context.
-    """
-    groups = defaultdict(list)
-    for config in configs:
-        groups[replace(config, passes=None, context=0, ngrams=0.0)].append(config)
-    for group in groups.values():
-        group.sort(key=lambda config: (config.passes or inf, -config.context))
-    return list(groups.values())
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Makes the rows of one training on a prompt, whose scores without adaptation are known."""
-
-    evaluation: Evaluation
-    prompt: Prompt
-    before: dict[str, float]
-    support: Support
-
-    def of(self, finetuner: TestTimeFinetuner, configs: list[TTFTConfig]) -> list[Row]:
-        """Train once, and score after each configuration's passes behind its passages."""
-        context, ngrams = finetuner.config.context, finetuner.config.ngrams
-        rows: list[Row] = []
+            plain = Answering(finetuner.reader.using(window, None), Prefix())
+            before[window] = scores_of(prompt, plain, evaluation.metrics)
         try:
-            with finetuner.adapted(self.support) as adaptation:
-                for config in configs:
-                    if rows:
-                        adaptation.train(config.passes)
-                    if config.context != context:
-                        context = config.context
-                        adaptation.read(context)
-                    if config.ngrams != ngrams:
-                        ngrams = config.ngrams
-                        adaptation.mix(ngrams)
-                    rows.append(self._scored(config, adaptation))
+            with finetuner.adapted(neighbours) as adaptation:
+                after = scores_of(prompt, adaptation, evaluation.metrics)
         except NonFiniteLossError as error:
-            for config in configs[len(rows) :]:
-                lost = {"scores": {}, "seconds": {}, "passes": 0, "error": str(error)}
-                rows.append(self._row(config, **lost))
-        return rows
-
-    def _scored(self, config: TTFTConfig, adaptation: Adaptation) -> Row:
-        is_seen = config.train_on_prompt > 0
-        after = scores_of(self.prompt, adaptation.score, is_seen=is_seen)
+            yield _row(evaluation, prompt, finetuner, error=str(error))
+            continue
         scores = {
-            name: Score(before=self.before[name], after=value)
+            name: Score(before=before[window][name], after=value)
             for name, value in after.items()
         }
-        seconds = {stage: adaptation.seconds.get(stage, 0.0) for stage in STAGES}
-        return self._row(
-            config,
+        yield _row(
+            evaluation,
+            prompt,
+            finetuner,
             scores=scores,
-            seconds=seconds,
+            seconds={stage: adaptation.seconds.get(stage, 0.0) for stage in STAGES},
             passes=adaptation.passes,
-            error=None,
+            support_size=len(adaptation.support.indices),
         )
 
-    def _row(self, config: TTFTConfig, **measured: Any) -> Row:
-        versions: dict[str, str | None] = {
-            name: str(import_module(name).__version__) for name in _MODULES
-        }
-        versions["device"] = self.evaluation.finetuner.model.device.type
-        return Row(
-            run=self.evaluation.run,
-            prompt=self.prompt.id,
-            config=label(config),
-            settings=settings_of(config),
-            adapter=self.evaluation.adapters.get(config.adapter or ""),
-            domain=self.prompt.domain,
-            seed=self.evaluation.seed,
-            support_size=len(self.support.indices),
-            versions=versions,
-            threads=torch.get_num_threads(),
-            **measured,
-        )
+
+def _row(
+    evaluation: Evaluation,
+    prompt: Prompt,
+    finetuner: TestTimeFinetuner,
+    **measured: Any,
+) -> Row:
+    versions: dict[str, str | None] = {
+        name: str(import_module(name).__version__) for name in _MODULES
+    }
+    versions["device"] = finetuner.model.device.type
+    return Row(
+        run=evaluation.run,
+        prompt=prompt.id,
+        settings=finetuner.config.settings(),
+        adapter=evaluation.adapters.get(finetuner.config.adapter or ""),
+        domain=prompt.domain,
+        seed=evaluation.seed,
+        versions=versions,
+        threads=torch.get_num_threads(),
+        **measured,
+    )
 
 
 def run_identity(reader: Reader, store: Store | None, options: Any) -> str:

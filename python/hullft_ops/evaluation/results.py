@@ -1,21 +1,23 @@
 """Results: a JSONL file from which a killed run goes on, and the rows of an evaluation."""
 
 import fcntl
+import json
 import lzma
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
-    field_validator,
 )
 
 from hullft_ops.ttft.errors import InputError
@@ -40,12 +42,18 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Measured = Annotated[float, Field(ge=0, le=1e100)]
 
 
+def _checked_base(value: float) -> float:
+    if 0 < value < 1e-100:
+        raise ValueError(f"must be 0 or at least 1e-100, got {value}")
+    return value
+
+
 class Score(BaseModel):
-    """A score of one prompt; less is better."""
+    """A score of one prompt."""
 
     model_config = _STRICT
 
-    before: Annotated[float, Field(ge=1e-100, le=1e100)]
+    before: Annotated[Measured, AfterValidator(_checked_base)]
     """Without adaptation."""
     after: Measured
     """With adaptation."""
@@ -60,45 +68,45 @@ class Row(BaseModel):
     """The identity of model, tokenizer, datastore, embedder and seed."""
     prompt: str
     """The prompt's id, which its text decides."""
-    config: str
-    """The configuration's label."""
     settings: dict[str, Any]
-    """What the label states."""
+    """The options that matter."""
     adapter: str | None = None
     """The identity of the adapter that the settings name."""
     domain: str
     seed: int
-    scores: dict[str, Score]
+    scores: dict[str, Score] = {}
     """By name; empty if there is an error."""
-    seconds: dict[str, Measured]
+    seconds: dict[str, Measured] = {}
     """By stage; empty if there is an error."""
-    passes: Count
+    passes: Count = 0
     """Forward-backward passes."""
-    support_size: Count
+    support_size: Count = 0
     """Different passages."""
-    error: str | None
+    error: str | None = None
     """Why there is no result, for example a loss that is not finite."""
     versions: dict[str, str | None]
     """Of the packages that decide the numbers, and the device of the model."""
     threads: int
     """Threads of torch."""
 
-    @field_validator("settings")
-    @classmethod
-    def _named(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        for name, kind in (("method", str), ("n_select", int)):
-            if not isinstance(settings.get(name), kind):
-                raise ValueError(f"must have {name!r}, got {settings}")
-        return settings
-
     @property
     def key(self) -> tuple[str, str]:
         return self.prompt, self.config
+
+    @cached_property
+    def config(self) -> str:
+        """The key of the settings."""
+        return key_of(self.settings)
 
     @property
     def seconds_total(self) -> float:
         """From the prompt to the adapted model."""
         return sum(self.seconds.values())
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """JSON of some settings, the same whatever their order."""
+    return json.dumps(settings, sort_keys=True)
 
 
 class ResultsFile:

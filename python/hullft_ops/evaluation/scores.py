@@ -1,41 +1,104 @@
-"""What an evaluation scores. A new metric is a name and a line here."""
+"""What an evaluation scores. A new metric is a line of `METRICS`, and a function."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from hullft_ops._extras import needed_by
 from hullft_ops.evaluation.prompts import Prompt
-from hullft_ops.ttft.errors import NothingToScoreError
-from hullft_ops.ttft.scoring import BitsPerByte
+from hullft_ops.ttft.adaptation import Answering
+from hullft_ops.ttft.errors import InputError, NothingToScoreError
 
-# What a report calls each score, and what it tells. Less is better. It compares by the first that
-# every row has.
-TITLES = {
-    "continuation": "bits per byte of the continuation",
-    "prompt": "bits per byte of the prompt",
-}
-MEANINGS = {
-    "continuation": (
+# Tokens that the model writes for a score of what is written.
+WRITTEN_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a prompt.
+
+    Attributes:
+        title: what a report calls it.
+        meaning: what it tells, a sentence.
+        measure: the score of a prompt by a model; None if the prompt has none.
+        more_is_better: whether a higher score is better.
+        is_written: whether the model writes for it, which takes long: it is measured only if an
+            experiment asks for it.
+    """
+
+    title: str
+    meaning: str
+    measure: Callable[[Prompt, Answering], float | None]
+    more_is_better: bool = False
+    is_written: bool = False
+
+
+def _bits_of_continuation(prompt: Prompt, model: Answering) -> float | None:
+    if prompt.continuation is None:
+        return None
+    return model.score(prompt.continuation, after=prompt.text).value
+
+
+def _bits_of_prompt(prompt: Prompt, model: Answering) -> float | None:
+    # A model that was trained on the prompt has no score of it, nor has a prompt of one token.
+    if model.is_trained_on_prompt:
+        return None
+    try:
+        return model.score(prompt.text).value
+    except NothingToScoreError:
+        return None
+
+
+def _chrf(prompt: Prompt, model: Answering) -> float | None:
+    """chrF of what is written, against as many tokens of the continuation."""
+    with needed_by("the score chrf", extra="bench"):
+        from sacrebleu import sentence_chrf
+    if prompt.continuation is None:
+        return None
+    written = model.generate(
+        prompt.text, max_new_tokens=WRITTEN_TOKENS, do_sample=False
+    )
+    true = model.beginning(prompt.continuation, WRITTEN_TOKENS)
+    return float(sentence_chrf(written, [true]).score)
+
+
+# A report compares by the first that every row has.
+METRICS = {
+    "continuation": Metric(
+        "bits per byte of the continuation",
         "The continuation comes after the prompt, and no method sees it: its bits tell how much "
-        "better the answer gets."
+        "better the answer gets.",
+        _bits_of_continuation,
     ),
-    "prompt": (
-        "The prompt is what the methods adapt to: its bits tell how closely the model then fits it."
+    "prompt": Metric(
+        "bits per byte of the prompt",
+        "The prompt is what the methods adapt to: its bits tell how closely the model fits it.",
+        _bits_of_prompt,
+    ),
+    "chrf": Metric(
+        "chrF of what is written",
+        f"chrF, from 0 to 100, compares the {WRITTEN_TOKENS} tokens that the model writes with the "
+        "continuation.",
+        _chrf,
+        more_is_better=True,
+        is_written=True,
     ),
 }
+
+
+def metrics_of(score: str | None) -> list[str]:
+    """The names of the metrics to measure where ``score`` is asked for."""
+    if score is not None and score not in METRICS:
+        raise InputError(f"score must be one of {', '.join(METRICS)}, got {score!r}")
+    return [
+        name
+        for name, metric in METRICS.items()
+        if name == score or not metric.is_written
+    ]
 
 
 def scores_of(
-    prompt: Prompt, score: Callable[..., BitsPerByte], *, is_seen: bool = False
+    prompt: Prompt, model: Answering, metrics: Sequence[str]
 ) -> dict[str, float]:
-    """The scores by name, where ``score`` takes the arguments of `Adaptation.score`.
-
-    A model that was trained on the prompt, ``is_seen``, has no score of it.
-    """
-    scores = {}
-    if not is_seen:
-        # A prompt of one token has no score.
-        with suppress(NothingToScoreError):
-            scores["prompt"] = score(prompt.text).value
-    if prompt.continuation is not None:
-        scores["continuation"] = score(prompt.continuation, after=prompt.text).value
-    return scores
+    """The scores that the prompt has, by name."""
+    scores = {name: METRICS[name].measure(prompt, model) for name in metrics}
+    return {name: score for name, score in scores.items() if score is not None}

@@ -1,7 +1,7 @@
 """Rows of results as matrices, and the certainty of differences between configurations."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from statistics import fmean
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hullft_ops.evaluation.experiment import NO_STEPS, compared_settings
 from hullft_ops.evaluation.results import Row, Score
-from hullft_ops.evaluation.scores import TITLES
+from hullft_ops.evaluation.scores import METRICS, Metric
 from hullft_ops.ttft.errors import InputError
 
 CONFIDENCE = 0.95
@@ -27,21 +26,31 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        bounds = "" if isnan(self.low) else f" [{self.low:+.1%}, {self.high:+.1%}]"
-        return f"{self.value:+.1%}{bounds}"
+    def text(self, form: str) -> str:
+        """The estimate, and its bounds in brackets."""
+        bounds = "" if isnan(self.low) else f" [{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.value:{form}}{bounds}"
 
 
 def relative(scores: np.ndarray, others: np.ndarray) -> Interval:
-    """The mean of ``scores`` relative to that of ``others``, minus 1; both float64 ``[prompts]``.
+    """The mean of ``scores`` relative to that of ``others``, minus 1; float64 ``[prompts]``."""
+    return _paired(_ratio, scores, others)
 
-    Paired: a resample draws prompts, and takes both results on each.
-    """
+
+def difference(scores: np.ndarray, others: np.ndarray) -> Interval:
+    """The mean of ``scores`` minus that of ``others``; both float64 ``[prompts]``."""
+    return _paired(_difference, scores, others)
+
+
+def _paired(
+    statistic: Callable[..., Any], scores: np.ndarray, others: np.ndarray
+) -> Interval:
+    """Paired: a resample draws prompts, and takes both results on each."""
     if len(scores) < 2:
-        return Interval(_change(scores, others), nan, nan)
+        return Interval(statistic(scores, others), nan, nan)
     interval = stats.bootstrap(
         (scores, others),
-        _change,
+        statistic,
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
@@ -50,11 +59,15 @@ def relative(scores: np.ndarray, others: np.ndarray) -> Interval:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(_change(scores, others), interval.low, interval.high)
+    return Interval(statistic(scores, others), interval.low, interval.high)
 
 
-def _change(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+def _ratio(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
     return scores.mean(axis) / others.mean(axis) - 1
+
+
+def _difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+    return scores.mean(axis) - others.mean(axis)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class Measurements:
 
     Attributes:
         score: the name of the score.
-        rows: for each configuration, by its label, a row per prompt, in the order of ``prompts``.
+        rows: for each configuration, by the key of its settings, a row per prompt, in the order
+            of ``prompts``.
         prompts: the prompts' ids.
         before: float64 ``[prompts]``, the score without adaptation.
         after: for each configuration float64 ``[prompts]``, the score.
@@ -136,41 +150,106 @@ class Measurements:
             after=fmean(score.after for score in scores),
         )
 
+    @property
+    def metric(self) -> Metric:
+        """What is compared."""
+        return METRICS[self.score]
+
     def ranked(self) -> list[str]:
         """The configurations, the best first."""
-        return sorted(self.after, key=lambda config: float(self.after[config].mean()))
+        sign = -1 if self.metric.more_is_better else 1
+        return sorted(
+            self.after, key=lambda config: sign * float(self.after[config].mean())
+        )
 
-    def shared(self) -> list[str]:
-        """What the labels of all configurations with steps say, beside method and steps."""
-        with_steps = [label.split(" ") for label in self.rows if _has_steps(label)]
-        if not with_steps:
-            return []
-        first = with_steps[0]
-        return [part for part in first[2:] if all(part in each for each in with_steps)]
+    def change(self, scores: np.ndarray, others: np.ndarray) -> Interval:
+        """How far ``scores`` are above ``others``: relative, or in points where more is better."""
+        compare = difference if self.metric.more_is_better else relative
+        return compare(scores, others)
+
+    @property
+    def form(self) -> str:
+        """How to print a change."""
+        return "+.2f" if self.metric.more_is_better else "+.1%"
+
+    def is_better(self, scores: Any, others: Any) -> Any:
+        """Whether the scores are better, each."""
+        return scores > others if self.metric.more_is_better else scores < others
+
+    def settings(self, config: str) -> dict[str, Any]:
+        """The settings of a configuration."""
+        return self.rows[config][0].settings
+
+    def varying(self) -> list[str]:
+        """The settings that tell the configurations apart.
+
+        These are settings with several values, and of each set of settings that some
+        configurations lack, the first.
+        """
+        every = [self.settings(config) for config in self.rows]
+        names = list(dict.fromkeys(name for settings in every for name in settings))
+        have = {name: tuple(name in settings for settings in every) for name in names}
+        varying = [
+            name
+            for name in names
+            if len({str(each[name]) for each in every if name in each}) > 1
+        ]
+        told = {have[name] for name in varying} | {(True,) * len(every)}
+        for name in names:
+            if have[name] not in told:
+                told.add(have[name])
+                varying.append(name)
+        return [name for name in names if name in varying]
+
+    def shared(self) -> dict[str, Any]:
+        """The settings that have one value wherever they matter, and do not tell apart."""
+        varying = self.varying()
+        every = [self.settings(config) for config in self.rows]
+        return {
+            name: value
+            for settings in every
+            for name, value in settings.items()
+            if name not in varying
+        }
 
     def names(self) -> dict[str, str]:
-        """For each configuration, by its label, the label without what is `shared`."""
-        shared = self.shared()
-        names = {}
-        for label in self.rows:
-            parts = [part for part in label.split(" ") if part not in shared]
-            names[label] = " ".join(parts) if _has_steps(label) else label
-        return names
+        """What to call each configuration, by its key: the settings that tell it apart."""
+        varying = self.varying()
+        return {
+            config: named(self.settings(config), varying) or "adapted"
+            for config in self.rows
+        }
 
-    def best_of_each_method(self) -> dict[str, str]:
-        """For each of `compared_settings`, its best configuration, the best first."""
-        best: dict[str, str] = {}
+    def best_of_each_kind(self) -> list[str]:
+        """Of the configurations with the same techniques and methods the best, the best first."""
+        best: dict[Any, str] = {}
         for config in self.ranked():
-            best.setdefault(compared_settings(self.rows[config][0].settings), config)
-        return best
+            # Numbers are tuned; which settings there are, and words, are what is compared.
+            kind = frozenset(
+                (name, value if isinstance(value, str) else None)
+                for name, value in self.settings(config).items()
+            )
+            best.setdefault(kind, config)
+        return list(best.values())
 
 
-def _has_steps(label: str) -> bool:
-    return not label.startswith(NO_STEPS)
+def named(settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Some settings in words: "hullft n_select=8 lr=5e-05"."""
+    return " ".join(
+        str(value) if isinstance(value, str) else f"{name}={shown(value)}"
+        for name in names
+        if (value := settings.get(name)) is not None
+    )
+
+
+def shown(value: object) -> str:
+    """A value as a user writes it."""
+    # A rate of 1 in a file is the rate of 1.0 on the command line.
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _shared_scores(rows: Sequence[Row]) -> list[str]:
     """The names of the scores that every row without an error has, the one to compare first."""
     names = [set(row.scores) for row in rows if row.error is None]
     shared = set.intersection(*names) if names else set()
-    return [name for name in TITLES if name in shared]
+    return [name for name in METRICS if name in shared]

@@ -8,7 +8,6 @@ from hullft_ops._extras import needed_by
 with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.adaptation import Adaptation
     from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
-    from hullft_ops.ttft.config import SelectionMethod, TTFTConfig
     from hullft_ops.ttft.embedding import (
         Embedder,
         SentenceTransformerEmbedder,
@@ -21,13 +20,18 @@ with needed_by("hullft_ops.ttft"):
     )
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
-    from hullft_ops.ttft.models.lora import SavedAdapter
     from hullft_ops.ttft.models.memory import keep_freed_memory
     from hullft_ops.ttft.ngrams import Ngrams
+    from hullft_ops.ttft.prefix import Mixture, Passage
+    from hullft_ops.ttft.retrieval import Neighbours
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
     from hullft_ops.ttft.support import Support
+    from hullft_ops.ttft.techniques import TTFTConfig
+    from hullft_ops.ttft.techniques.passage_steps import SelectionMethod
+    from hullft_ops.ttft.techniques.technique import Prepared, Technique
+    from hullft_ops.ttft.training import Training
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore
@@ -57,16 +61,21 @@ __all__ = [
     "IndexConfig",
     "InputError",
     "MemoryStore",
+    "Mixture",
+    "Neighbours",
     "Ngrams",
     "NonFiniteLossError",
     "NothingToScoreError",
-    "SavedAdapter",
+    "Passage",
+    "Prepared",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
     "Store",
     "Support",
     "TTFTConfig",
+    "Technique",
     "TestTimeFinetuner",
+    "Training",
     "index_corpus",
     "keep_freed_memory",
     "load_embedder",

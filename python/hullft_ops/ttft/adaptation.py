@@ -1,130 +1,48 @@
 """An adapted model: its support, losses and times, and what it can do until it is restored."""
 
-from dataclasses import replace
-from pathlib import Path
-from time import perf_counter
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from hullft_ops.ttft.generation import Prompt, continue_prompt
-from hullft_ops.ttft.models.lora import SavedAdapter, save_adapter
+from hullft_ops.ttft.chat import Prompt, prompt_tokens
+from hullft_ops.ttft.clock import StageClock
+from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.models.memory import out_of_memory_explained
-from hullft_ops.ttft.reader import Context, Reader
+from hullft_ops.ttft.prefix import Passage, Prefix
+from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
-from hullft_ops.ttft.steps import Deadline, StageClock, schedule
 from hullft_ops.ttft.support import Support
-from hullft_ops.ttft.training import SupportTrainer
+from hullft_ops.ttft.techniques.technique import Prepared
+from hullft_ops.ttft.training import Training
 
-_OUT_OF_MEMORY = (
+OUT_OF_MEMORY = (
     "TestTimeFinetuner: out of memory, adapting. Lower max_length, "
     'context or n_select, use dtype="bfloat16", or train less of the model: PEFT adapters, or '
     "requires_grad_(False) for some of it"
 )
 
 
-class Adaptation:
-    """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
+class Answering:
+    """A model behind a prefix: it scores texts, and continues prompts.
 
     Attributes:
-        support: the passages to train on, and those before the prompt.
-        schedule: the passes that all steps need.
-        losses: the mean loss of each pass so far, in nats.
-        seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
-            step, prefill (reading the retrieved passages), and finetune: all from the support to
-            the trained model, which contains tokenize, forward, backward and step.
         has_ended: whether the model is restored.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        trainer: SupportTrainer,
-        support: Support,
-        original: list[Tensor],
-    ) -> None:
-        self.support = support
-        self.schedule = schedule(support.counts, trainer.config, support.prompt_count)
-        self.losses: list[float] = []
-        tokenize = support.seconds.get("tokenize", 0.0)
-        self.seconds = support.seconds | {"finetune": tokenize}
+    is_trained_on_prompt = False
+
+    def __init__(self, reader: Reader, prefix: Prefix) -> None:
         self.has_ended = False
         self._reader = reader
-        self._trainer = trainer
-        self._original = original
-        self._context = Context()
-        self.mix(trainer.config.ngrams)
-
-    @property
-    def steps(self) -> list[int]:
-        """The optimizer steps taken on each passage of the support."""
-        steps = [0] * len(self.support.counts)
-        for taken in self.schedule[: self.passes]:
-            if taken.passage < len(steps):
-                steps[taken.passage] += taken.repeats
-        return steps
-
-    @property
-    def passes(self) -> int:
-        """Forward-backward passes so far, one for each gradient."""
-        return len(self.losses)
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that did not fit into the budget of seconds or passes."""
-        return sum(skipped.repeats for skipped in self.schedule[self.passes :])
-
-    def train(
-        self, passes: int | None = None, deadline: Deadline | None = None
-    ) -> None:
-        """Continue until ``passes`` passes in total; None for all that the steps need.
-
-        Args:
-            passes: how many; fewer than there are already change nothing.
-            deadline: ends the training before a pass that it expects to end late.
-
-        Raises:
-            RuntimeError: the with block has ended.
-            NonFiniteLossError, torch.OutOfMemoryError: as `TestTimeFinetuner.adapted`.
-        """
-        self._check_alive("train")
-        start = perf_counter()
-        clock = StageClock(self._reader.model.device)
-        with out_of_memory_explained(_OUT_OF_MEMORY):
-            losses = self._trainer.train(
-                self.support, self.schedule[self.passes : passes], clock, deadline
-            )
-        self.losses += losses
-        self._add_seconds(clock.seconds() | {"finetune": perf_counter() - start})
-        if losses and self._context.passages:
-            self.read(len(self._context.passages))
-
-    def read(self, context: int | None = None) -> None:
-        """Put only the ``context`` nearest of the retrieved passages before texts; None for all."""
-        self._check_alive("read")
-        passages = self.support.context_ids
-        first = 0 if context is None else max(0, len(passages) - context)
-        texts = self.support.context_texts[first:]
-        clock = StageClock(self._reader.model.device)
-        with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
-            read = self._reader.read(passages[first:], texts)
-        self._context = replace(read, ngrams=self._context.ngrams)
-        self.seconds |= clock.seconds()
-
-    def mix(self, ngrams: float) -> None:
-        """Mix n-grams of the neighbours in from now on, with this factor; see `TTFTConfig`."""
-        self._check_alive("mix")
-        config = replace(self._trainer.config, ngrams=ngrams)
-        self._context = replace(self._context, ngrams=self.support.ngrams(config))
+        self._prefix = prefix
 
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
-        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages and with
-        n-grams of the neighbours.
+        """`hullft_ops.ttft.score_text` of the adapted model, behind what was prepared.
 
         ``after`` is a prompt that comes before the text.
         """
         self._check_alive("score")
-        return score(self._reader, text, after=after, context=self._context)
+        return score(self._reader, text, after=after, prefix=self._prefix)
 
     def generate(
         self, prompt: Prompt, *, chat: bool = False, **generate_kwargs: Any
@@ -149,52 +67,106 @@ class Adaptation:
         """
         self._check_alive("generate")
         return continue_prompt(
-            self._reader, prompt, context=self._context, chat=chat, **generate_kwargs
+            self._reader, prompt, prefix=self._prefix, chat=chat, **generate_kwargs
         )
 
-    def save_adapter(
-        self,
-        path: str | Path,
-        *,
-        rank: int | None = None,
-    ) -> SavedAdapter:
-        """Write the adaptation as a folder that ``PeftModel.from_pretrained`` loads.
-
-        PEFT adapters that were trained are written as they are. After full finetuning, the folder
-        gets a LoRA: for each linear layer the one of rank ``rank`` that comes closest to the change
-        of its weight, by singular value decomposition. Retrieved passages are not part of it.
-
-        Args:
-            path: the folder, which appears whole.
-            rank: rank of the LoRA after full finetuning, at most the shorter side of the largest
-                layer; None for trained adapters.
-
-        Raises:
-            RuntimeError: the with block has ended, or nothing was trained.
-            TypeError, ValueError: rank does not fit what was trained, there is not one active
-                adapter, or no parameter fits into a LoRA.
-            FileExistsError: the folder exists, and is not empty.
-        """
-        self._check_alive("save_adapter")
-        if not self._original:
-            raise RuntimeError(
-                "save_adapter: nothing was trained: n_select and train_on_prompt are 0, or the "
-                "texts are too short"
-            )
-        return save_adapter(
-            self._reader.model,
-            self._trainer.trained,
-            self._original,
-            path,
-            rank=rank,
-        )
-
-    def _add_seconds(self, seconds: dict[str, float]) -> None:
-        for stage, spent in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+    def beginning(self, text: str, count: int) -> str:
+        """The first ``count`` tokens of a text, without special ones."""
+        ids = self._reader.passage_ids(text)[:count]
+        return str(self._reader.tokenizer.decode(ids))
 
     def _check_alive(self, function: str) -> None:
         if self.has_ended:
             raise RuntimeError(
                 f"{function}: the model is restored: call it in the with block"
             )
+
+
+class Adaptation(Answering):
+    """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
+
+    Attributes:
+        prepared: what each technique has prepared.
+        support: the passages that the model was trained on; without any if it was on none.
+        seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
+            step, prefill (reading the retrieved passages), and finetune: all from the support to
+            the trained model, which contains tokenize, forward, backward and step.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        prepared: Sequence[Prepared],
+        training: Training,
+        seconds: dict[str, float],
+    ) -> None:
+        super().__init__(reader, prefix_of(prepared))
+        self.prepared = prepared
+        self.support = support_of(prepared)
+        self.seconds = seconds | training.seconds
+        self._training = training
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of each pass, in nats."""
+        return self._training.losses
+
+    @property
+    def passes(self) -> int:
+        """Forward-backward passes, one for each gradient."""
+        return len(self.losses)
+
+    @property
+    def steps(self) -> list[int]:
+        """The optimizer steps taken on each passage of the support."""
+        taken: Counter[int | None] = Counter()
+        for each in self._training.taken:
+            taken[each.position] += each.repeats
+        return [taken[index] for index in self.support.indices]
+
+    @property
+    def is_trained_on_prompt(self) -> bool:  # type: ignore[override]
+        """Whether a step was taken on the prompt itself."""
+        return any(each.position is None for each in self._training.taken)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps taken."""
+        return sum(each.repeats for each in self._training.taken)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that did not fit into the budget of seconds or passes."""
+        return self._training.skipped_steps
+
+    @property
+    def passages(self) -> Sequence[Passage]:
+        """The retrieved passages before the prompt, nearest last."""
+        return self._prefix.passages
+
+    def prefill(self, prompt: Prompt, *, chat: bool = False) -> None:
+        """Read the passages that fit before a prompt."""
+        has_passages = bool(self.passages)
+        tokens = prompt_tokens(
+            self._reader, prompt, chat=chat, has_passages=has_passages
+        )
+        self._prefix = self._prefix.fitting(tokens, self._reader.window)
+        opening = tokens.ids[: tokens.opening]
+        clock = StageClock(self._reader.model.device)
+        with out_of_memory_explained(OUT_OF_MEMORY), clock.of("prefill"):
+            self._prefix = self._reader.prefill(self._prefix, opening)
+        self.seconds |= clock.seconds()
+
+
+def prefix_of(prepared: Sequence[Prepared]) -> Prefix:
+    """The passages and mixtures of all techniques, still unread."""
+    return Prefix(
+        passages=[passage for each in prepared for passage in each.passages],
+        mixtures=[each.mixture for each in prepared if each.mixture is not None],
+    )
+
+
+def support_of(prepared: Sequence[Prepared]) -> Support:
+    """The passages that a technique trains on; without any if none does."""
+    nothing = Support([], [], [], residual=1.0, gap=0.0)
+    return next((each.support for each in prepared if each.support), nothing)

@@ -29,7 +29,7 @@ from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.models.modes import Precision
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.support import MIN_TOKENS
+from hullft_ops.ttft.training import MIN_TOKENS
 from hullft_ops.ttft.validation import options_class
 
 # What an adapter was trained with. PEFT ignores the file.

@@ -1,34 +1,38 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer
-from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.adapter import read_adapter
-from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.adaptation import (
+    OUT_OF_MEMORY,
+    Adaptation,
+    prefix_of,
+    support_of,
+)
+from hullft_ops.ttft.chat import Prompt, question_of
+from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.generation import Prompt, continue_prompts, conversation
+from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.checks import full_window, text_window
-from hullft_ops.ttft.models.lora import add_lora
-from hullft_ops.ttft.reader import Context, Reader, tokenizer_identity
+from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import exclusive, restored
-from hullft_ops.ttft.steps import Deadline
+from hullft_ops.ttft.retrieval import Neighbours, retrieve
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.format import batches_of_like_length
-from hullft_ops.ttft.support import NOTHING, Support, SupportSelector, retrieves
-from hullft_ops.ttft.training import SupportTrainer
+from hullft_ops.ttft.support import Support
+from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.techniques.technique import Prepared
+from hullft_ops.ttft.training import Training, Weights
 
 
 class TestTimeFinetuner:
@@ -76,92 +80,93 @@ class TestTimeFinetuner:
             check_embedder("TestTimeFinetuner", embedder, store)
         self.model = model
         self.tokenizer = tokenizer
-        self.store: Any = store
-        self._embedder: Any = embedder
-        self._trained = _trained_parameters(model)
-        # The memory of the parameters' copies, which serves every prompt.
-        self._copies: list[Tensor] = []
-        # By its folder, the weights that an adapter changes, and PEFT's layers for them.
-        self._adapters: dict[str | None, list[tuple[nn.Parameter, Any]]] = {None: []}
+        self.store = store
+        self._embedder = embedder
+        self._weights = Weights(model)
         config = replace(config or TTFTConfig(), **options)
-        window = full_window(model, tokenizer, config.max_length)
-        self.reader = Reader(model, tokenizer, window, config.dtype)
+        self.reader = Reader(model, tokenizer, window_of(model, tokenizer, config))
         self._set(config)
 
     def with_config(self, config: TTFTConfig) -> "TestTimeFinetuner":
-        """A finetuner with other options, for which nothing is checked or read again."""
+        """A finetuner with other options. It shares the model, its checks, and all memory."""
         other = copy(self)
         other._set(config)
         return other
 
     def _set(self, config: TTFTConfig) -> None:
-        max_length = text_window(self.model, self.tokenizer, config.max_length)
-        window = full_window(self.model, self.tokenizer, max_length)
-        if (window, config.dtype) != (self.reader.window, self.reader.dtype):
-            self.reader = Reader(self.model, self.tokenizer, window, config.dtype)
         self.config = config
-        if retrieves(config) and (self.store is None or self._embedder is None):
+        window = window_of(self.model, self.tokenizer, config)
+        self.reader = self.reader.using(window, config.dtype)
+        self.techniques = config.active()
+        self.neighbours = config.neighbours()
+        if self.neighbours and (self.store is None or self._embedder is None):
             raise ValueError(
                 "TestTimeFinetuner: store and embedder must be given for n_select, context or "
                 "ngrams above 0"
             )
-        self.selector = SupportSelector(
-            self.store, self._embedder, self.reader, config, max_length
-        )
-        self._trainer = SupportTrainer(self.model, self._trained, config)
-        folder = config.adapter
-        if folder is not None and folder not in self._adapters:
-            self._adapters[folder] = read_adapter(folder, self.reader)
+        for technique in self.techniques:
+            technique.load(self.reader)
 
-    def select(self, prompt: str) -> Support:
-        """The support that `adapted` would train on, without training.
+    def retrieve(self, prompt: str, count: int | None = None) -> Neighbours:
+        """The passages nearest to a prompt: ``count``, or None for what the techniques look at.
 
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
-        return self.selector.select(prompt)
+        count = self.neighbours if count is None else count
+        return retrieve(prompt, count, self.store, self._embedder)
+
+    def select(self, prompt: str) -> Support:
+        """The passages that `adapted` would train on. Raises as `retrieve`."""
+        prepared = self._prepare(self.retrieve(prompt))
+        return support_of(prepared)
 
     @signal_safe
     def adapted(
-        self, prompt: str | Support, *, seconds: float | None = None
+        self,
+        prompt: Prompt | Neighbours,
+        *,
+        chat: bool = False,
+        seconds: float | None = None,
     ) -> Iterator[Adaptation]:
         """Adapt the model to ``prompt`` for the length of a with block, and restore it afterwards.
 
         On exit, even after an exception or Ctrl-C, the trained parameters, buffers, gradients,
         ``requires_grad`` flags and training modes have the same bits as before, in the same
-        storage, and this thread the same grad mode and autocast. Other threads and asyncio tasks
-        may not adapt or read the model meanwhile.
+        storage, and this thread the same grad mode and autocast. Other threads may not adapt or
+        read the model meanwhile.
 
         Args:
-            prompt: a text, or a support from `select`.
+            prompt: a text, a conversation, or what `retrieve` has returned.
+            chat: whether a text is a user's message; passages then stand where the chat template
+                has it.
             seconds: budget for retrieval and training, above 0; None for no limit. Training stops
                 before a pass that it expects to end late; ``skipped_steps`` counts the rest.
 
         Raises:
-            TypeError, ValueError: the prompt is no text, or the support of another datastore or
-                tokenizer.
+            TypeError, ValueError: the prompt is no text or conversation, or was retrieved for from
+                another datastore.
             RuntimeError: the model is adapted already, or the loss depends on no trained parameter.
             NonFiniteLossError, torch.OutOfMemoryError: training failed. The model is restored.
         """
         deadline = None if seconds is None else Deadline(seconds)
-        if isinstance(prompt, Support):
-            self._check_support(prompt)
-            support = prompt
+        if isinstance(prompt, Neighbours):
+            self._check_neighbours(prompt)
+            neighbours = prompt
+            prompt = neighbours.prompt
         else:
-            support = self.select(prompt)
-        adapter = self._adapters[self.config.adapter]
-        trained = self._trained if support.steps or adapter else []
+            neighbours = self.retrieve(question_of(prompt))
         start = perf_counter()
-        with (
-            exclusive(self.model, adapts=True),
-            restored(self.model, trained, self._copies) as original,
-        ):
-            add_lora(adapter)
-            adaptation = Adaptation(self.reader, self._trainer, support, original)
-            # Copying the parameters is a part of it.
-            adaptation.seconds["finetune"] += perf_counter() - start
-            adaptation.train(self.config.passes, deadline)
-            adaptation.read()
+        prepared = self._prepare(neighbours)
+        select = support_of(prepared).seconds
+        tokenize = perf_counter() - start - select
+        with self._changed(prepared, deadline) as training:
+            finetune = perf_counter() - start - select
+            spent = {"select": select, "tokenize": tokenize, "finetune": finetune}
+            adaptation = Adaptation(
+                self.reader, prepared, training, neighbours.seconds | spent
+            )
+            adaptation.prefill(prompt, chat=chat)
             try:
                 yield adaptation
             finally:
@@ -210,69 +215,59 @@ class TestTimeFinetuner:
         Raises as `adapted` and `Adaptation.generate`.
         """
         check_integer("generate", "batch_size", batch_size, 1)
-        questions = [conversation(prompt)[1]["content"] for prompt in prompts]
-        if self.config.n_select or self.config.train_on_prompt:
-            for position, question in enumerate(questions):
-                with self.adapted(question, seconds=seconds) as adaptation:
-                    text = adaptation.generate(prompts[position], **options)
+        questions = [question_of(prompt) for prompt in prompts]
+        if any(technique.trains for technique in self.techniques):
+            chat = options.get("chat", False)
+            for position, prompt in enumerate(prompts):
+                with self.adapted(prompt, chat=chat, seconds=seconds) as adaptation:
+                    text = adaptation.generate(prompt, **options)
                 yield position, text
             return
         size = batch_size if self.reader.takes_padding else 1
-        with self.adapted(NOTHING, seconds=seconds):
+        first = [self._prepare(self.retrieve(question)) for question in questions[:1]]
+        with self._changed([*chain.from_iterable(first)]):
             for batch in batches_of_like_length(questions, 0, size):
-                contexts = [self._retrieved(questions[i]) for i in batch]
-                continuations = continue_prompts(
-                    self.reader, [prompts[i] for i in batch], contexts, **options
-                )
-                yield from zip(batch, continuations, strict=True)
+                texts = self._continued([prompts[i] for i in batch], **options)
+                yield from zip(batch, texts, strict=True)
 
-    def _retrieved(self, prompt: str) -> Context:
-        """What stands before a prompt and is mixed in, unread."""
-        near = self.select(prompt)
-        return Context(
-            near.context_ids, near.context_texts, ngrams=near.ngrams(self.config)
-        )
+    def _continued(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
+        """Continue prompts in a batch, behind passages that are not read before."""
+        prefixes = []
+        for prompt in prompts:
+            prepared = self._prepare(self.retrieve(question_of(prompt)))
+            prefixes.append(prefix_of(prepared))
+        return continue_prompts(self.reader, prompts, prefixes, **options)
 
-    def _check_support(self, support: Support) -> None:
-        if not support.datastore:
-            return
-        identity = "none" if self.store is None else self.store.identity
-        if support.datastore != identity:
+    def _prepare(self, neighbours: Neighbours) -> list[Prepared]:
+        return [each.prepare(neighbours, self.reader) for each in self.techniques]
+
+    @signal_safe
+    def _changed(
+        self, prepared: Sequence[Prepared], deadline: Deadline | None = None
+    ) -> Iterator[Training]:
+        """Change the weights in turn, and restore them at the end of the body."""
+        changes = [each.change_weights for each in prepared if each.change_weights]
+        trained = self._weights.trained if changes else []
+        with (
+            exclusive(self.model, adapts=True),
+            restored(self.model, trained, self._weights.copies),
+        ):
+            training = Training(self._weights, self.config, deadline)
+            with out_of_memory_explained(OUT_OF_MEMORY):
+                for change in changes:
+                    change(training)
+            yield training
+
+    def _check_neighbours(self, neighbours: Neighbours) -> None:
+        if neighbours.store is not None and neighbours.store is not self.store:
             raise ValueError(
-                f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
-                f"finetuner has {identity[:12]}"
-            )
-        is_same = support.tokenizer is self.tokenizer
-        if not is_same:
-            theirs = tokenizer_identity(support.tokenizer)
-            is_same = theirs == tokenizer_identity(self.tokenizer)
-        longest = max(map(len, support.input_ids), default=0)
-        max_length = self.selector.max_length
-        if not is_same or longest > max_length:
-            raise ValueError(
-                "adapted: the support was selected with another tokenizer, or has a passage of "
-                f"more than {max_length} tokens"
+                "adapted: the neighbours belong to another datastore than the finetuner's"
             )
 
 
-def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """The parameters with ``requires_grad``, each once. Warns if they are float16."""
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise ValueError(
-            "TestTimeFinetuner: model must have a parameter with requires_grad, got none; PEFT "
-            "adapters are loaded with is_trainable=True"
-        )
-    for name, parameter in named.items():
-        if parameter.is_meta:
-            raise ValueError(
-                f"TestTimeFinetuner: model must have its weights, {name} is on the meta device"
-            )
-        if parameter.dtype == torch.float16:
-            warnings.warn(
-                f"TestTimeFinetuner: {name} is float16, in which the square of a small gradient is "
-                "0 and Adam's step far too large: load the model in bfloat16 or float32",
-                stacklevel=3,
-            )
-            break
-    return list(named.values())
+def window_of(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: TTFTConfig
+) -> int:
+    """How many tokens the model reads at once with these options."""
+    cut = text_window(model, tokenizer, config.max_length)
+    return full_window(model, tokenizer, cut)

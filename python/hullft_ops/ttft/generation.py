@@ -1,40 +1,37 @@
 """Continuing prompts, behind retrieved passages."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hullft_ops._checks import check_integer, check_text
-from hullft_ops.ttft.errors import first_line
-from hullft_ops.ttft.ngrams import NgramProcessor
-from hullft_ops.ttft.reader import Context, Reader
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from hullft_ops._checks import check_integer
+from hullft_ops.ttft.chat import Prompt, prompt_tokens
+from hullft_ops.ttft.prefix import MixedText, Mixture, Prefix
+from hullft_ops.ttft.reader import Reader
 
 # transformers' default. It is named here because the prompt must leave room for it.
 NEW_TOKENS = 20
-# Messages with a "role" and a "content", as chat templates take them.
-Conversation = list[dict[str, Any]]
-Prompt = str | Conversation
 
 
 def continue_prompt(
     reader: Reader,
     prompt: Prompt,
     *,
-    context: Context | None = None,
+    prefix: Prefix | None = None,
     **options: Any,
 ) -> str:
     """What the model writes after a prompt; see `continue_prompts`."""
-    contexts = [context or Context()]
-    [text] = continue_prompts(reader, [prompt], contexts, **options)
+    prefixes = [prefix or Prefix()]
+    [text] = continue_prompts(reader, [prompt], prefixes, **options)
     return text
 
 
 def continue_prompts(
     reader: Reader,
     prompts: Sequence[Prompt],
-    contexts: Sequence[Context],
+    prefixes: Sequence[Prefix],
     *,
     chat: bool = False,
     **generate_kwargs: Any,
@@ -44,7 +41,7 @@ def continue_prompts(
     Args:
         reader: the model, which generates in eval mode.
         prompts: texts or conversations. Of one that is too long, the model reads the last tokens.
-        contexts: what was retrieved for each prompt. The farthest passages go until the rest fits.
+        prefixes: what was prepared for each prompt. The farthest passages go until the rest fits.
         chat: whether a text is a user's message.
         generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
@@ -68,82 +65,67 @@ def continue_prompts(
     check_integer("generate", "max_new_tokens", new_tokens, 1, reader.window - 1)
     room = reader.window - new_tokens
     rows = [
-        _row(reader, prompt, context, room, chat=chat)
-        for prompt, context in zip(prompts, contexts, strict=True)
+        _row(reader, prompt, prefix, room, chat=chat)
+        for prompt, prefix in zip(prompts, prefixes, strict=True)
     ]
-    ngrams = [context.ngrams for context in contexts]
-    if any(ngrams):
+    mixtures = [[each.while_writing() for each in p.mixtures] for p in prefixes]
+    if any(mixtures):
         processors = generate_kwargs.get("logits_processor") or []
-        mixture = NgramProcessor(ngrams, [len(body) for _, body in rows])
-        generate_kwargs["logits_processor"] = [*processors, mixture]
+        processor = _MixtureProcessor(mixtures, [len(body) for _, body in rows])
+        generate_kwargs["logits_processor"] = [*processors, processor]
     ids = [[*head, *body] for head, body in rows]
-    return reader.generate(ids, contexts, **generate_kwargs)
+    return reader.generate(ids, prefixes, **generate_kwargs)
 
 
 def _row(
-    reader: Reader, prompt: Prompt, context: Context, room: int, *, chat: bool
+    reader: Reader, prompt: Prompt, prefix: Prefix, room: int, *, chat: bool
 ) -> tuple[list[int], list[int]]:
     """The tokens that the model continues, at most ``room``: of passages, and of the prompt."""
-    if chat or isinstance(prompt, list):
-        text = _chat_behind(reader, prompt, context, room)
-        context = Context()
-    else:
-        text = prompt
-        check_text("generate", "prompt", text)
-    tokens = reader.tokens(text)
-    if not tokens.ids:
-        raise ValueError(f"generate: prompt must have a token, got {text[:20]!r}")
-    head = context.before(tokens.ids, tokens.opening, room)
+    tokens = prompt_tokens(
+        reader, prompt, chat=chat, has_passages=bool(prefix.passages)
+    )
+    head = prefix.before(tokens.ids, tokens.opening, room)
     body = tokens.ids[tokens.opening :] if head else tokens.ids
     return head, body[-(room - len(head)) :]
 
 
-def _chat_behind(reader: Reader, prompt: Prompt, context: Context, room: int) -> str:
-    """The conversation in the chat template. As many of the nearest passages as fit stand before
-    the last message of the user."""
-    messages, question = conversation(prompt)
-    content = question["content"]
-    for first in range(len(context.texts) + 1):
-        question["content"] = "".join([*context.texts[first:], content])
-        text = chat_prompt(reader.tokenizer, messages)
-        if len(reader.tokens(text).ids) <= room:
-            break
-    return text
+class _MixtureProcessor:
+    """A logits processor for ``model.generate``.
 
-
-def conversation(prompt: Prompt) -> tuple[Conversation, dict[str, Any]]:
-    """A copy of the messages, and the last one of the user. A text is one message."""
-    if not isinstance(prompt, list):
-        check_text("generate", "prompt", prompt)
-        prompt = [{"role": "user", "content": prompt}]
-    try:
-        messages = [dict(message) for message in prompt]
-        [*_, question] = [message for message in messages if message["role"] == "user"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TypeError(
-            "generate: a conversation must have messages with a role, and one of the user"
-        ) from error
-    check_text("generate", "content of the user's message", question.get("content"))
-    return messages, question
-
-
-def chat_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
-    """A conversation, or a user's message, in the tokenizer's chat template, up to where the answer
-    begins.
-
-    ValueError if the tokenizer has no template, or its template fails.
+    Args:
+        mixtures: of each prompt of the batch.
+        lengths: how many tokens at the end of what the model reads are the prompt's.
     """
-    messages, _ = conversation(prompt)
-    if not tokenizer.chat_template:
-        raise ValueError("chat: the model's tokenizer has no chat template")
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-    # A template is a program, which may raise anything.
-    except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f"chat: the model's chat template: {reason}") from error
-    # A tokenizer that opens every text with this token would write a second one.
-    opens = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return str(text).removeprefix(tokenizer.bos_token if opens else "")
+
+    def __init__(
+        self, mixtures: Sequence[Sequence[Mixture]], lengths: Sequence[int]
+    ) -> None:
+        self._mixtures = mixtures
+        self._lengths = lengths
+        self._texts: dict[tuple[int, int], MixedText] = {}
+        self._read: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
+        if self._read is None:
+            self._read = input_ids.shape[1]
+        beams = len(scores) // len(self._mixtures)
+        rows = []
+        for row, ids in enumerate(input_ids.tolist()):
+            logits = scores[row]
+            start = self._read - self._lengths[row // beams]
+            for number, mixture in enumerate(self._mixtures[row // beams]):
+                text = self._text((row, number), mixture, ids[start:])
+                logits = text.mixed(logits)
+            rows.append(logits)
+        return torch.stack(rows)
+
+    def _text(
+        self, place: tuple[int, int], mixture: Mixture, tokens: list[int]
+    ) -> MixedText:
+        """The text of a row, which goes on where it was unless a beam has taken its place."""
+        text = self._texts.get(place)
+        if text is None or list(text.tokens) != tokens[: len(text.tokens)]:
+            text = self._texts[place] = mixture.after([])
+        text.extend(tokens[len(text.tokens) :])
+        return text

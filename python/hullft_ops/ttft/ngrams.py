@@ -55,6 +55,10 @@ class Ngrams:
         other._weights = [factor * weight for weight in self._weights]
         return other
 
+    def while_writing(self) -> "Ngrams":
+        """The same n-grams at half of the weights."""
+        return self.scaled(_WRITING)
+
     def after(self, text: Sequence[int]) -> "NgramText":
         """What comes next after the tokens of a text, which may grow."""
         return NgramText(self._tokens, self._tables, self._weights, text)
@@ -141,44 +145,6 @@ class NgramText:
                 tokens = self._neighbours[near : near + length].tolist()
                 return [*takewhile(_BOUNDARY.__ne__, tokens)], 2**number
         return [], 0
-
-
-class NgramProcessor:
-    """A logits processor for ``model.generate``, which mixes n-grams in at half of their weights.
-
-    Args:
-        ngrams: what to mix in for each prompt of the batch; None for nothing.
-        lengths: how many tokens at the end of what the model reads are the prompt's.
-    """
-
-    def __init__(self, ngrams: Sequence[Ngrams | None], lengths: Sequence[int]) -> None:
-        self._ngrams = [each.scaled(_WRITING) if each else None for each in ngrams]
-        self._lengths = lengths
-        self._texts: dict[int, NgramText] = {}
-        self._read: int | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
-        if self._read is None:
-            self._read = input_ids.shape[1]
-        beams = len(scores) // len(self._ngrams)
-        mixtures = []
-        for number, ids in enumerate(input_ids.tolist()):
-            mixture = scores[number]
-            ngrams = self._ngrams[number // beams]
-            if ngrams is not None:
-                start = self._read - self._lengths[number // beams]
-                mixture = self.text(number, ngrams, ids[start:]).mixed(mixture)
-            mixtures.append(mixture)
-        return torch.stack(mixtures)
-
-    def text(self, number: int, ngrams: Ngrams, tokens: list[int]) -> NgramText:
-        """The text of a row, which goes on where it was unless a beam has taken its place."""
-        text = self._texts.get(number)
-        if text is None or text.tokens != tokens[: len(text.tokens)]:
-            text = self._texts[number] = ngrams.after([])
-        text.extend(tokens[len(text.tokens) :])
-        return text
 
 
 class _Table:

@@ -1,13 +1,11 @@
-"""A language model with its tokenizer: a text's tokens, what fits before them, losses, answers."""
+"""A language model with its tokenizer: it reads, predicts and writes."""
 
-import copy
-import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +22,9 @@ from hullft_ops.ttft.models.checks import (
     unwrapped,
 )
 from hullft_ops.ttft.models.modes import AutoPrecision, ThreadModes, autocast, eval_mode
-from hullft_ops.ttft.ngrams import Ngrams
+from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.restore import exclusive
+from hullft_ops.ttft.tokens import Tokens, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,23 +47,6 @@ _TAKE_A_CACHE = {
     "top_k",
     "top_p",
 }
-# Tokenizers with one vocabulary may merge, normalise and prefix text differently.
-_SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A text's tokens, without those that the tokenizer appends to end a text.
-
-    Attributes:
-        ids: the tokens.
-        opening: how many special ones open the text.
-        offsets: the characters that each stands for, from and to; None if the tokenizer is slow.
-    """
-
-    ids: list[int]
-    opening: int
-    offsets: list[tuple[int, int]] | None
 
 
 class Reader:
@@ -99,9 +81,13 @@ class Reader:
             check_causal(model, tokenizer)
         self.window = text_window(model, tokenizer, max_length)
         self._keyword = cache_keyword(model)
-        tokens = self._tokenized("a")
-        self._opening = tokens.ids[: tokens.opening]
-        self._latest = "a", tokens
+        self._latest = "", tokenized(tokenizer, "")
+
+    def using(self, window: int, dtype: AutoPrecision | None) -> "Reader":
+        """A reader of the same model with another window and dtype. Nothing is checked again."""
+        other = copy(self)
+        other.window, other.dtype = window, dtype
+        return other
 
     @cached_property
     def model_identity(self) -> str:
@@ -113,26 +99,9 @@ class Reader:
         # A prompt is selected for, scored and continued, without adaptation and with it.
         latest, tokens = self._latest
         if latest != text:
-            tokens = self._tokenized(text)
+            tokens = tokenized(self.tokenizer, text)
             self._latest = text, tokens
         return tokens
-
-    def _tokenized(self, text: str) -> Tokens:
-        is_fast = self.tokenizer.is_fast
-        encoding = self.tokenizer(
-            text,
-            return_special_tokens_mask=True,
-            return_offsets_mapping=is_fast,
-            verbose=False,
-        )
-        ids = list(encoding["input_ids"])
-        is_special = list(encoding["special_tokens_mask"])
-        # Keep one token of an empty text: the model can continue the token that opens a text.
-        while len(ids) > 1 and is_special[-1]:
-            ids.pop()
-            is_special.pop()
-        opening = is_special.index(0) if 0 in is_special else len(is_special)
-        return Tokens(ids, opening, encoding["offset_mapping"] if is_fast else None)
 
     def passage_ids(self, text: str, *, with_special: bool = False) -> list[int]:
         """The tokens of a passage, ``with_special`` ones or without."""
@@ -159,18 +128,17 @@ class Reader:
     @cached_property
     def takes_padding(self) -> bool:
         """Whether the model keeps keys and values alone, in which padding can be masked."""
-        return self._cache_of(self._tokenized("a").ids) is not None
+        return self._cache_of(self.tokens("a").ids) is not None
 
-    def read(
-        self, passages: Sequence[Sequence[int]], texts: Sequence[str] = ()
-    ) -> "Context":
-        """Read the tokens of retrieved passages, nearest last, for the texts behind them."""
-        ids = [*self._opening, *chain.from_iterable(passages)]
+    def prefill(self, prefix: Prefix, opening: Sequence[int]) -> Prefix:
+        """Read the passages of a prefix, behind the tokens that open a text."""
+        ids = [*opening, *chain.from_iterable(each.ids for each in prefix.passages)]
         cache = None
         # The cache leaves the last token out: its logits predict the first of the text.
-        if passages and len(ids) > 1:
+        if prefix.passages and len(ids) > 1:
             cache = self._cache_of(ids[:-1])
-        return Context(passages, texts, ids, self._keyword, cache)
+        arguments = None if cache is None else {self._keyword: cache}
+        return replace(prefix, ids=ids, cache=arguments)
 
     def _cache_of(self, ids: Sequence[int]) -> Any:
         """The model's cache of the tokens; None if it keeps more than keys and values."""
@@ -197,14 +165,14 @@ class Reader:
         head: Sequence[int],
         body: Sequence[int],
         first: int,
-        context: "Context",
+        prefix: Prefix,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """What predicts the tokens of ``body`` from ``first`` on, as `next_token_logits`.
 
-        Call it in `reading`. ``head`` stands before the body; if it is the context's tokens, they
-        are not read again.
+        Call it in `reading`. ``head`` stands before the body; if it is what the prefix
+        has read, it is not read again.
         """
-        cache = context.arguments(head)
+        cache = prefix.arguments(head)
         before = head[-1:] if cache else head
         ids = torch.tensor([*before, *body], device=self.model.device)
         return next_token_logits(self.model, ids, len(before) + first, **cache)
@@ -212,18 +180,18 @@ class Reader:
     def generate(
         self,
         rows: Sequence[Sequence[int]],
-        contexts: Sequence["Context"],
+        prefixes: Sequence[Prefix],
         **options: Any,
     ) -> list[str]:
         """What the model writes after each row of tokens, without special tokens.
 
-        ``options`` are those of ``model.generate``. A row alone uses what its context has read.
+        ``options`` are those of ``model.generate``. A row alone uses what its prefix has read.
         """
         config: Any = self.model.generation_config
         has_beams = (config.num_beams or 1) > 1
         takes_cache = options.keys() <= _TAKE_A_CACHE and not has_beams
         if len(rows) == 1 and takes_cache and config.cache_implementation is None:
-            options |= contexts[0].arguments(rows[0])
+            options |= prefixes[0].arguments(rows[0])
         length = max(map(len, rows))
         # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
         padded = [[row[0]] * (length - len(row)) + list(row) for row in rows]
@@ -249,71 +217,3 @@ class Reader:
             )
             texts.append(text[len(before) :])
         return texts
-
-
-@dataclass(frozen=True)
-class Context:
-    """What was retrieved for a prompt: passages that stand before texts, and n-grams.
-
-    Attributes:
-        passages: the tokens of each, nearest last.
-        texts: the text of each.
-        ids: those of the cache: the special tokens that open a text, and the passages.
-        keyword: what the model's forward calls a cache.
-        cache: of all ``ids`` but the last; None to read them again before each text.
-        ngrams: what to mix into predictions; None for nothing.
-    """
-
-    passages: Sequence[Sequence[int]] = ()
-    texts: Sequence[str] = ()
-    ids: Sequence[int] = ()
-    keyword: str = ""
-    cache: Any = None
-    ngrams: Ngrams | None = None
-
-    def before(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
-        """What stands before a text that ``opening`` special tokens open: these, and the passages.
-
-        Empty if no passage fits.
-        """
-        room = room_before(len(ids), opening, window)
-        passages = nearest_that_fit(self.passages, room)
-        return [*ids[:opening], *chain.from_iterable(passages)] if passages else []
-
-    def arguments(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Arguments for one call of the model behind the cache.
-
-        Empty if there is no cache, or ``ids`` begin with other tokens than it was made of.
-        """
-        if self.cache is None or list(ids[: len(self.ids)]) != list(self.ids):
-            return {}
-        # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return {self.keyword: cache, "use_cache": True}
-
-
-def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Differs between tokenizers that make other tokens of a text."""
-    tokens = tokenizer(_SENTENCE)["input_ids"]
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps([vocabulary, tokens]).encode()).hexdigest()
-
-
-def room_before(length: int, opening: int, window: int) -> int:
-    """How many tokens may stand before ``length`` tokens, of which ``opening`` special ones open.
-
-    As many as leave room for the whole text. Before a text longer than half of the window they may
-    take the other half, or a little less, because a window needs two tokens of the text.
-    """
-    room = max(window - length, window // 2 - opening)
-    return min(room, window - opening - 2)
-
-
-def nearest_that_fit(
-    passages: Sequence[Sequence[int]], room: int
-) -> Sequence[Sequence[int]]:
-    """Of passages, nearest last, the last ones that take at most ``room`` tokens, each whole."""
-    sizes = accumulate(len(passage) for passage in reversed(passages))
-    count = sum(size <= room for size in sizes)
-    return passages[len(passages) - count :]

@@ -1,6 +1,5 @@
 """Keeping a model for one caller, and putting it back exactly as it was."""
 
-import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,13 +13,13 @@ from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.models.checks import unwrapped
 from hullft_ops.ttft.models.modes import ThreadModes, restore_modes
 
-# The thread and the asyncio task that have each model at the moment.
-_callers: "WeakKeyDictionary[nn.Module, tuple[int, Any]]" = WeakKeyDictionary()
+# The thread that has each model at the moment. A tuple, so that each call has its own.
+_callers: "WeakKeyDictionary[nn.Module, tuple[int]]" = WeakKeyDictionary()
 
 
 @signal_safe
 def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
-    """Keep other threads and tasks from the model in the body. Nobody waits.
+    """Keep other threads from the model in the body. Nobody waits.
 
     The wrappers of PEFT and ``torch.compile`` and the model within them are one. Whoever has a
     model may read it again, to score it within an adaptation, but not adapt it.
@@ -29,12 +28,12 @@ def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
         RuntimeError: the model is in use elsewhere, or, to adapt it, here.
     """
     key = unwrapped(model)
-    caller = threading.get_ident(), _current_task()
+    caller = (threading.get_ident(),)
     with at_exit(partial(_release, key, caller)):
         # One operation, which no other thread can come between.
         holder = _callers.setdefault(key, caller)
         if holder != caller or (adapts and holder is not caller):
-            place = "here" if holder == caller else "in another thread or task"
+            place = "here" if holder == caller else "in another thread"
             raise RuntimeError(
                 f"TestTimeFinetuner: the model is in use {place} already: leave that with block "
                 "first, or use a copy of the model"
@@ -42,17 +41,10 @@ def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
         yield
 
 
-def _release(key: nn.Module, caller: tuple[int, Any]) -> None:
+def _release(key: nn.Module, caller: tuple[int]) -> None:
     # A call that was refused, or that is within another, must not end the other.
     if _callers.get(key) is caller:
         del _callers[key]
-
-
-def _current_task() -> Any:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return None
 
 
 @signal_safe

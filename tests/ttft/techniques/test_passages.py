@@ -1,12 +1,12 @@
-"""A support: its tokens, its retrieved passages, and what is refused."""
+"""Retrieved passages before a prompt, and prompts that are refused."""
 
 import warnings
 
 import pytest
 
+from hullft_ops.ttft.retrieval import SEPARATOR, whole_runs
 from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.base import MemoryStore
-from hullft_ops.ttft.support import SEPARATOR
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
@@ -26,31 +26,6 @@ def sizes_of(tokenizer, texts):
     return [len(tokens) for tokens in encodings]
 
 
-@pytest.mark.parametrize("max_length", [None, 20])
-def test_passages_are_cut(gpt2, tokenizer, make, store, max_length):
-    support = make(gpt2, max_length=max_length).select(PROMPT)
-    length = max_length or CONTEXT
-    for index, tokens in zip(support.indices, support.input_ids, strict=True):
-        assert tokens == tokenizer(store.texts[index])["input_ids"][:length]
-
-    assert max(map(len, support.input_ids)) == length
-    assert sum(support.counts) == 12
-    assert min(support.seconds[stage] for stage in ("embed", "search", "tokenize")) > 0
-
-
-def test_passages_without_a_next_token_take_no_step(gpt2, make, store_of):
-    store = store_of(["a", "the cat", "a dog"])
-    support = make(gpt2, store=store, method="knn", n_select=3).select(PROMPT)
-    counts = dict(zip(support.indices, support.counts, strict=True))
-
-    assert counts == {0: 0, 1: 1, 2: 1}
-
-
-def test_a_pool_may_be_smaller_than_the_steps(gpt2, make):
-    support = make(gpt2, method="knn", n_select=40).select(PROMPT)
-    assert support.counts == [1] * 30
-
-
 def test_the_nearest_that_fit_stand_before_the_prompt(gpt2, tokenizer, make, store_of):
     store = store_of(SHORT)
     sizes = sizes_of(tokenizer, SHORT[::-1])
@@ -60,18 +35,25 @@ def test_the_nearest_that_fit_stand_before_the_prompt(gpt2, tokenizer, make, sto
     assert 0 < fitting < 5
 
     for context in range(7):
-        finetuner = make(gpt2, store=store, context=context, n_select=5)
-        with warnings.catch_warnings(record=True, action="always") as caught:
-            support = finetuner.select(PROMPT)
+        finetuner = make(gpt2, store=store, context=context, n_select=0)
+        with (
+            warnings.catch_warnings(record=True, action="always") as caught,
+            finetuner.adapted(PROMPT) as adaptation,
+        ):
+            passages = adaptation.passages
 
         count = min(context, fitting)
         room = f"there is room for {count} of {min(context, 5)} retrieved passages"
         expected = [room] if context > fitting else []
 
         assert [str(w.message).partition(" before")[0] for w in caught] == expected
-        assert support.context_indices == list(range(5 - count, 5))
-        assert support.context_texts == [t + SEPARATOR for t in SHORT[5 - count :]]
-        assert [len(ids) for ids in support.context_ids] == sizes[:count][::-1]
+        assert [list(each.positions) for each in passages] == [
+            [position] for position in range(5 - count, 5)
+        ]
+        assert [each.text for each in passages] == [
+            text + SEPARATOR for text in SHORT[5 - count :]
+        ]
+        assert [len(each.ids) for each in passages] == sizes[:count][::-1]
 
 
 class DocumentStore(MemoryStore):
@@ -90,12 +72,10 @@ def documents(embedder):
 def test_passages_are_read_with_those_that_follow(llama, tokenizer, make, documents):
     options = {"store": documents, "n_select": 0, "context": 2}
     # A passage that stands there already is not repeated.
-    for following, expected in [(0, [4, 3]), (1, [3, 4]), (2, [3, 4, 5])]:
+    for following, expected in [(0, [[4], [3]]), (1, [[3, 4]]), (2, [[3, 4, 5]])]:
         finetuner = make(llama, context_following=following, **options)
-        support = finetuner.select("the cat sat")
-
-        assert support.context_indices == expected
-        assert len(support.context_ids) == 2
+        with finetuner.adapted("the cat sat") as adaptation:
+            assert [each.positions for each in adaptation.passages] == expected
 
 
 def test_a_prompt_is_embedded_by_the_side_for_prompts(gpt2, make, embedder, store_of):
@@ -107,7 +87,7 @@ def test_a_prompt_is_embedded_by_the_side_for_prompts(gpt2, make, embedder, stor
     for side, nearest in ((embedder, 0), (TwoSided(), 1)):
         finetuner = make(gpt2, store=store, embedder=side, n_select=0, context=1)
 
-        assert finetuner.select("the cat").context_indices == [nearest]
+        assert finetuner.retrieve("the cat").positions == [nearest]
 
 
 def test_without_steps_nothing_is_selected_or_trained(gpt2, tokenizer, make):
@@ -130,8 +110,28 @@ def test_without_steps_nothing_is_selected_or_trained(gpt2, tokenizer, make):
 def test_a_bad_prompt_is_refused(gpt2, make, prompt, error, message):
     finetuner = make(gpt2)
 
-    with pytest.raises(error, match=f"select: {message}"):
+    with pytest.raises(error, match=f"retrieve: {message}"):
         finetuner.select(prompt)
 
     with pytest.raises(error, match=message), finetuner.adapted(prompt):
         pytest.fail("the body must not run")
+
+
+class Documents:
+    """Seven passages, of which the fourth ends a document."""
+
+    def following(self, position):
+        return position + 1 if position not in (3, 6) else None
+
+
+@pytest.mark.parametrize(
+    ("positions", "runs"),
+    [
+        ([5], [[5, 6]]),
+        ([3], [[3]]),
+        ([2, 0], [[0, 1, 2, 3]]),
+        ([3, 4, 1], [[1, 2, 3], [4, 5]]),
+    ],
+)
+def test_neighbours_that_follow_one_another_are_one_text(positions, runs):
+    assert sorted(whole_runs(Documents(), positions)) == runs

@@ -1,0 +1,123 @@
+"""What stands before a text, and what is mixed into the predictions of its tokens."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from hullft_ops.ttft.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved passage, with those that follow it, as it stands before a prompt.
+
+    Attributes:
+        text: its text.
+        ids: the tokens of the text.
+        positions: of the passages in the datastore.
+    """
+
+    text: str
+    ids: Sequence[int]
+    positions: Sequence[int] = ()
+
+
+class MixedText(Protocol):
+    """A text that grows, and the predictions of its next token."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The text's."""
+
+    def extend(self, tokens: Sequence[int], /) -> None:
+        """Append tokens to the text."""
+
+    def mixed(self, logits: Tensor, /) -> Tensor:
+        """The logits to use in place of a model's for the next token, ``[vocabulary]``."""
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """Changes a model's predictions."""
+
+    def after(self, text: Sequence[int], /) -> MixedText:
+        """Its predictions behind the tokens of a text, without retrieved passages."""
+
+    def while_writing(self) -> "Mixture":
+        """The mixture to use while the model writes."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What was prepared for a prompt, and as much of it as the model has read.
+
+    Attributes:
+        passages: stand before texts, nearest last.
+        mixtures: change the predictions, one after the other.
+        ids: the tokens that the model has read: what opens a text, and the passages.
+        cache: the argument of the model that holds ``ids`` without the last; empty if there is
+            none, and they are read again before each text.
+    """
+
+    passages: Sequence[Passage] = ()
+    mixtures: Sequence[Mixture] = ()
+    ids: Sequence[int] = ()
+    cache: dict[str, Any] | None = None
+
+    def before(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
+        """What stands before the text of ``ids``: its first ``opening`` tokens, and the passages.
+
+        Empty if no passage fits.
+        """
+        passages = nearest_that_fit(
+            self.passages, room_before(len(ids), opening, window)
+        )
+        behind = chain.from_iterable(passage.ids for passage in passages)
+        return [*ids[:opening], *behind] if passages else []
+
+    def fitting(self, tokens: Tokens, window: int) -> "Prefix":
+        """The prefix with the passages that fit before these tokens. Warns if not all do."""
+        room = room_before(len(tokens.ids), tokens.opening, window)
+        passages = nearest_that_fit(self.passages, room)
+        if len(passages) < len(self.passages):
+            warnings.warn(
+                f"there is room for {len(passages)} of {len(self.passages)} retrieved passages "
+                f"before the prompt: the model reads {window} tokens",
+                stacklevel=2,
+            )
+        return replace(self, passages=passages)
+
+    def arguments(self, ids: Sequence[int]) -> dict[str, Any]:
+        """Arguments for one call of the model behind the cache.
+
+        Empty if there is no cache, or ``ids`` begin with other tokens than it was made of.
+        """
+        if self.cache is None or list(ids[: len(self.ids)]) != list(self.ids):
+            return {}
+        [(keyword, whole)] = self.cache.items()
+        # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
+        cache = copy.copy(whole)
+        cache.layers = [copy.copy(layer) for layer in whole.layers]
+        return {keyword: cache, "use_cache": True}
+
+
+def room_before(length: int, opening: int, window: int) -> int:
+    """How many tokens may stand before ``length`` tokens, of which the first ``opening`` open.
+
+    As many as leave room for the whole text. Before a text longer than half of the window they may
+    take the other half, or a little less, because a window needs two tokens of the text.
+    """
+    room = max(window - length, window // 2 - opening)
+    return min(room, window - opening - 2)
+
+
+def nearest_that_fit(passages: Sequence[Passage], room: int) -> Sequence[Passage]:
+    """Of passages, nearest last, the last ones that take at most ``room`` tokens, each whole."""
+    sizes = accumulate(len(passage.ids) for passage in reversed(passages))
+    count = sum(size <= room for size in sizes)
+    return passages[len(passages) - count :]

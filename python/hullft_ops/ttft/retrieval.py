@@ -1,0 +1,123 @@
+"""The passages of a datastore that are nearest to a prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+import torch
+from pydantic import PositiveInt
+
+from hullft_ops._checks import check_text
+from hullft_ops.ttft.clock import StageClock
+from hullft_ops.ttft.embedding import Embedder, encode_queries
+from hullft_ops.ttft.store.base import Store, checked_vectors
+from hullft_ops.ttft.validation import options_class
+
+# Stands behind each retrieved passage: a blank line tells the model that another text begins.
+SEPARATOR = "\n\n"
+
+
+@options_class
+class PoolOptions:
+    """How many neighbours a prompt has."""
+
+    pool_size: PositiveInt = 200
+    """How many of the nearest passages to select from, and to take n-grams from."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A prompt, and the passages of a datastore that are nearest to it.
+
+    Attributes:
+        prompt: the text.
+        store: the datastore; None if nothing was retrieved.
+        query: the prompt's embedding, float32 ``[1, dim]``; None likewise.
+        positions: of the passages in the datastore, nearest first.
+        seconds: wall-clock time by stage: embed and search.
+    """
+
+    prompt: str
+    store: Any = None
+    query: Any = None
+    positions: Sequence[int] = ()
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+
+
+def check_prompt(prompt: str) -> None:
+    """TypeError or ValueError unless the prompt is a text that is not blank."""
+    check_text("retrieve", "prompt", prompt)
+    if not prompt.strip():
+        raise ValueError(f"retrieve: prompt must have text, got {prompt[:20]!r}")
+
+
+def retrieve(
+    prompt: str, count: int, store: Store | None, embedder: Embedder | None
+) -> Neighbours:
+    """The ``count`` passages that are nearest to a prompt, or all if there are fewer.
+
+    Raises:
+        TypeError, ValueError: the prompt is not a str, or blank.
+    """
+    check_prompt(prompt)
+    if not count or store is None or embedder is None:
+        return Neighbours(prompt)
+    clock = StageClock()
+    with clock.of("embed"):
+        vectors = checked_vectors(
+            f"retrieve: the vectors of embedder {embedder.name}",
+            encode_queries(embedder, [prompt]),
+            count=1,
+            dim=embedder.dim,
+        )
+        query = torch.from_numpy(vectors)
+    with clock.of("search"):
+        _, positions = store.search(query, min(count, len(store)))
+    return Neighbours(prompt, store, query, positions[0].tolist(), clock.seconds())
+
+
+def text_of(store: Store, run: Sequence[int]) -> str:
+    """The text of passages that follow one another, with what separates it from others."""
+    return "".join(store.texts[position] for position in run) + SEPARATOR
+
+
+def with_following(store: Store, position: int, following: int) -> list[int]:
+    """A passage, and up to so many that follow it in its document."""
+    run = [position]
+    while len(run) <= following and (after := store.following(run[-1])) is not None:
+        run.append(after)
+    return run
+
+
+def retrieved_runs(
+    store: Store, nearest: Sequence[int], following: int
+) -> list[list[int]]:
+    """Each passage with those that follow it, up to one that stands in a run before.
+
+    A passage that stands in a run before has none of its own.
+    """
+    runs = []
+    read: set[int] = set()
+    for position in nearest:
+        run = with_following(store, position, following)
+        run = [*takewhile(lambda passage: passage not in read, run)]
+        read.update(run)
+        if run:
+            runs.append(run)
+    return runs
+
+
+def whole_runs(store: Store, positions: Sequence[int]) -> list[list[int]]:
+    """The passages, each with the one that follows it, as runs of passages that are consecutive."""
+    following = {position: store.following(position) for position in positions}
+    for after in list(following.values()):
+        if after is not None and after not in following:
+            following[after] = store.following(after)
+    runs = []
+    for begin in following.keys() - following.values():
+        run = [begin]
+        while (after := following[run[-1]]) in following:
+            run.append(after)
+        runs.append(run)
+    return runs

@@ -1,0 +1,188 @@
+"""Optimizer steps on passages that are selected among the prompt's neighbours."""
+
+from collections.abc import Iterator
+from functools import partial
+from time import perf_counter
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+import hullft_ops
+from hullft_ops import Selection
+from hullft_ops._checks import Variant
+from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.retrieval import Neighbours, PoolOptions
+from hullft_ops.ttft.support import Support
+from hullft_ops.ttft.techniques.technique import (
+    Prepared,
+    Technique,
+    TechniqueOptions,
+    options_of,
+    stated,
+)
+from hullft_ops.ttft.training import (
+    MAX_STEPS,
+    MIN_TOKENS,
+    Pass,
+    Training,
+    TrainingOptions,
+    passes_of,
+)
+from hullft_ops.ttft.validation import options_class
+
+MethodName = Literal["hullft", "sift", "knn"]
+
+
+@runtime_checkable
+class SelectionMethod(Protocol):
+    """Any function with this signature selects passages for B prompts at once."""
+
+    def __call__(self, pool: Tensor, queries: Tensor, n_select: int, /) -> Selection:
+        """Select for each prompt.
+
+        Args:
+            pool: float32 ``[B, K, d]``, the embeddings of the passages near each prompt, nearest
+                first.
+            queries: float32 ``[B, d]``, the prompts.
+            n_select: optimizer steps for each prompt.
+
+        Returns:
+            A selection as `hullft_ops.fw_select` returns it: ``indices`` are different positions in
+            the pool, and each row of ``counts`` sums to ``n_select``.
+        """
+
+
+@options_class
+class PassageStepOptions(TrainingOptions, PoolOptions, TechniqueOptions):
+    """How to select passages, and how many steps to take on them."""
+
+    method: MethodName | SelectionMethod = "hullft"
+    """How to select the passages for n_select steps: hullft, sift, knn, or in Python a
+    `SelectionMethod`."""
+
+    n_select: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
+    """Optimizer steps on selected passages for each prompt; 0 for none."""
+
+    order: Literal["balanced", "grouped"] = "balanced"
+    """balanced for passes in turns, so that at any time each passage has about its share of the
+    steps, or grouped for all passes on a passage in a row, as in the paper."""
+
+    variant: Variant = "vanilla"
+    """Frank-Wolfe variant of hullft."""
+
+    noise: PositiveFloat = 0.01
+    """Observation noise of sift."""
+
+    def technique(self) -> Technique | None:
+        """None if no step is taken on passages."""
+        return options_of(PassageSteps, self) if self.n_select else None
+
+
+class PassageSteps(PassageStepOptions, Technique):
+    """Optimizer steps on passages that a method selects from the pool."""
+
+    @property
+    def neighbours(self) -> int:
+        return self.pool_size
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        idle: dict[Any, tuple[str, ...]] = {
+            "hullft": ("noise",),
+            "sift": ("variant",),
+            # Each passage has one step.
+            "knn": ("noise", "order", "refresh", "variant"),
+        }
+        values = stated(self)
+        if not isinstance(self.method, str):
+            values["method"] = getattr(self.method, "__name__", str(self.method))
+        for name in idle.get(self.method, ()):
+            del values[name]
+        return values
+
+    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+        """Select passages for the prompt, and give the steps on them an order."""
+        start = perf_counter()
+        positions = list(neighbours.positions[: self.pool_size])
+        pool = neighbours.store.vectors(torch.tensor(positions))[None]
+        selection = self._selected(pool, neighbours.query)
+        seconds = perf_counter() - start
+        size = int(selection.support_size)
+        indices = [positions[i] for i in selection.indices[0, :size].tolist()]
+        cut = self.max_length or reader.window
+        input_ids = [
+            reader.passage_ids(neighbours.store.texts[index], with_special=True)[:cut]
+            for index in indices
+        ]
+        counts = [
+            count if len(ids) >= MIN_TOKENS else 0
+            for count, ids in zip(
+                selection.counts[0, :size].tolist(), input_ids, strict=True
+            )
+        ]
+        support = Support(
+            indices=indices,
+            weights=selection.weights[0, :size].tolist(),
+            counts=counts,
+            residual=float(selection.residual),
+            gap=float(selection.gap),
+            input_ids=input_ids,
+            seconds=seconds,
+        )
+        passes = schedule(support, self.refresh, self.order)
+        train = partial(Training.take, passes=passes)
+        return Prepared(change_weights=train, support=support)
+
+    def _selected(self, pool: Tensor, query: Tensor) -> Selection:
+        """What the method selects from a pool ``[1, K, d]`` for a query ``[1, d]``."""
+        count = self.n_select
+        selection: Selection
+        if self.method == "hullft":
+            selection = hullft_ops.fw_select(pool, query, count, variant=self.variant)
+        elif self.method == "sift":
+            selection = hullft_ops.sift_select(
+                pool, query, count, noise=self.noise
+            ).selection
+        elif self.method == "knn":
+            # One step on each passage, so fewer steps on a pool of fewer passages.
+            selection = hullft_ops.knn_select(pool, query, min(count, pool.shape[1]))
+        else:
+            selection = self.method(pool, query, count)
+        return selection
+
+
+def schedule(support: Support, refresh: int, order: str) -> list[Pass]:
+    """The passes on a support, one for every ``refresh`` steps on a passage.
+
+    In the order "grouped" the passes on a passage follow one another, as in arXiv:2605.30337.
+    """
+    passages = zip(support.input_ids, support.counts, support.indices, strict=True)
+    of_each = [
+        passes_of(ids, count, refresh, position) for ids, count, position in passages
+    ]
+    if order == "grouped":
+        return [each for passes in of_each for each in passes]
+    waiting = [iter(passes) for passes in of_each]
+    return [next(waiting[i]) for i in _balanced(np.array(support.counts), refresh)]
+
+
+def _balanced(counts: np.ndarray, refresh: int) -> Iterator[int]:
+    """Each pass is on the passage that then exceeds its share of the steps least.
+
+    No passage has its first pass before one that is heavier, which stands before it: a budget may
+    end the training at any pass.
+    """
+    done = np.zeros_like(counts)
+    while (done < counts).any():
+        after = np.minimum(done + refresh, counts)
+        steps = done.sum() + after - done
+        excess = after - steps * counts / counts.sum()
+        excess[done == counts] = np.inf
+        unbegun = np.flatnonzero((done == 0) & (counts > 0))
+        excess[unbegun[1:]] = np.inf
+        passage = int(excess.argmin())
+        done[passage] = after[passage]
+        yield passage

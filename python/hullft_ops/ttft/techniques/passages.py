@@ -1,0 +1,58 @@
+"""Retrieved passages that stand before the prompt, and are read once."""
+
+from typing import Any
+
+from pydantic import NonNegativeInt
+
+from hullft_ops.ttft.prefix import Passage
+from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.retrieval import Neighbours, retrieved_runs, text_of
+from hullft_ops.ttft.techniques.technique import (
+    Prepared,
+    Technique,
+    TechniqueOptions,
+    options_of,
+    stated,
+)
+from hullft_ops.ttft.validation import options_class
+
+
+@options_class
+class PassageOptions(TechniqueOptions):
+    """Which passages stand before the prompt."""
+
+    context: NonNegativeInt = 5
+    """How many of the nearest passages stand before the prompt, nearest last."""
+
+    context_following: NonNegativeInt = 1
+    """Following passages appended to each of these, from the same document."""
+
+    def technique(self) -> Technique | None:
+        """None if no passage stands before the prompt."""
+        return options_of(Passages, self) if self.context else None
+
+
+class Passages(PassageOptions, Technique):
+    """The nearest passages stand before the prompt."""
+
+    @property
+    def neighbours(self) -> int:
+        return self.context
+
+    @property
+    def trains(self) -> bool:
+        return False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return stated(self)
+
+    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+        """The nearest passage stands last."""
+        store = neighbours.store
+        nearest = neighbours.positions[: self.context]
+        passages = []
+        for run in retrieved_runs(store, nearest, self.context_following):
+            text = text_of(store, run)
+            passages.append(Passage(text, reader.passage_ids(text), run))
+        return Prepared(passages=passages[::-1])

@@ -1,0 +1,85 @@
+"""What a technique is, and what it prepares for a prompt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from hullft_ops.ttft.models.modes import ReadingOptions
+from hullft_ops.ttft.prefix import Mixture, Passage
+from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.retrieval import Neighbours
+from hullft_ops.ttft.support import Support
+from hullft_ops.ttft.training import Training
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a technique does for a prompt in the with block.
+
+    Attributes:
+        change_weights: called with the model's `Training` as the block begins.
+        passages: stand before the prompt, nearest last.
+        mixture: changes the model's predictions.
+        support: the passages that ``change_weights`` trains on.
+    """
+
+    change_weights: Callable[[Training], None] | None = None
+    passages: Sequence[Passage] = ()
+    mixture: Mixture | None = None
+    support: Support | None = None
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """Something that precedes an answer: any object with these members, or a subclass of this."""
+
+    @property
+    def neighbours(self) -> int:
+        """How many of the nearest passages it looks at; 0 for none."""
+        return 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether it changes weights anew for each prompt. Without, prompts are continued
+        together."""
+        return True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a row of an evaluation states of it, by names of its own, in values of JSON."""
+        return {type(self).__name__: True}
+
+    def load(self, reader: Reader) -> None:
+        """Called once for a finetuner. Refuses a model that it does not fit."""
+        return
+
+    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+        """What it does for the prompt of ``neighbours``, with the model of ``reader``."""
+        return Prepared()
+
+
+class TechniqueOptions:
+    """Options that turn a technique on."""
+
+    def technique(self) -> Technique | None:
+        """The technique with these options; None if they turn it off."""
+        return None
+
+
+def options_of(kind: type[Kind], options: Any) -> Kind:
+    """The ``kind`` of options with the values that ``options`` has for its fields."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(options, name) for name in names})
+
+
+def stated(options: Any) -> dict[str, Any]:
+    """The values of some options but None, and but those of how a model reads."""
+    shared = {field.name for field in fields(ReadingOptions)}
+    values = {
+        field.name: getattr(options, field.name)
+        for field in fields(options)
+        if field.name not in shared
+    }
+    return {name: value for name, value in values.items() if value is not None}

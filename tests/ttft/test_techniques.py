@@ -1,0 +1,126 @@
+"""A technique of a user's own, which is an object in one file, works wherever the others do."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from hullft_ops.evaluation.experiment import Experiment
+from hullft_ops.evaluation.measuring import Evaluation, measure_tasks, missing
+from hullft_ops.evaluation.prompts import Prompt
+from hullft_ops.evaluation.report import cells_of
+from hullft_ops.evaluation.statistics import Measurements
+from hullft_ops.ttft import Passage, Prepared, Technique, TTFTConfig
+from hullft_ops.ttft.scoring import score_text
+
+PROMPT = "the cat sat"
+OPTIONS = {"max_new_tokens": 3, "do_sample": False}
+
+
+@dataclass(frozen=True)
+class Favourite:
+    """A mixture that prefers a token, whatever the text."""
+
+    token: int
+    tokens = ()
+
+    def after(self, text):
+        return self
+
+    def extend(self, tokens):
+        pass
+
+    def mixed(self, logits):
+        logits = logits.clone()
+        logits[self.token] += 100
+        return logits
+
+    def while_writing(self):
+        return self
+
+
+class Everything(Technique):
+    """It changes weights, has a passage before the prompt, and changes predictions."""
+
+    def __init__(self, token):
+        self.token = token
+
+    @property
+    def neighbours(self):
+        return 2
+
+    @property
+    def settings(self):
+        return {"favourite": self.token}
+
+    def prepare(self, neighbours, reader):
+        assert len(neighbours.positions) >= 2
+
+        def halve(training):
+            for parameter in training.weights.trained:
+                parameter.data.mul_(0.5)
+
+        ids = reader.passage_ids(neighbours.prompt)
+        return Prepared(
+            change_weights=halve,
+            passages=[Passage(neighbours.prompt, ids)],
+            mixture=Favourite(self.token),
+        )
+
+
+@pytest.fixture
+def finetuner(llama, make):
+    return make(llama, n_select=0, techniques=(Everything(40),))
+
+
+def test_it_changes_weights_reads_and_changes_predictions(finetuner, llama, tokenizer):
+    before = [parameter.clone() for parameter in llama.parameters()]
+    with finetuner.adapted(PROMPT) as adaptation:
+        for old, new in zip(before, llama.parameters(), strict=True):
+            assert torch.equal(new, old / 2)
+
+        assert [passage.text for passage in adaptation.passages] == [PROMPT]
+        assert adaptation.score(PROMPT) != score_text(llama, tokenizer, PROMPT)
+
+        written = adaptation.generate(PROMPT, **OPTIONS)
+
+    assert written == tokenizer.decode([40] * 3)
+
+    for old, new in zip(before, llama.parameters(), strict=True):
+        assert torch.equal(new, old)
+
+    assert finetuner.generate([PROMPT, "a dog"], **OPTIONS) == [written] * 2
+
+
+def test_it_is_evaluated_and_reported_beside_others(finetuner):
+    grid = {"n_select": [0, 3], "train_on_prompt": 0, "context": 0, "ngrams": 0}
+    grid |= {"techniques": [(Everything(40),), (Everything(41),)]}
+    configs = Experiment(settings=[grid]).configs()
+
+    assert len(configs) == 4
+
+    evaluation = Evaluation(
+        run="r",
+        seed=0,
+        prompts=[Prompt(PROMPT), Prompt("a dog ran")],
+        notes=[],
+        metrics=["prompt"],
+        adapters={},
+        finetuners={
+            str(config.settings()): finetuner.with_config(replace(config, dtype=None))
+            for config in configs
+        },
+    )
+    rows = list(measure_tasks(evaluation, missing(evaluation, {})))
+    measured = Measurements.of(rows)
+
+    assert measured.varying() == ["favourite", "method"]
+
+    cells = [(row["favourite"], row["method"]) for row in cells_of(measured)[1:]]
+
+    assert sorted(cells) == [("40", ""), ("40", "hullft"), ("41", ""), ("41", "hullft")]
+
+
+def test_what_is_no_technique_is_refused():
+    with pytest.raises(ValueError, match="TTFTConfig: techniques"):
+        TTFTConfig(techniques=("reading",))
