@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from hullft_ops.evaluation.results import Row, key_of, read_rows
 from hullft_ops.evaluation.statistics import relative
 
-BFLOAT16 = {"dtype": "bfloat16"}
-READING = BFLOAT16 | {"context": 5, "context_following": 1}
-STEPS = {"refresh": 2, "lr": 5e-05}
-SELECTED = STEPS | {"method": "hullft", "n_select": 8, "max_length": 512}
-NGRAMS = {"ngrams": 1.0}
-SHOWN: dict[str, dict[str, object]] = {
+Settings = dict[str, str | float]
+BFLOAT16: Settings = {"dtype": "bfloat16"}
+READING: Settings = BFLOAT16 | {"context": 5, "context_following": 1}
+STEPS: Settings = {"refresh": 2, "lr": 5e-05}
+SELECTED: Settings = STEPS | {"method": "hullft", "n_select": 8, "max_length": 512}
+NGRAMS: Settings = {"ngrams": 1.0}
+SHOWN: dict[str, Settings] = {
     "n-grams": BFLOAT16 | NGRAMS,
     "5 passages": READING,
     "both": READING | NGRAMS,
