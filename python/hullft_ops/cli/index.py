@@ -39,8 +39,7 @@ def index(
         config: how to read and cut it.
         workers: where to embed.
         output: folder of the datastore.
-        verify: read the datastore that corpus names, and compare its texts and vectors with what
-            was written.
+        verify: read the whole datastore that corpus names, and compare it with what was written.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
@@ -52,7 +51,7 @@ def index(
     if verify:
         store = Datastore.open(corpus)
         store.verify()
-        echo(*store.summary(), "its texts and vectors are as they were written")
+        echo(*store.summary(), "everything is as it was written")
         return
     if output is None:
         raise ValueError("give --output, or --verify for a datastore")

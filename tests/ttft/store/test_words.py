@@ -10,7 +10,7 @@ import torch
 from hullft_ops.ttft.store import words as words_module
 from hullft_ops.ttft.store.base import MemoryStore, words_of
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.words import Words, fused, words_in
+from hullft_ops.ttft.store.words import Words, fused, last_words, words_in
 
 
 def test_identifiers_are_split_and_numbers_stay():
@@ -20,6 +20,11 @@ def test_identifiers_are_split_and_numbers_stay():
         "class html parser 2 self max new tokens max new tokens 0 x 1 f naïve été"
     )
     assert words_in("... _ \n") == []
+
+
+def test_the_end_of_a_text_has_so_many_words():
+    assert last_words("def area_of(circle): # 2", 3) == "of(circle): # 2"
+    assert last_words("a b", 2) == last_words("a b", 3) == "a b"
 
 
 def bm25(texts, query):

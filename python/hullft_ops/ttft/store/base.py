@@ -23,9 +23,9 @@ class Store(Protocol):
     """Texts with their embeddings, searched by inner product. Any object with these members is one:
     `Datastore` on disk, `MemoryStore`, or your own.
 
-    If it also has ``words``, a `WordSearch`, that searches by words; for others, their texts are
-    indexed in memory. Without embeddings, for search by words alone, ``embedder`` is None and
-    ``dim`` 0.
+    If it also has ``words``, that searches by words: ``words.search(query, k)`` gives the positions
+    of at most k texts, nearest first, as int64 ``[n]``. The texts of other stores are indexed in
+    memory. Without embeddings, for search by words alone, ``embedder`` is None and ``dim`` 0.
     """
 
     @property

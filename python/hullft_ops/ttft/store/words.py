@@ -29,7 +29,7 @@ _MOST_SCORES = 2_000_000
 
 
 class WordSearch(Protocol):
-    """What a store of your own may have as ``words``."""
+    """What a store may have as ``words``."""
 
     def search(self, query: str, k: int) -> Tensor:
         """Positions int64 ``[n]`` of the texts that share a word with the query, n at most ``k``,
@@ -105,6 +105,12 @@ class Words:
 def words_in(text: str) -> list[str]:
     """The words of a text, in lower case."""
     return [word.lower() for word in _WORD.findall(text)]
+
+
+def last_words(text: str, count: int) -> str:
+    """The end of a text, of so many words."""
+    starts = [match.start() for match in _WORD.finditer(text)]
+    return text[starts[-count] :] if len(starts) > count else text
 
 
 def digest_of(folder: Path) -> str:
