@@ -139,6 +139,29 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
     assert len(Datastore.open(datastore)) == 53
 
 
+def test_a_folder_is_searched_by_words_without_embedding_it(
+    model_directory: Path, texts: list[str], tmp_path: Path
+) -> None:
+    """The answer does not wait for vectors that it does not use."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for number, text in enumerate(texts):
+        (notes / f"{number}.txt").write_text(f"{text} word{number}")
+
+    arguments = ["adapt", "--model", model_directory, "--embedder", "missing"]
+    arguments += ["--corpus", notes, "--context", 1, "--max-new-tokens", 2]
+    result = succeeded(*arguments, "--prompt", "A text with the word 17: word17")
+
+    assert "loading the embedder" not in result.stderr
+    assert "60 passages, no vectors" in result.stderr
+    assert "retrieved passages before the prompt, nearest last: 17.txt" in result.stdout
+
+    for options in (("--search", "hybrid"), ("--n-select", 1)):
+        refused = hullft_ops(*arguments, "--prompt", "A text", *options)
+
+        assert "embedder missing" in refused.last
+
+
 def test_a_column_of_a_file_takes_the_place_of_a_store(
     arguments: list[object], texts: list[str], tmp_path: Path
 ) -> None:

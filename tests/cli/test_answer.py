@@ -64,6 +64,22 @@ def test_it_writes_what_the_finetuner_generates(
     assert OUTPUT.read_bytes() == content
 
 
+def test_datastores_of_other_documents_give_other_answers(
+    arguments: list[object], texts: list[str]
+) -> None:
+    """What follows a passage in its document is read too."""
+    for name, sources in (("a", ["x"] * 60), ("b", [f"{n}" for n in range(60)])):
+        Datastore.build(texts, None, name, sources=sources)
+
+    arguments += ["--context", 1]
+    succeeded(*arguments, "--store", "a")
+    assert "4 answered before" in succeeded(*arguments, "--store", "a").stderr
+
+    result = hullft_ops(*arguments, "--store", "b")
+
+    assert "another model, tokenizer, datastore, embedder or option" in result.last
+
+
 def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = [{"role": "user", "content": "a dog"}]
     lines = [{"asked": "a"}, {"messages": chat}, {"asked": chat}, {"asked": "a"}]

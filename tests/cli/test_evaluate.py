@@ -58,6 +58,25 @@ def bits_by_key(path: Path) -> dict[tuple[str, str], float]:
     return {row.key: row.scores["prompt"].after for row in read_rows(path)}
 
 
+def test_searches_are_compared(evaluate: Evaluate) -> None:
+    result = evaluate("--method", "knn", "--search", "dense", "hybrid", "lexical")
+
+    assert result.code == 0, result.stderr
+
+    rows = read_rows(OUTPUT)
+    bits = {
+        (row.settings.get("search"), row.prompt): row.scores["prompt"].after
+        for row in rows
+    }
+
+    assert {search for search, _ in bits} == {None, "hybrid", "lexical"}
+    for prompt in {row.prompt for row in rows}:
+        # The pool is the whole datastore, of which kNN takes the nearest by their embeddings.
+        assert bits["hybrid", prompt] == bits[None, prompt] != bits["lexical", prompt]
+
+    assert "hybrid" in result.stdout
+
+
 def test_a_row_says_what_the_finetuner_does(
     evaluate: Evaluate,
     model_directory: Path,

@@ -22,6 +22,7 @@ from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.tokens import tokenizer_identity
 
@@ -132,9 +133,9 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     """
     prompt, keys = task
     finetuners = [evaluation.finetuners[key] for key in keys]
-    # One search serves all: each takes the beginning of the list that it needs.
+    # A search serves all of its kind: each takes the beginning of the list that it needs.
     count = max(finetuner.neighbours for finetuner in finetuners)
-    neighbours = finetuners[0].retrieve(prompt.text, count)
+    retrieved: dict[str | None, Neighbours] = {}
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, dict[str, float]] = {}
     for finetuner in finetuners:
@@ -143,8 +144,11 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
             # In the model's own dtype, so that it is the same for all.
             plain = Answering(finetuner.reader.using(window, None), Prefix())
             before[window] = scores_of(prompt, plain, evaluation.metrics)
+        search = finetuner.config.search
+        if search not in retrieved:
+            retrieved[search] = finetuner.retrieve(prompt.text, count)
         try:
-            with finetuner.adapted(neighbours) as adaptation:
+            with finetuner.adapted(retrieved[search]) as adaptation:
                 after = scores_of(prompt, adaptation, evaluation.metrics)
         except NonFiniteLossError as error:
             yield _row(evaluation, prompt, finetuner, error=str(error))

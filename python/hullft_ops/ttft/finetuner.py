@@ -26,9 +26,10 @@ from hullft_ops.ttft.models.checks import full_window, text_window
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import exclusive, restored
-from hullft_ops.ttft.retrieval import Neighbours, retrieve
-from hullft_ops.ttft.store.base import Store, check_embedder
+from hullft_ops.ttft.retrieval import DEFAULT_SEARCH, Neighbours, retrieve
+from hullft_ops.ttft.store.base import Store, check_embedder, words_of
 from hullft_ops.ttft.store.format import batches_of_like_length
+from hullft_ops.ttft.store.words import WordSearch
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.technique import Prepared
@@ -55,7 +56,7 @@ class TestTimeFinetuner:
             change its frozen weights or what it trains, make a new finetuner.
         tokenizer: the model's tokenizer.
         store: the passages to retrieve; None if n_select, context and ngrams are 0.
-        embedder: the embedder that the store was made with; None likewise.
+        embedder: the embedder that the store was made with; None likewise, or to search by words.
         config: the options; None for the defaults.
         options: fields of `TTFTConfig`, in place of those of ``config``.
 
@@ -82,6 +83,7 @@ class TestTimeFinetuner:
         self.tokenizer = tokenizer
         self.store = store
         self._embedder = embedder
+        self._words: WordSearch | None = None
         self._weights = Weights(model)
         config = replace(config or TTFTConfig(), **options)
         self.reader = Reader(model, tokenizer, window_of(model, tokenizer, config))
@@ -94,18 +96,31 @@ class TestTimeFinetuner:
         return other
 
     def _set(self, config: TTFTConfig) -> None:
-        self.config = config
         window = window_of(self.model, self.tokenizer, config)
         self.reader = self.reader.using(window, config.dtype)
-        self.techniques = config.active()
         self.neighbours = config.neighbours()
-        if self.neighbours and (self.store is None or self._embedder is None):
-            raise ValueError(
-                "TestTimeFinetuner: store and embedder must be given for n_select, context or "
-                "ngrams above 0"
-            )
+        if self.neighbours:
+            config = self._with_search(config)
+        self.config = config
+        self.techniques = config.active()
         for technique in self.techniques:
             technique.load(self.reader)
+
+    def _with_search(self, config: TTFTConfig) -> TTFTConfig:
+        """The options with a kind of search, which is checked."""
+        if self.store is None:
+            raise ValueError(
+                "TestTimeFinetuner: store and embedder must be given for n_select, context or "
+                "ngrams above 0; the store alone, if search is lexical"
+            )
+        search = config.search or (DEFAULT_SEARCH if self._embedder else "lexical")
+        if search != "lexical" and self._embedder is None:
+            raise ValueError(
+                f"TestTimeFinetuner: an embedder must be given for search {search}"
+            )
+        if search != "dense" and self._words is None:
+            self._words = words_of(self.store)
+        return replace(config, search=search)
 
     def retrieve(self, prompt: str, count: int | None = None) -> Neighbours:
         """The passages nearest to a prompt: ``count``, or None for what the techniques look at.
@@ -114,7 +129,10 @@ class TestTimeFinetuner:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
         count = self.neighbours if count is None else count
-        return retrieve(prompt, count, self.store, self._embedder)
+        search = self.config.search
+        embedder = None if search == "lexical" else self._embedder
+        words = None if search == "dense" else self._words
+        return retrieve(prompt, count, self.store, embedder, words)
 
     def select(self, prompt: str) -> Support:
         """The passages that `adapted` would train on. Raises as `retrieve`."""

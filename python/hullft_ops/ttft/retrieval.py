@@ -3,23 +3,39 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.clock import StageClock
 from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.store.base import Store, checked_vectors
+from hullft_ops.ttft.store.words import WordSearch, fused, last_words
 from hullft_ops.ttft.validation import options_class
 
 # Stands behind each retrieved passage: a blank line tells the model that another text begins.
 SEPARATOR = "\n\n"
 
+Search = Literal["dense", "hybrid", "lexical"]
+DEFAULT_SEARCH: Search = "dense"
+# Of the prompt's end, which the answer follows, as a query of its own.
+_END_WORDS = 32
+
 
 @options_class
-class PoolOptions:
+class SearchOptions:
+    """How a prompt's neighbours are found."""
+
+    search: Search | None = None
+    """dense by embeddings, lexical by words (BM25), which needs no embedder, hybrid by both; None
+    for dense, or lexical without an embedder."""
+
+
+@options_class
+class PoolOptions(SearchOptions):
     """How many neighbours a prompt has."""
 
     pool_size: PositiveInt = 200
@@ -33,7 +49,7 @@ class Neighbours:
     Attributes:
         prompt: the text.
         store: the datastore; None if nothing was retrieved.
-        query: the prompt's embedding, float32 ``[1, dim]``; None likewise.
+        query: the prompt's embedding, float32 ``[1, dim]``; None likewise, or without an embedder.
         positions: of the passages in the datastore, nearest first.
         seconds: wall-clock time by stage: embed and search.
     """
@@ -53,28 +69,48 @@ def check_prompt(prompt: str) -> None:
 
 
 def retrieve(
-    prompt: str, count: int, store: Store | None, embedder: Embedder | None
+    prompt: str,
+    count: int,
+    store: Store | None,
+    embedder: Embedder | None,
+    words: WordSearch | None = None,
 ) -> Neighbours:
     """The ``count`` passages that are nearest to a prompt, or all if there are fewer.
+
+    Args:
+        embedder: searches by embeddings; None for no such search.
+        words: searches by words, those of the prompt and those of its end; None likewise.
 
     Raises:
         TypeError, ValueError: the prompt is not a str, or blank.
     """
     check_prompt(prompt)
-    if not count or store is None or embedder is None:
+    if not count or store is None:
         return Neighbours(prompt)
+    count = min(count, len(store))
     clock = StageClock()
-    with clock.of("embed"):
-        vectors = checked_vectors(
-            f"retrieve: the vectors of embedder {embedder.name}",
-            encode_queries(embedder, [prompt]),
-            count=1,
-            dim=embedder.dim,
-        )
-        query = torch.from_numpy(vectors)
-    with clock.of("search"):
-        _, positions = store.search(query, min(count, len(store)))
-    return Neighbours(prompt, store, query, positions[0].tolist(), clock.seconds())
+    query, rankings = None, []
+    if embedder is not None:
+        with clock.of("embed"):
+            query = _embedded(prompt, embedder)
+        with clock.of("search"):
+            rankings.append(store.search(query, count)[1][0])
+    if words is not None:
+        with clock.of("search"):
+            for text in dict.fromkeys((prompt, last_words(prompt, _END_WORDS))):
+                rankings.append(words.search(text, count))
+    positions = rankings[0] if len(rankings) == 1 else fused(rankings, count)
+    return Neighbours(prompt, store, query, positions.tolist(), clock.seconds())
+
+
+def _embedded(prompt: str, embedder: Embedder) -> Tensor:
+    vectors = checked_vectors(
+        f"retrieve: the vectors of embedder {embedder.name}",
+        encode_queries(embedder, [prompt]),
+        count=1,
+        dim=embedder.dim,
+    )
+    return torch.from_numpy(vectors)
 
 
 def text_of(store: Store, run: Sequence[int]) -> str:

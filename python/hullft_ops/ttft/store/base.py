@@ -199,8 +199,8 @@ def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
     """ValueError if the store's vectors come from another embedder."""
     if store.embedder is None:
         raise ValueError(
-            f"{function}: the store has no embeddings: search by words alone, or index the texts "
-            "with an embedder"
+            f"{function}: the store has no embeddings: leave the embedder out, to search by words "
+            "alone, or index the texts with it"
         )
     ours = f"{embedder.name} of dim {embedder.dim}"
     theirs = f"{store.embedder} of dim {store.dim}"

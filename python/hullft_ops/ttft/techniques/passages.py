@@ -6,7 +6,12 @@ from pydantic import NonNegativeInt
 
 from hullft_ops.ttft.prefix import Passage
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.retrieval import Neighbours, retrieved_runs, text_of
+from hullft_ops.ttft.retrieval import (
+    Neighbours,
+    SearchOptions,
+    retrieved_runs,
+    text_of,
+)
 from hullft_ops.ttft.techniques.technique import (
     Prepared,
     Technique,
@@ -18,7 +23,7 @@ from hullft_ops.ttft.validation import options_class
 
 
 @options_class
-class PassageOptions(TechniqueOptions):
+class PassageOptions(SearchOptions, TechniqueOptions):
     """Which passages stand before the prompt."""
 
     context: NonNegativeInt = 5
