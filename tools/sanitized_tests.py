@@ -29,14 +29,14 @@ OPERATOR_TESTS = [
     f"--deselect={SHARED_LOOPS}",  # for the thread sanitizer
     # Other values in the same places.
     f"--deselect={SAME_BITS}::test_scaling_by_a_power_of_two",
-    "tests/test_fw_lmo.py",
-    "tests/test_grad_accumulate.py",
-    "tests/test_knn_select.py",
-    "tests/test_screening.py",
-    "tests/test_selection_errors.py",
-    "tests/test_selection_batches.py",
+    "tests/ops/test_fw_lmo.py",
+    "tests/ops/test_grad_accumulate.py",
+    "tests/ops/test_knn_select.py",
+    "tests/ops/test_screening.py",
+    "tests/ops/test_selection_errors.py",
+    "tests/ops/test_selection_batches.py",
     # It starts another Python, which loads the extension that is installed, without sanitizers.
-    "--deselect=tests/test_selection_batches.py::test_a_small_batch_starts_no_thread",
+    "--deselect=tests/ops/test_selection_batches.py::test_a_small_batch_starts_no_thread",
 ]
 # Those in which loops run that are shared among threads: smaller selections stay on one.
 # The instruction sets have the same loops, so one of them, the widest, is enough.

@@ -8,7 +8,7 @@ namespace hullft {
 
 // sqrt(v), with y near 1 / sqrt(v). These are the instructions that ptxas makes of a root that is
 // rounded to nearest, and right with its hardware's estimates. Of other estimates within 2^-22 one
-// in a million roots is the number below the nearest: tests/quotient_proof.cpp counts them.
+// in a million roots is the number below the nearest: tests/ops/quotient_proof.cpp counts them.
 template <typename V, typename Math>
 HULLFT_HD V root_from_estimate(V v, V y, const Math& math) {
   const V root = math.product(v, y);
@@ -24,7 +24,8 @@ HULLFT_HD V reciprocal_from_estimate(V b, V y, const Math& math) {
 }
 
 // a / b, with y of reciprocal_from_estimate: see cpu/simd/quotient.h. The remainder is that of the
-// other sign, so that a quotient of 0 keeps its own. tests/quotient_proof.cpp tries all mantissas.
+// other sign, so that a quotient of 0 keeps its own. tests/ops/quotient_proof.cpp tries all
+// mantissas.
 template <typename V, typename Math>
 HULLFT_HD V quotient_from_reciprocal(V a, V b, V y, const Math& math) {
   V quotient = math.product(a, y);

@@ -16,8 +16,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Self
 
-TESTS = Path(__file__).resolve().parent.parent
-
 
 def _address_sanitizer() -> dict[str, str]:
     def library(name: str) -> str:
@@ -47,9 +45,8 @@ class Workers:
             process.communicate()
 
     def _start(self, asan: bool) -> subprocess.Popen[str]:
-        paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
         environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         if asan:
             environment |= _address_sanitizer()
 

@@ -53,7 +53,8 @@ inline VecF refined_reciprocal(VecF y, VecF b) {
 //
 // After Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor"
 // (1990): near enough, the remainder of q is exact, and correcting q by it rounds to nearest if y
-// is the nearest number to 1 / b. Where it is not, tests/quotient_proof.cpp tries all dividends.
+// is the nearest number to 1 / b. Where it is not, tests/ops/quotient_proof.cpp tries all
+// dividends.
 inline VecF corrected_quotient(VecF a, VecF b, VecF y) {
   VecF q = rounded(a * y);
   for (int i = 0; i < 2; ++i) q = multiply_add(subtract_product(b, q, a), y, q);

@@ -12,11 +12,11 @@ from typing import Any
 
 from command import succeeded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # tests/distributed, which has started Ray, runs this one.
 DISTRIBUTED = ROOT / "docs" / "guides" / "distributed.md"
-# tests/test_rerank.py, which has stand-ins for other packages, runs this one.
+# test_rerank.py, which has stand-ins for other packages, runs this one.
 RERANK = ROOT / "docs" / "guides" / "rerank.md"
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

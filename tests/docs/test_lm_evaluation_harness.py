@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from hullft_ops.ttft import Datastore, load_embedder, load_model, tiny_lm_path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "lm_evaluation_harness.py"
 TASK = """
 task: areas

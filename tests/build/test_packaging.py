@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 import hullft_ops
 from hullft_ops import _C
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 IMPORT = """
 import json, sys
 import torch

@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LOWER_BOUND = re.compile(r"[\w.-]+(\[[\w,-]+\])?>=[\w.]+")
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from hullft_ops import _C
 
-TESTS = Path(__file__).parent
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 
 def options_of_the_build() -> list[str]:
     """What CMakeLists.txt gives the unit of AVX-512, beside what it gives all vector units."""
-    lists = (TESTS.parent / "CMakeLists.txt").read_text()
+    lists = (ROOT / "CMakeLists.txt").read_text()
     found = re.findall(
         r"SOURCE (?:csrc/cpu/simd/kernels_avx512\.cpp|\$\{HULLFT_VECTOR_UNITS\}) "
         r"APPEND PROPERTY COMPILE_OPTIONS([^)]*)\)",
@@ -36,7 +37,7 @@ def prove(folder: Path) -> dict[str, tuple[int, int]]:
     program = folder / "quotient_proof"
     subprocess.run(
         [compiler, "-std=c++20", "-O3", "-pthread", *options_of_the_build(),
-         f"-I{TESTS.parent / 'csrc'}", str(TESTS / "quotient_proof.cpp"), "-o", str(program)],
+         f"-I{ROOT / 'csrc'}", str(HERE / "quotient_proof.cpp"), "-o", str(program)],
         check=True,
     )  # fmt: skip
     printed = subprocess.run(

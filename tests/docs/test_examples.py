@@ -26,7 +26,7 @@ from transformers import TrainingArguments
 
 from hullft_ops.ttft import TestTimeFinetuner, load_model
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, **arguments: object) -> dict[str, Any]:
