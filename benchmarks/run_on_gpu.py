@@ -65,6 +65,7 @@ LEFT_OUT = (
     "bench_replay.py",
     "bench_selection.py",
     "bench_sift.py",
+    "bench_simplex.py",
     "bench_ttft.py",
 )
 # Of pytest: all passed, some failed, none was collected because the file skips itself.

@@ -1,7 +1,7 @@
 """fw_select as a CUDA graph beside the least time that the card's own rates allow.
 
 The floor is the work at the rates of a copy and of torch's largest product, measured in the same
-run. Solves with 0, 50 and 250 steps, and without swap passes, tell the start, the steps and the
+run. Solves with 0, some and many steps, and without swap passes, tell the start, the steps and the
 counts apart. `bench_selection.py` checks the results and times eager calls.
 """
 
@@ -18,18 +18,20 @@ from benchmarks.pools import problem
 from benchmarks.recorder import Recorder
 from benchmarks.timing import measure, synchronised
 
-_FEW_STEPS, _STEPS = 50, 250
+_STEPS = {"vanilla": (50, 250), "corrective": (4, 12)}
+"""Few and many; the corrective variant ends after some 15."""
 
 
 def cases(smoke: bool) -> list[Case]:
     if smoke:
-        return [Case(2, 30, n_select=5)]
+        small = Case(2, 30, n_select=5)
+        return [small, replace(small, variant="corrective")]
     one, many = Case(1), Case(1024)
     return [
         one,
-        replace(one, variant="corrective"),
         Case(64),
         many,
+        *(replace(Case(batch), variant="corrective") for batch in (1, 64, 1000)),
         replace(many, dim=1024),
         replace(many, dim=1024, dtype="bfloat16"),
     ]
@@ -58,10 +60,11 @@ def test_selection_floor(case: Case, recorder: Recorder, device: torch.device) -
         in_a_row = measure(replays, recorder.pace)
         return 1e6 * in_a_row / REPLAYS, float(solve().num_iter.double().mean())
 
+    fewest, largest = _STEPS[case.variant]
     start, _ = micros(max_iter=0, swap_passes=0)
-    few, few_steps = micros(max_iter=_FEW_STEPS, swap_passes=0)
-    most, most_steps = micros(max_iter=_STEPS, swap_passes=0)
-    with_swaps, _ = micros(max_iter=_STEPS)
+    few, few_steps = micros(max_iter=fewest, swap_passes=0)
+    most, most_steps = micros(max_iter=largest, swap_passes=0)
+    with_swaps, _ = micros(max_iter=largest)
     recorder.fact("us without steps and swaps", start)
     if most_steps > few_steps:
         recorder.fact("us a step", (most - few) / (most_steps - few_steps))

@@ -17,14 +17,17 @@ _CALLS = 20
 def cases(smoke: bool) -> list[Case]:
     if smoke:
         return [Case(2, 30, n_select=5)]
-    return [Case(batch, dim=dim) for batch in (1, 64, 1024) for dim in (384, 1024)]
+    vanilla = [Case(batch, dim=dim) for batch in (1, 64, 1024) for dim in (384, 1024)]
+    return [*vanilla, *(Case(batch, variant="corrective") for batch in (1, 64, 1000))]
 
 
 def test_selection_kernels(
     case: Case, recorder: Recorder, device: torch.device
 ) -> None:
     pool, query = problem(case, device)
-    select = partial(hullft_ops.fw_select, pool, query, case.n_select)
+    select = partial(
+        hullft_ops.fw_select, pool, query, case.n_select, variant=case.variant
+    )
     try:
         kernels = microseconds_of_kernels(select, device, _CALLS)
     except ValueError as error:

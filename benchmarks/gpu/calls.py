@@ -25,7 +25,10 @@ _SHAPES = {
     ", unaligned": (2, 300, 37, 9),  # more threads in a block, no loads of 16 bytes
     ", columns": (12, 1500, 36, 3),  # when an atom is picked; the largest blocks
     ", global state": (1, 30_000, 8, 3),  # too large for any card's shared memory
+    ", long rows": (1, 6, 1_000_004, 9),  # split over the device
 }
+# Queries, candidates of each, and embeddings: Gram matrices of two parts of the batch.
+_MANY = (10_000, 128, 200)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def calls(seed: int) -> dict[str, Call]:
                 of_shape |= _others(pool, query, n_select)
             for name, call in of_shape.items():
                 named[f"{name} {dtype}{suffix}"] = call
+        for name, call in _many(seed, dtype).items():
+            named[f"{name} {dtype}, many"] = call
         for size in _SWEEP_SIZES:
             for name, call in _sweeps(seed, dtype, size).items():
                 named[f"{name} {dtype}, {size}"] = call
@@ -94,6 +99,26 @@ def _selections(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Ca
     for solve in (hullft_ops.simplex_lstsq, hullft_ops.nnls):
         named[solve.__name__] = Call(solve, rows, tolerance)
     return named
+
+
+def _many(seed: int, dtype: torch.dtype) -> dict[str, Call]:
+    """Small problems that have one solution: rounding may send other steps another way."""
+    batch, candidates, rows = _MANY
+    pool, query = _problem(seed, 1, rows, 16, dtype)
+    queries = query + 0.2 * _normal(seed + 2, dtype, batch, 16)
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.rand(batch, rows, generator=generator).argsort()[:, :candidates]
+    correct = partial(
+        hullft_ops.fw_select_indexed, n_select=candidates, variant="corrective"
+    )
+    shared = [pool[0], queries]
+    return {
+        "fw_select_indexed corrective": Call(
+            correct, [pool[0], picked, queries], _tolerance(dtype)
+        ),
+        "simplex_lstsq": Call(hullft_ops.simplex_lstsq, shared, _tolerance(dtype)),
+        "nnls": Call(hullft_ops.nnls, shared, _tolerance(dtype)),
+    }
 
 
 def _others(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Call]:

@@ -58,6 +58,14 @@ def largest_square(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     return torch.maximum(rows, query.square().sum(-1))
 
 
+def squared(
+    pool: torch.Tensor, query: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """[batch]: the squared residual, in float64."""
+    current = weights.double().unsqueeze(-2) @ pool.double()
+    return (query.double() - current.squeeze(-2)).square().sum(-1)
+
+
 def excess(
     pool: torch.Tensor, query: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
