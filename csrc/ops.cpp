@@ -40,7 +40,8 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "adam_replay_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, *, int repeats, float lr, float beta1, "
       "float beta2, float eps, float weight_decay, bool decoupled, bool maximize, "
-      "Tensor? lr_tensor=None, int? seed=None, Tensor? repeats_tensor=None) -> ()");
+      "Tensor? lr_tensor=None, int? seed=None, Tensor? repeats_tensor=None, "
+      "float[]? lr_scales=None) -> ()");
   m.def(
       "adam_replay_check(Tensor[] params, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, "
       "Tensor[] steps, Tensor[] lr_tensors, Tensor? repeats_tensor=None) -> ()");

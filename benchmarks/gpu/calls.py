@@ -169,6 +169,7 @@ def _sweeps(seed: int, dtype: torch.dtype, size: int) -> dict[str, Call]:
             weight_decay=0.01,
             decoupled=False,
             maximize=False,
+            lr_scales=[0.5],
         )
         return [tensors[0], *tensors[2:]]
 

@@ -71,17 +71,48 @@ HULLFT_HD AdamRates<R> adam_rates(const AdamOptions& o, double decay) {
   return rates;
 }
 
-// Step t, counted from 1. The textbook's lr / c1 * m / (sqrt(v) / c2 + eps) is multiplied through
-// by c2 = sqrt(1 - beta2^t), which takes one of its two divisions an element away.
-HULLFT_HD AdamStep<double> adam_step(const AdamOptions& o, double t) {
-  const double correction1 = 1 - pow(o.beta1, t);
-  const double correction2 = sqrt(1 - pow(o.beta2, t));
-  return {-o.lr / correction1 * correction2, o.eps * correction2};
+// A number as the sum of two doubles, the second within rounding of the first.
+struct TwoDoubles {
+  double high, low;
+};
+
+// The compiler may fuse no product of its own making into these, so that all devices agree.
+HULLFT_HD TwoDoubles product(const TwoDoubles& a, const TwoDoubles& b) {
+  const double high = fma(a.high, b.high, 0.0);
+  const double low = fma(a.high, b.low, fma(a.low, b.high, fma(a.high, b.high, -high)));
+  const double sum = high + low;
+  return {sum, low - (sum - high)};
 }
 
-// Whether every step from t on has the same constants.
-HULLFT_HD bool adam_settled(const AdamOptions& o, double t) {
-  return 1 - pow(o.beta1, t) == 1 && 1 - pow(o.beta2, t) == 1;
+// beta^t for beta in [0, 1), rounded once. pow is another function on each device.
+HULLFT_HD double power(double beta, double t) {
+  constexpr double kLargest = 0x1p63;
+  if (!(t < kLargest) || t != floor(t)) return pow(beta, t);
+  TwoDoubles result{1, 0}, square{beta, 0};
+  for (uint64_t left = uint64_t(t); left; left >>= 1) {
+    if (left & 1) result = product(result, square);
+    square = product(square, square);
+  }
+  return result.high;
+}
+
+// What makes up for moments that begin at zero: 1 - beta1^t and sqrt(1 - beta2^t).
+struct AdamCorrections {
+  double first, second;
+};
+
+// Of step t, counted from 1.
+HULLFT_HD AdamCorrections adam_corrections(const AdamOptions& o, double t) {
+  return {1 - power(o.beta1, t), sqrt(1 - power(o.beta2, t))};
+}
+
+// Whether every later step has these too.
+HULLFT_HD bool are_settled(const AdamCorrections& c) { return c.first == 1 && c.second == 1; }
+
+// The textbook's lr / first * m / (sqrt(v) / second + eps) is multiplied through by `second`, which
+// takes one of its two divisions an element away.
+HULLFT_HD AdamStep<double> adam_step(const AdamOptions& o, const AdamCorrections& c) {
+  return {-o.lr / c.first * c.second, o.eps * c.second};
 }
 
 // V is R or a vector of R. Math gives the exact square root and quotient, a fused multiply-add, and

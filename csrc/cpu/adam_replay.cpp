@@ -15,31 +15,41 @@
 namespace hullft {
 namespace {
 
-// The constants of every step, computed once in float64 for each step count met in a call.
+// The constants of every step, computed once in float64 for each step count and rate met in a call.
 template <typename R>
 class Schedules {
  public:
-  void add(const AdamOptions& options, int64_t repeats, double steps_done) {
-    const auto [it, added] = entries_.try_emplace(steps_done);
-    if (!added) return;
-    std::vector<AdamStep<R>>& steps = it->second.steps;
-    for (int64_t s = 1; s <= repeats; ++s) {
-      const AdamStep<double> step = adam_step(options, steps_done + double(s));
-      steps.push_back({R(step.rate), R(step.eps)});
-      if (adam_settled(options, steps_done + double(s))) break;
+  const AdamSchedule<R>* at(const AdamOptions& options, int64_t repeats, double steps_done) {
+    const auto [it, added] = entries_.try_emplace({steps_done, options.lr});
+    Entry& entry = it->second;
+    if (!added) return &entry.schedule;
+    for (const AdamCorrections& corrections : corrections_at(options, repeats, steps_done)) {
+      const AdamStep<double> step = adam_step(options, corrections);
+      entry.steps.push_back({R(step.rate), R(step.eps)});
     }
-    it->second.schedule = {adam_rates<R>(options, options.lr * options.weight_decay), steps.data(),
-                           int64_t(steps.size()), repeats};
+    entry.schedule = {adam_rates<R>(options, options.lr * options.weight_decay), entry.steps.data(),
+                      int64_t(entry.steps.size()), repeats};
+    return &entry.schedule;
   }
-
-  const AdamSchedule<R>& at(double steps_done) const { return entries_.at(steps_done).schedule; }
 
  private:
   struct Entry {
     std::vector<AdamStep<R>> steps;
     AdamSchedule<R> schedule;
   };
-  std::map<double, Entry> entries_;
+
+  const std::vector<AdamCorrections>& corrections_at(const AdamOptions& options, int64_t repeats,
+                                                     double steps_done) {
+    const auto [it, added] = corrections_.try_emplace(steps_done);
+    for (int64_t s = 1; added && s <= repeats; ++s) {
+      it->second.push_back(adam_corrections(options, steps_done + double(s)));
+      if (are_settled(it->second.back())) break;
+    }
+    return it->second;
+  }
+
+  std::map<std::pair<double, double>, Entry> entries_;
+  std::map<double, std::vector<AdamCorrections>> corrections_;
 };
 
 struct AdamTensor {
@@ -47,6 +57,9 @@ struct AdamTensor {
   ScalarType param_type, grad_type;
   double steps_done;
   uint32_t place;  // in the list
+  // The one of the parameter's arithmetic.
+  const AdamSchedule<float>* narrow;
+  const AdamSchedule<double>* wide;
 };
 
 class AdamReplay {
@@ -55,16 +68,19 @@ class AdamReplay {
       : options_(options), repeats_(repeats), seed_(seed) {}
 
   void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-           double steps_done) {
+           double steps_done, double lr) {
     const Layout layout = pairing_layout(param);
     tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
                         FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
-                        dtype_of(param), dtype_of(grad), steps_done, uint32_t(tensors_.size())});
+                        dtype_of(param), dtype_of(grad), steps_done, uint32_t(tensors_.size()),
+                        nullptr, nullptr});
     elements_.add(param.numel());
-    if (tensors_.back().param_type == ScalarType::Double)
-      wide_.add(options_, repeats_, steps_done);
+    options_.lr = lr;
+    AdamTensor& added = tensors_.back();
+    if (added.param_type == ScalarType::Double)
+      added.wide = wide_.at(options_, repeats_, steps_done);
     else
-      narrow_.add(options_, repeats_, steps_done);
+      added.narrow = narrow_.at(options_, repeats_, steps_done);
   }
 
   void run() {
@@ -89,15 +105,15 @@ class AdamReplay {
     replay_kernels<T, G>().adam(
         at(static_cast<T*>(t.param.data())), at(static_cast<const G*>(t.grad.data())),
         at(static_cast<T*>(t.exp_avg.data())), at(static_cast<T*>(t.exp_avg_sq.data())), count,
-        schedule<Arithmetic<T>>(t.steps_done), seed_ ? &rounding : nullptr);
+        schedule<Arithmetic<T>>(t), seed_ ? &rounding : nullptr);
   }
 
   template <typename R>
-  const AdamSchedule<R>& schedule(double steps_done) const {
+  static const AdamSchedule<R>& schedule(const AdamTensor& t) {
     if constexpr (std::is_same_v<R, double>)
-      return wide_.at(steps_done);
+      return *t.wide;
     else
-      return narrow_.at(steps_done);
+      return *t.narrow;
   }
 
   AdamOptions options_;
@@ -114,12 +130,13 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
                  double eps, double weight_decay, bool decoupled, bool maximize,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed,
-                 std::optional<Tensor> repeats_tensor) {
+                 std::optional<Tensor> repeats_tensor,
+                 std::optional<std::vector<double>> lr_scales) {
   constexpr const char* op = "adam_replay_";
   const TensorList param_list{"params", params}, step_list{"steps", steps};
   const AdamOptions options = check_adam_arguments(
       op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs},
-      step_list, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
+      step_list, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor, lr_scales);
   const int64_t n_steps = check_repeats(op, repeats, repeats_tensor, param_list, step_list);
   std::vector<double> steps_done;
   for (size_t i = 0; i < steps.size(); ++i)
@@ -127,7 +144,8 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   const NoGrad no_grad;
   AdamReplay replay(options, n_steps, seed);
   for (size_t i = 0; i < params.size(); ++i)
-    replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i]);
+    replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i],
+               options.lr * scale_at(lr_scales, i));
   replay.run();
   for (size_t i = 0; i < steps.size(); ++i)
     write_step(step_list[i], steps_done[i] + double(n_steps));

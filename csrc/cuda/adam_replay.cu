@@ -23,9 +23,10 @@ __device__ __forceinline__ int64_t repeats_of(int64_t repeats, const int64_t* de
   return device_repeats ? *device_repeats : repeats;
 }
 
-__device__ __forceinline__ AdamOptions options_of(const AdamCall& call) {
+__device__ __forceinline__ AdamOptions options_of(const AdamCall& call, const AdamEntry& entry) {
   AdamOptions options = call.options;
   if (call.device_lr) options.lr = read_value(call.device_lr, call.wide_lr);
+  options.lr *= entry.lr_scale;
   return options;
 }
 
@@ -35,7 +36,8 @@ __device__ __forceinline__ void fill_steps(const AdamOptions& options, double do
                                            AdamStep<R>* steps) {
   __syncthreads();
   if (int(threadIdx.x) < n) {
-    const AdamStep<double> step = adam_step(options, done + double(threadIdx.x + 1));
+    const double number = done + double(threadIdx.x + 1);
+    const AdamStep<double> step = adam_step(options, adam_corrections(options, number));
     steps[threadIdx.x] = {R(step.rate), R(step.eps)};
   }
   __syncthreads();
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   const SweepPlace place = sweep_place(batch);
   const AdamEntry& entry = batch.entries[place.entry];
   const double done = steps_done(entry);
-  const AdamOptions options = options_of(call);
+  const AdamOptions options = options_of(call, entry);
   const int repeats = int(repeats_of(call.repeats, call.device_repeats));
   const double decay = DeviceMath<double>{}.product(options.lr, options.weight_decay);
   const AdamRates<R> rates = adam_rates<R>(options, decay);

@@ -15,6 +15,7 @@ struct AdamEntry {
   int64_t numel;
   const void* device_step;  // one float32 or float64 on the device, or null: steps_done
   double steps_done;
+  double lr_scale;  // a factor of the learning rate
   bool wide_step;
   uint32_t place;  // in the caller's list, for stochastic rounding
 };

@@ -49,12 +49,13 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
                  double eps, double weight_decay, bool decoupled, bool maximize,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed,
-                 std::optional<Tensor> repeats_tensor) {
+                 std::optional<Tensor> repeats_tensor,
+                 std::optional<std::vector<double>> lr_scales) {
   constexpr const char* op = "adam_replay_";
   const TensorList param_list{"params", params}, step_list{"steps", steps};
   const AdamOptions options = check_adam_arguments(
       op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs},
-      step_list, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
+      step_list, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor, lr_scales);
   const int64_t n_steps = check_repeats(op, repeats, repeats_tensor, param_list, step_list);
   const AdamCall call = adam_call(options, n_steps, lr_tensor, seed, repeats_tensor);
   if (params.empty()) return;
@@ -63,6 +64,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   for (size_t i = 0; i < params.size(); ++i) {
     entries.push_back(with_step(op, step_list, i, param_list[0], AdamEntry{}));
     entries.back().place = uint32_t(i);
+    entries.back().lr_scale = scale_at(lr_scales, i);
   }
   const NoGrad no_grad;
   const CudaContext context(op, params[0]);

@@ -117,19 +117,39 @@ inline int64_t check_repeats(const char* op, int64_t repeats,
   return 0;
 }
 
+// The factor of a tensor's learning rate.
+inline double scale_at(const std::optional<std::vector<double>>& lr_scales, size_t i) {
+  return lr_scales ? (*lr_scales)[i] : 1;
+}
+
+inline void check_lr_scales(const char* op, const std::vector<double>& lr_scales, double lr,
+                            const TensorList& params) {
+  constexpr const char* name = "lr_scales";
+  if (lr_scales.size() != params.size())
+    value_error(op, name, " must have ", params.size(), " numbers, as params, got ",
+                lr_scales.size());
+  for (size_t i = 0; i < lr_scales.size(); ++i) {
+    const Entry scale{name, i};
+    check_not_negative(op, scale, lr_scales[i]);
+    if (params[i].scalar_type() != ScalarType::Double && !std::isfinite(float(lr * lr_scales[i])))
+      value_error(op, scale, " times lr must be finite in float32, got ", lr * lr_scales[i]);
+  }
+}
+
 // Those of adam_replay_ but for the steps' counts and number. Gives the options with the learning
 // rate of the tensor, if there is one.
 inline AdamOptions check_adam_arguments(const char* op, const TensorList& params,
                                         const TensorList& grads, const TensorList& exp_avgs,
                                         const TensorList& exp_avg_sqs, const TensorList& steps,
-                                        AdamOptions options,
-                                        const std::optional<Tensor>& lr_tensor) {
+                                        AdamOptions options, const std::optional<Tensor>& lr_tensor,
+                                        const std::optional<std::vector<double>>& lr_scales) {
   std::vector<Tensor> rates;
   if (lr_tensor) rates.push_back(*lr_tensor);
   const TensorList rate_list{"lr_tensor", rates};
   if (lr_tensor) options.lr = read_lr_tensor(op, "lr_tensor", rate_list[0], params);
   check_adam_lists(op, params, grads, exp_avgs, exp_avg_sqs, steps, rate_list);
   check_single(op, "lr", options.lr, params);
+  if (lr_scales) check_lr_scales(op, *lr_scales, options.lr, params);
   check_single(op, "weight_decay", options.weight_decay, params);
   return options;
 }

@@ -7,6 +7,7 @@ within its tensors' memory, and nothing else.
 """
 
 import operator
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -311,6 +312,24 @@ def adam_options(group: Mapping[str, Any]) -> dict[str, Any]:
         "repeats": check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1),
         "seed": seed,
     }
+
+
+def lr_scales(group: Mapping[str, Any]) -> list[float] | None:
+    """The option of a parameter group of ReplayAdam, a number for each parameter, checked."""
+    scales, count = group.get("lr_scales"), len(group["params"])
+    if scales is None:
+        return None
+    is_right = (
+        isinstance(scales, Sequence)
+        and len(scales) == count
+        and all(isinstance(s, float | int) and 0 <= s < _INF for s in scales)
+    )
+    if not is_right:
+        raise ValueError(
+            f"ReplayAdam: lr_scales must be {count} finite numbers >= 0, one for each parameter, "
+            f"got {reprlib.repr(scales)}"
+        )
+    return list(scales)
 
 
 def _adam_number(name: str, value: object, below: float = _INF) -> float:

@@ -371,11 +371,16 @@ def adam_replay(
     weight_decay: float,
     decoupled: bool,
     maximize: bool,
+    lr_scales: Sequence[float] | None = None,
 ) -> ReferenceAdam:
-    """``repeats`` steps of Adam, or of AdamW if decoupled, with fixed gradients."""
-    lr = float(lr)
+    """``repeats`` steps of Adam, or of AdamW if decoupled, with fixed gradients.
+
+    The learning rate of a tensor is ``lr``, times the tensor's number in ``lr_scales``.
+    """
+    rates = [float(lr) * scale for scale in lr_scales or [1.0] * len(params)]
     after = ReferenceAdam([], [], [], [])
-    for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+    columns = zip(params, grads, exp_avgs, exp_avg_sqs, steps, rates, strict=True)
+    for *tensors, lr in columns:
         p, gradient, m, v, t = (tensor.double() for tensor in tensors)
         for _ in range(repeats):
             t = t + 1

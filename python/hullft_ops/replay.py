@@ -46,7 +46,9 @@ class ReplayAdam(Optimizer):
     DTensors too.
 
     Args:
-        params: parameters, named parameters or groups of them, as for any torch optimizer.
+        params: parameters, named parameters or groups of them, as for any torch optimizer. The
+            option ``"lr_scales"`` of a group is a list of a number for each of its parameters,
+            which multiplies the parameter's learning rate.
         lr: learning rate, a number or a tensor of one element. Without ``capturable``, a step waits
             for the value of a tensor on a GPU.
         betas: decay rates of the first and second moment, each in [0, 1).
@@ -121,6 +123,7 @@ class ReplayAdam(Optimizer):
         super().add_param_group(param_group)
         try:
             _checks.check_params("ReplayAdam", self.param_groups[-1]["params"])
+            _checks.lr_scales(self.param_groups[-1])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -208,7 +211,7 @@ class ReplayAdam(Optimizer):
             self._check_known(grads)
         grad_of = attrgetter("grad") if grads is None else grads.get
         calls = [
-            (columns, self._options(group, columns[0][0], repeats))
+            (columns, self._options(group, columns[0], repeats))
             for group in self.param_groups
             for columns in self._columns(group, grad_of)
         ]
@@ -252,10 +255,17 @@ class ReplayAdam(Optimizer):
                 self._state_of(param, group)
 
     def _options(
-        self, group: dict[str, Any], first: Tensor, repeats: int | Tensor | None
+        self,
+        group: dict[str, Any],
+        params: Sequence[Tensor],
+        repeats: int | Tensor | None,
     ) -> dict[str, Any]:
         """The operator's options, checked again because anybody may have changed the group."""
         options = _checks.adam_options(group)
+        scales = _checks.lr_scales(group)
+        if scales is not None:
+            scale_of = dict(zip(group["params"], scales, strict=True))
+            options["lr_scales"] = [scale_of[param] for param in params]
         if torch.compiler.is_compiling() and options["lr_tensor"] is None:
             # A graph would be made again for each number. Those that scale a tensor are its inputs.
             one = torch.ones((), dtype=torch.float64, device="cpu")
@@ -268,9 +278,9 @@ class ReplayAdam(Optimizer):
         if options["seed"] is not None:
             # Within a call the parameters' places tell them apart. Other calls of the same step
             # begin with another parameter.
-            params = chain.from_iterable(group["params"] for group in self.param_groups)
+            others = chain.from_iterable(group["params"] for group in self.param_groups)
             options["seed"] += next(
-                i for i, param in enumerate(params) if param is first
+                i for i, param in enumerate(others) if param is params[0]
             )
         return options
 

@@ -33,7 +33,7 @@ def check_adam(
     device_steps: bool = False,
     step_dtype: torch.dtype = torch.float32,
     misalign: int = 0,
-    **options: float | bool,
+    **options: float | bool | list[float],
 ) -> None:
     tensors = make_tensors(sizes, dtype, grad_dtype=grad_dtype, steps_done=steps_done)
     steps = [count.to(step_dtype) for count in tensors.steps]
@@ -74,7 +74,8 @@ def adam(library: Library, seed: int) -> None:
     check_adam(library, F32, F32, SWEEP_SIZES, 2, launch)
 
     late = {"steps_done": 1000.0, "weight_decay": 0.1}
-    check_adam(library, F64, F64, SWEEP_SIZES[:6], 3, launch, **late)
+    scales = {"lr_scales": [1.0, 0.5, 3.0, 0.0, 2.0, 1.0]}
+    check_adam(library, F64, F64, SWEEP_SIZES[:6], 3, launch, **late, **scales)
 
     adamw = {"decoupled": True, "weight_decay": 0.1}
     check_adam(library, B16, F32, SWEEP_SIZES[:7], 1, launch, **adamw)
@@ -142,10 +143,12 @@ def adam_device_lr(library: Library, seed: int) -> None:
 
     for dtype in (F32, F64):
         rate = torch.tensor(4e-3, dtype=dtype)
-        exact = options | {"lr": rate}
+        scales = {"lr_scales": [0.5, 1.0, 3.0]}
+        exact = options | scales | {"lr": rate}
         expected = reference.adam_replay(*tensors, repeats=3, **exact)
         got = tensors.clone()
-        library.adam_replay_(got, 3, device_lr=rate, launch=Launch(seed), **options)
+        in_launch = options | scales | {"launch": Launch(seed)}
+        library.adam_replay_(got, 3, device_lr=rate, **in_launch)
 
         check_near(got.params, expected.params, 4e-7)
 

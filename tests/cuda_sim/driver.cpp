@@ -96,7 +96,7 @@ struct AdamCase {
   void* const* exp_avgs;
   void* const* exp_avg_sqs;
   void* const* device_steps;
-  const double* steps_done;
+  const double *steps_done, *lr_scales;
   int64_t repeats;
   double lr, beta1, beta2, eps, weight_decay;
   const void* device_lr;       // or null
@@ -387,7 +387,8 @@ const char* sim_adam_replay(const AdamCase* c, const driver::Schedule* schedule)
         }
         entry.device_step = step, entry.wide_step = c->wide_steps != 0;
       }
-      entry.steps_done = c->steps_done[i], entry.place = uint32_t(i);
+      entry.steps_done = c->steps_done[i], entry.lr_scale = c->lr_scales[i];
+      entry.place = uint32_t(i);
       entries.push_back(entry);
     }
     const hullft::AdamOptions options{c->lr,           c->beta1,          c->beta2,        c->eps,

@@ -340,6 +340,7 @@ class Library:
         device_lr: torch.Tensor | None = None,
         device_repeats: torch.Tensor | None = None,
         seed: int | None = None,
+        lr_scales: Sequence[float] | None = None,
         misalign: int = 0,
         launch: Launch = Launch(),
         **options: float | bool,
@@ -358,6 +359,7 @@ class Library:
         step_pointers = _pointers(steps if device_steps else [None] * len(steps))
         counts = [-1.0 if device_steps else step.item() for step in steps]
         steps_done = (c_double * len(counts))(*counts)
+        scales = (c_double * len(counts))(*(lr_scales or [1.0] * len(counts)))
         case = AdamCase(
             n=len(params),
             param_storage=STORAGE[params[0].dtype],
@@ -374,6 +376,7 @@ class Library:
             exp_avg_sqs=addressof(exp_avg_sq_pointers),
             device_steps=addressof(step_pointers),
             steps_done=addressof(steps_done),
+            lr_scales=addressof(scales),
             repeats=repeats,
             lr=o["lr"],
             beta1=o["beta1"],

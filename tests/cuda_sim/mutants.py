@@ -349,6 +349,13 @@ MUTANTS = {
         "read_value(call.device_lr, false)",
         ("adam_device_lr",),
     ),
+    "one learning rate for all tensors": Mutant(
+        "adam_replay",
+        "cuda/adam_replay.cu",
+        "options.lr *= entry.lr_scale;",
+        "options.lr *= entry.lr_scale > 0;",
+        ("adam", "adam_device_lr"),
+    ),
     "the number of steps on the device not read": Mutant(
         "adam_replay",
         "cuda/adam_replay.cu",

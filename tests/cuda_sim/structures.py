@@ -142,6 +142,7 @@ class AdamCase:
     exp_avg_sqs: c_void_p
     device_steps: c_void_p
     steps_done: c_void_p
+    lr_scales: c_void_p
     repeats: c_int64
     lr: c_double
     beta1: c_double

@@ -142,6 +142,9 @@ BAD_GROUP_OPTIONS = [
     (TypeError, "repeats must be an int, got float", {"repeats": 2.0}),
     (ValueError, r"rounding_seed must be in 0\.\..* got -1", {"rounding_seed": -1}),
     (TypeError, "rounding_seed must be an int, got float", {"rounding_seed": 1.5}),
+    (ValueError, "lr_scales must be 1 finite .*got 2.0", {"lr_scales": 2.0}),
+    (ValueError, "lr_scales must be 1 finite", {"lr_scales": [1.0, 2.0]}),
+    (ValueError, "lr_scales must be 1 finite", {"lr_scales": [math.inf]}),
 ]
 
 
@@ -282,6 +285,10 @@ BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
     "lr must be finite and >= 0, got -1.0": (
         ValueError,
         lambda step: step.spoil_option("lr", -1.0),
+    ),
+    r"lr_scales must be 1 finite numbers >= 0, .*got \[-1.0\]": (
+        ValueError,
+        lambda step: step.spoil_option("lr_scales", [-1.0]),
     ),
     r"lr_tensors\[0\] is on meta, the first tensor is on cpu": (
         ValueError,

@@ -1,6 +1,7 @@
 """adam_replay_ against torch.optim.Adam and AdamW, and against the definition in float64."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -120,6 +121,43 @@ def test_many_repeats() -> None:
     expected = reference.adam_replay(*tensors, repeats=10_000, **options)
 
     torch.testing.assert_close(at_once.params, expected.params, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("t", [1, 7, 15, 26, 1000, 12_345])
+def test_bias_corrections_are_rounded_once(t: int) -> None:
+    """With a first moment of g and a second of 1, the step is the correction alone."""
+    one = torch.ones(1, dtype=torch.float64)
+    tensors = AdamTensors([0 * one], [one], [one], [one], [(t - 1) * one])
+    after = adam_replay(tensors, 1, lr=1.0, beta1=0.0, eps=0.0)
+
+    power = float(Fraction(OPTIONS["beta2"]) ** t)
+    assert after.params[0].item() == -math.sqrt(1 - power)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_rate_for_each_tensor(
+    simd_level: str, dtype: torch.dtype, decay: str
+) -> None:
+    """As if each stood in a call of its own. Two have one schedule."""
+    scales = [0.5, 3.0, 0.0, 0.5]
+    tensors = make_tensors([1003, 0, 17, 5], dtype, steps_done=7.0)
+    options = DECAYS[decay] | {"lr_scales": scales}
+    together = adam_replay(tensors, 3, **options)
+
+    for i, scale in enumerate(scales):
+        alone = AdamTensors(*[column[i : i + 1] for column in tensors])
+        rate = DECAYS[decay] | {"lr": scale * OPTIONS["lr"]}
+        expected = adam_replay(alone, 3, **rate)
+
+        assert torch.equal(together.params[i], expected.params[0])
+        assert torch.equal(together.exp_avgs[i], expected.exp_avgs[0])
+
+    options |= {
+        "lr": 0.0,
+        "lr_tensor": torch.tensor(OPTIONS["lr"], dtype=torch.float64),
+    }
+    assert_same_bits(adam_replay(tensors, 3, **options), together)
 
 
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
@@ -250,6 +288,7 @@ def test_a_rate_that_only_float64_holds_is_taken_for_float64() -> None:
 def test_opcheck(weight_decay: float) -> None:
     tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
     options = {**OPTIONS, "repeats": 2, "weight_decay": weight_decay}
+    options["lr_scales"] = [0.5, 1.0, 2.0]
     torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
 
 

@@ -133,6 +133,35 @@ def test_lr_as_a_tensor_is_read_at_every_step() -> None:
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_lr_scales_of_a_group(is_compiled: bool) -> None:
+    """As a group for each parameter, of which one has no gradient."""
+    ours = make_model()
+    theirs = make_model()
+    scales = [0.5, 3.0, 2.0]
+    group = {"params": ours.parameters(), "lr_scales": scales}
+    optimizer = ReplayAdam([group], lr=1e-2)
+    groups = [
+        {"params": [parameter], "lr": 1e-2 * scale}
+        for parameter, scale in zip(theirs.parameters(), scales, strict=True)
+    ]
+    twin = ReplayAdam(groups)
+
+    step = optimizer.step
+    if is_compiled:
+        step = torch.compile(step, backend="aot_eager")
+
+    for seed in range(4):
+        for model in (ours, theirs):
+            backward(model, seed)
+            if seed == 2:
+                model[0].bias.grad = None
+        step(repeats=2)
+        twin.step(repeats=2)
+
+    assert_same_bits(ours, theirs)
+
+
 def test_a_compiled_step_follows_a_schedule_in_two_graphs() -> None:
     """One makes the state."""
     models = [make_model(), make_model()]
