@@ -309,7 +309,7 @@ def adam_options(group: Mapping[str, Any]) -> dict[str, Any]:
         "weight_decay": _adam_number("weight_decay", group["weight_decay"]),
         "decoupled": bool(group.get("decoupled_weight_decay")),
         "maximize": bool(group.get("maximize")),
-        "repeats": check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1),
+        "repeats": check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 0),
         "seed": seed,
     }
 

@@ -167,10 +167,10 @@ class ReplayAdam(Optimizer):
 
         Args:
             closure: evaluated once before the steps, with gradients enabled; its loss is returned.
-            repeats: how many steps to take in all groups, at least 1. None takes each group's own
-                option ``"repeats"``, which works through wrappers that call ``step()`` without
-                arguments. A group without that option takes one step. An int64 tensor of one
-                element on the parameters' GPU is read there, unchecked, so that replays of one
+            repeats: how many steps to take in all groups; 0 changes nothing. None takes each
+                group's own option ``"repeats"``, which works through wrappers that call ``step()``
+                without arguments. A group without that option takes one step. An int64 tensor of
+                one element on the parameters' GPU is read there, unchecked, so that replays of one
                 CUDA graph can take different numbers of steps; this needs ``capturable``.
             grads: the gradient of each parameter to move, in place of every ``.grad``. It has the
                 parameter's shape and device, a DTensor's mesh and placements, and any of the four
@@ -183,7 +183,7 @@ class ReplayAdam(Optimizer):
             TypeError: ``repeats`` is neither an int nor a tensor, ``grads`` is not a mapping of
                 tensors, a gradient is sparse, only one of gradient and parameter is a DTensor, or
                 the state holds something other than tensors.
-            ValueError: ``repeats < 1``, or its tensor is not one int64 value beside the parameters
+            ValueError: ``repeats < 0``, or its tensor is not one int64 value beside the parameters
                 and their step counts; an option is now out of range; a gradient or moment has
                 another shape, device, mesh or placements; a parameter is Partial, overlaps or
                 interleaves with another in memory, or has no storage; or ``grads`` has a tensor
@@ -192,7 +192,7 @@ class ReplayAdam(Optimizer):
                 `make_state`.
         """
         if repeats is not None and not isinstance(repeats, Tensor):
-            repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
+            repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 0)
         self._check_capture()
         loss = None
         if closure is not None:
@@ -213,6 +213,7 @@ class ReplayAdam(Optimizer):
         calls = [
             (columns, self._options(group, columns[0], repeats))
             for group in self.param_groups
+            if _takes_steps(group, repeats)
             for columns in self._columns(group, grad_of)
         ]
         try:
@@ -400,6 +401,11 @@ class ReplayAdamW(ReplayAdam):
             decoupled_weight_decay=True,
             **options,
         )
+
+
+def _takes_steps(group: Mapping[str, Any], repeats: int | Tensor | None) -> bool:
+    number = group.get("repeats", 1) if repeats is None else repeats
+    return isinstance(number, Tensor) or number != 0
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -138,7 +138,7 @@ BAD_GROUP_OPTIONS = [
     (ValueError, "weight_decay must be finite", {"weight_decay": math.inf}),
     (ValueError, "amsgrad must be False, got True", {"amsgrad": True}),
     (ValueError, "differentiable must be False, got True", {"differentiable": True}),
-    (ValueError, r"repeats must be in 1\.\..* got 0", {"repeats": 0}),
+    (ValueError, r"repeats must be in 0\.\..* got -1", {"repeats": -1}),
     (TypeError, "repeats must be an int, got float", {"repeats": 2.0}),
     (ValueError, r"rounding_seed must be in 0\.\..* got -1", {"rounding_seed": -1}),
     (TypeError, "rounding_seed must be an int, got float", {"rounding_seed": 1.5}),
@@ -189,8 +189,8 @@ def test_bad_parameters_of_a_group(
 @pytest.mark.parametrize(
     ("error", "repeats", "message"),
     [
-        (ValueError, 0, r"must be in 1\.\.2147483647, got 0"),
-        (ValueError, 2**31, r"must be in 1\.\.2147483647, got 2147483648"),
+        (ValueError, -1, r"must be in 0\.\.2147483647, got -1"),
+        (ValueError, 2**31, r"must be in 0\.\.2147483647, got 2147483648"),
         (TypeError, 2.0, "must be an int, got float"),
         (TypeError, True, "must be an int, got bool"),
         (TypeError, np.bool_(True), "must be an int, got bool"),

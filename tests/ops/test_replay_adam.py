@@ -277,6 +277,21 @@ def test_repeats_of_a_group() -> None:
     assert step_counts(twice) == [2, 2, 2]
 
 
+def test_no_repeats_change_nothing() -> None:
+    ours, theirs = make_model(), make_model()
+    optimizer = grouped(ours, ReplayAdam)
+    optimizer.param_groups[1]["repeats"] = 0
+    backward(ours, 0)
+
+    assert optimizer.step(lambda: 5.0, repeats=0) == 5.0
+    assert not optimizer.state
+    assert_same_bits(ours, theirs)
+
+    optimizer.step()
+
+    assert step_counts(optimizer) == [1] * len(optimizer.param_groups[0]["params"])
+
+
 def test_repeats_in_a_tensor() -> None:
     ours = make_model()
     theirs = make_model()
