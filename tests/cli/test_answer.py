@@ -71,7 +71,7 @@ def test_datastores_of_other_documents_give_other_answers(
     for name, sources in (("a", ["x"] * 60), ("b", [f"{n}" for n in range(60)])):
         Datastore.build(texts, None, name, sources=sources)
 
-    arguments += ["--context", 1]
+    arguments += ["--context", 1, "--search", "lexical"]
     succeeded(*arguments, "--store", "a")
     assert "4 answered before" in succeeded(*arguments, "--store", "a").stderr
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hullft_ops.ttft.store.base import MemoryStore
-from hullft_ops.ttft.store.words import fused
+from hullft_ops.ttft.store.words import Words, fused
 
 PROMPT = "the cat sat on the red mat"
-LONG = "a dog ran to the park " * 7 + PROMPT
+LONG = "tree house hello world blue " * 3 + " ".join([PROMPT] * 5)
 
 
 def dense(store, embedder, prompt):
@@ -21,30 +21,36 @@ def test_by_default_embeddings_are_searched(gpt2, make, store, embedder):
 
     assert neighbours.positions == dense(store, embedder, PROMPT).tolist()
     assert make(gpt2, search="dense").retrieve(PROMPT).positions == neighbours.positions
-    assert "search" not in finetuner.config.settings()
+    assert (finetuner.search, finetuner.config.search) == ("dense", None)
 
 
-def test_without_an_embedder_words_are_searched(gpt2, make, texts, tokenizer):
-    store = MemoryStore(texts)
-    options = {"store": store, "embedder": None, "method": "knn"}
-    finetuner = make(gpt2, **options, context=1, ngrams=1)
+class OwnStore:
+    """A store of a user's own, without an index of words."""
+
+    def __init__(self, texts):
+        self.texts, self.identity = texts, "texts"
+
+    def __len__(self):
+        return len(self.texts)
+
+    def following(self, position):
+        return None
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, OwnStore])
+def test_without_an_embedder_words_are_searched(gpt2, make, texts, kind):
+    options = {"embedder": None, "n_select": 0, "context": 1, "ngrams": 1}
+    finetuner = make(gpt2, store=kind(texts), **options)
     neighbours = finetuner.retrieve(PROMPT)
-    nearest = store.words.search(PROMPT, 30).tolist()
 
-    assert neighbours.positions == nearest
+    assert neighbours.positions == Words.build(texts).search(PROMPT, 30).tolist()
     assert neighbours.query is None
     assert set(neighbours.seconds) == {"search"}
-    assert finetuner.config.settings()["search"] == "lexical"
 
-    with finetuner.adapted(PROMPT) as adaptation:
-        assert adaptation.support.indices == nearest[:12]
-        assert adaptation.support.counts == [1] * 12
-        assert adaptation.total_steps == 12
-
-    with finetuner.adapted("zzz?!") as adaptation:
-        assert adaptation.total_steps == 0
-        assert list(adaptation.passages) == []
-        assert adaptation.generate("zzz?!", max_new_tokens=2)
+    # Nothing is near a prompt of other words.
+    for prompt in (PROMPT, "zzz?!"):
+        with finetuner.adapted(prompt) as adaptation:
+            assert adaptation.generate(prompt, max_new_tokens=2)
 
 
 def test_the_end_of_a_long_prompt_is_a_query_of_its_own(gpt2, make, store, embedder):
@@ -57,7 +63,7 @@ def test_the_end_of_a_long_prompt_is_a_query_of_its_own(gpt2, make, store, embed
 
     assert expected["lexical"].tolist() != words[0].tolist()
     for search, positions in expected.items():
-        finetuner = make(gpt2, search=search, method="knn")
+        finetuner = make(gpt2, search=search)
 
         assert finetuner.retrieve(LONG).positions == positions.tolist()
         assert finetuner.config.settings()["search"] == search
@@ -70,18 +76,17 @@ def test_methods_select_from_what_both_searches_find(gpt2, make, store):
     assert set(finetuner.select(PROMPT).indices) <= set(pool)
 
 
-def by_hand(pool, queries, n_select):
-    raise AssertionError
+@pytest.mark.parametrize("method", ["hullft", "sift", "knn"])
+def test_steps_on_passages_need_embeddings(gpt2, make, method):
+    finetuner = make(gpt2, search="lexical", method=method)
+    with pytest.raises(ValueError, match="n_select is 12, and the search is by words"):
+        finetuner.select(PROMPT)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"search": "lexical"}, "method hullft selects by embeddings, and search is"),
-        ({"search": "lexical", "method": "sift"}, "method sift selects by"),
-        ({"search": "lexical", "method": by_hand}, "method by_hand selects by"),
-        ({"embedder": None}, "method hullft selects by embeddings"),
-        ({"embedder": None, "search": "hybrid"}, "an embedder must be given for"),
+        ({"embedder": None, "search": "hybrid"}, "store and embedder must be given"),
         ({"store": MemoryStore(["a"])}, "the store has no embeddings: leave the embed"),
         ({"search": "words"}, "search must be 'dense', 'hybrid' or 'lexical'"),
     ],

@@ -18,7 +18,7 @@ from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.chat import chat_prompt
 from hullft_ops.ttft.clock import Deadline
-from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, Embedder, load_embedder
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.models.checks import full_window
@@ -65,9 +65,9 @@ def adapt(
         files: what is read of --corpus.
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
-        corpus: your folder of texts, or what else hullft-ops index reads. It is searched by words,
-            unless --search or --method needs embeddings. Its datastore stays in hullft_datastores;
-            only changed files are embedded again.
+        corpus: your folder of texts, or what else hullft-ops index reads, searched by words unless
+            --search or --n-select needs embeddings. Its datastore stays in hullft_datastores; of
+            changed files, only new passages are embedded again.
         prompt: the text to adapt to; or give --prompt-file.
         prompt_file: file with the prompt; - for stdin.
         seconds: budget for retrieval and training; steps that do not fit are skipped.
@@ -81,9 +81,8 @@ def adapt(
     language_model = ModelConfig(**inputs)
     values = {"lr": default_lr(language_model.model)} | settings
     config = TTFTConfig(**values)
-    selects = config.n_select and config.method != "knn"
-    if corpus is not None and config.search is None and not selects:
-        # Embedding takes the longer, the more there is, and the answer waits for it.
+    if corpus is not None and not config.n_select and config.search is None:
+        # The answer would wait until all passages are embedded.
         config = replace(config, search="lexical")
     if seconds is not None:
         # It refuses what is no budget; the one that counts begins with the adaptation.
@@ -97,7 +96,10 @@ def adapt(
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
     asked = chat_prompt(tokenizer, text) if chat else text
     # The slowest to import, so after what is refused.
-    encoder = encoder_of(embedder, config.search, passages)
+    encoder = None
+    if config.search != "lexical":
+        with waiting("loading the embedder"):
+            encoder = load_embedder(embedder)
     if passages is None:
         passages = folder_datastore(str(corpus), encoder, **files)
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
@@ -120,16 +122,6 @@ def adapt(
             continuation = adaptation.generate(text, chat=chat, **options)
             if not continuation.strip():
                 echo("The model ended at once: its continuation is blank.")
-
-
-def encoder_of(
-    name: str, search: str | None, store: Datastore | None
-) -> Embedder | None:
-    """The embedder; None to search by words, or a datastore without embeddings."""
-    if search == "lexical" or (store is not None and store.embedder is None):
-        return None
-    with waiting("loading the embedder"):
-        return load_embedder(name)
 
 
 def _text_of(prompt: str | None, file: str | None) -> str:

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, ticking, waiting
-from hullft_ops.cli.adapt import encoder_of, text_in
+from hullft_ops.cli.adapt import text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.measuring import run_identity
 from hullft_ops.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.adapter import adapter_identity
 from hullft_ops.ttft.chat import Prompt, chat_prompt, conversation
 from hullft_ops.ttft.clock import Deadline
-from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
@@ -108,8 +108,9 @@ def answer(
         # Without a template it is refused before the work.
         chat_prompt(tokenizer, "")
     encoder = None
-    if passages is not None:
-        encoder = encoder_of(embedder, config.search, passages)
+    if passages is not None and config.search != "lexical":
+        with waiting("loading the embedder"):
+            encoder = load_embedder(embedder)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     longest = finetuner.reader.window - 1
     check_integer("generate", "max_new_tokens", max_new_tokens, 1, longest)

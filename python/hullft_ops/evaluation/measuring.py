@@ -135,7 +135,7 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     finetuners = [evaluation.finetuners[key] for key in keys]
     # A search serves all of its kind: each takes the beginning of the list that it needs.
     count = max(finetuner.neighbours for finetuner in finetuners)
-    retrieved: dict[str | None, Neighbours] = {}
+    retrieved: dict[str, Neighbours] = {}
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, dict[str, float]] = {}
     for finetuner in finetuners:
@@ -144,11 +144,10 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
             # In the model's own dtype, so that it is the same for all.
             plain = Answering(finetuner.reader.using(window, None), Prefix())
             before[window] = scores_of(prompt, plain, evaluation.metrics)
-        search = finetuner.config.search
-        if search not in retrieved:
-            retrieved[search] = finetuner.retrieve(prompt.text, count)
+        if finetuner.search not in retrieved:
+            retrieved[finetuner.search] = finetuner.retrieve(prompt.text, count)
         try:
-            with finetuner.adapted(retrieved[search]) as adaptation:
+            with finetuner.adapted(retrieved[finetuner.search]) as adaptation:
                 after = scores_of(prompt, adaptation, evaluation.metrics)
         except NonFiniteLossError as error:
             yield _row(evaluation, prompt, finetuner, error=str(error))

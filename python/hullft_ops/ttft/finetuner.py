@@ -27,9 +27,9 @@ from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.retrieval import DEFAULT_SEARCH, Neighbours, retrieve
-from hullft_ops.ttft.store.base import Store, check_embedder, words_of
+from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.format import batches_of_like_length
-from hullft_ops.ttft.store.words import WordSearch
+from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.technique import Prepared
@@ -83,7 +83,7 @@ class TestTimeFinetuner:
         self.tokenizer = tokenizer
         self.store = store
         self._embedder = embedder
-        self._words: WordSearch | None = None
+        self._words: Words | None = None
         self._weights = Weights(model)
         config = replace(config or TTFTConfig(), **options)
         self.reader = Reader(model, tokenizer, window_of(model, tokenizer, config))
@@ -98,29 +98,22 @@ class TestTimeFinetuner:
     def _set(self, config: TTFTConfig) -> None:
         window = window_of(self.model, self.tokenizer, config)
         self.reader = self.reader.using(window, config.dtype)
-        self.neighbours = config.neighbours()
-        if self.neighbours:
-            config = self._with_search(config)
         self.config = config
         self.techniques = config.active()
+        self.neighbours = config.neighbours()
+        has_embedder = self._embedder is not None
+        self.search = config.search or (DEFAULT_SEARCH if has_embedder else "lexical")
+        if self.neighbours:
+            if self.store is None or not (has_embedder or self.search == "lexical"):
+                raise ValueError(
+                    "TestTimeFinetuner: store and embedder must be given for n_select, context or "
+                    "ngrams above 0; for search lexical the store alone"
+                )
+            if self.search != "dense" and self._words is None:
+                index = getattr(self.store, "words", None)
+                self._words = Words.build(self.store.texts) if index is None else index
         for technique in self.techniques:
             technique.load(self.reader)
-
-    def _with_search(self, config: TTFTConfig) -> TTFTConfig:
-        """The options with a kind of search, which is checked."""
-        if self.store is None:
-            raise ValueError(
-                "TestTimeFinetuner: store and embedder must be given for n_select, context or "
-                "ngrams above 0; the store alone, if search is lexical"
-            )
-        search = config.search or (DEFAULT_SEARCH if self._embedder else "lexical")
-        if search != "lexical" and self._embedder is None:
-            raise ValueError(
-                f"TestTimeFinetuner: an embedder must be given for search {search}"
-            )
-        if search != "dense" and self._words is None:
-            self._words = words_of(self.store)
-        return replace(config, search=search)
 
     def retrieve(self, prompt: str, count: int | None = None) -> Neighbours:
         """The passages nearest to a prompt: ``count``, or None for what the techniques look at.
@@ -129,9 +122,8 @@ class TestTimeFinetuner:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
         count = self.neighbours if count is None else count
-        search = self.config.search
-        embedder = None if search == "lexical" else self._embedder
-        words = None if search == "dense" else self._words
+        embedder = None if self.search == "lexical" else self._embedder
+        words = None if self.search == "dense" else self._words
         return retrieve(prompt, count, self.store, embedder, words)
 
     def select(self, prompt: str) -> Support:

@@ -13,7 +13,7 @@ from hullft_ops._checks import check_text
 from hullft_ops.ttft.clock import StageClock
 from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.store.base import Store, checked_vectors
-from hullft_ops.ttft.store.words import WordSearch, fused, last_words
+from hullft_ops.ttft.store.words import Words, fused, last_words
 from hullft_ops.ttft.validation import options_class
 
 # Stands behind each retrieved passage: a blank line tells the model that another text begins.
@@ -73,7 +73,7 @@ def retrieve(
     count: int,
     store: Store | None,
     embedder: Embedder | None,
-    words: WordSearch | None = None,
+    words: Words | None = None,
 ) -> Neighbours:
     """The ``count`` passages that are nearest to a prompt, or all if there are fewer.
 

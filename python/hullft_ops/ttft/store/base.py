@@ -13,7 +13,7 @@ from torch import Tensor
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.store.words import Words, WordSearch
+from hullft_ops.ttft.store.words import Words
 
 # An embedder that computes in half precision normalises no better than this.
 NORM_TOLERANCE = 1e-3
@@ -123,12 +123,6 @@ class MemoryStore:
         """None: the store does not know of documents."""
 
 
-def words_of(store: Store) -> WordSearch:
-    """The search by words of a store; its texts are indexed if it has none."""
-    words: WordSearch | None = getattr(store, "words", None)
-    return Words.build(store.texts) if words is None else words
-
-
 def exact_search(
     function: str, embeddings: Tensor, queries: np.ndarray | Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
@@ -199,8 +193,8 @@ def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
     """ValueError if the store's vectors come from another embedder."""
     if store.embedder is None:
         raise ValueError(
-            f"{function}: the store has no embeddings: leave the embedder out, to search by words "
-            "alone, or index the texts with it"
+            f"{function}: the store has no embeddings: leave the embedder out, or on the command "
+            "line take --search lexical"
         )
     ours = f"{embedder.name} of dim {embedder.dim}"
     theirs = f"{store.embedder} of dim {store.dim}"

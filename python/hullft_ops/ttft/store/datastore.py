@@ -28,7 +28,7 @@ from hullft_ops.ttft.store.format import (
     read_model,
     write_texts,
 )
-from hullft_ops.ttft.store.words import Words, digest_of
+from hullft_ops.ttft.store.words import Words
 
 
 class Datastore:
@@ -147,14 +147,13 @@ class Datastore:
             raise ValueError(
                 f"{self.folder} is damaged: its texts, sources or vectors have changed"
             )
-        if digest_of(self.folder / WORDS) != self.info.words:
-            raise ValueError(f"{self.folder} is damaged: its words have changed")
+        Words.open(self.folder / WORDS, self.info.words)
 
     @cached_property
     def words(self) -> Words:
         """The index of the texts' words, which is mapped when it is first asked for. ValueError if
         it is damaged."""
-        return Words.open(self.folder / WORDS, len(self))
+        return Words.open(self.folder / WORDS, self.info.words)
 
     def vectors(self, positions: Tensor) -> Tensor:
         """As `Store.vectors`."""

@@ -53,8 +53,6 @@ class TTFTConfig(
             value = getattr(self, field.name)
             if value != field.default:
                 values[field.name] = value
-        if self.neighbours() and self.search not in (None, "dense"):
-            values["search"] = self.search
         return values
 
 

@@ -103,24 +103,17 @@ class PassageSteps(PassageStepOptions, Technique):
             del values[name]
         return values
 
-    def load(self, reader: Reader) -> None:
-        """ValueError if the method needs embeddings, and none are searched."""
-        if self.search == "lexical" and self.method != "knn":
-            name = getattr(self.method, "__name__", self.method)
-            raise ValueError(
-                f"method {name} selects by embeddings, and search is lexical, by words "
-                "alone: take method knn, or search dense or hybrid with an embedder"
-            )
-
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
         """Select passages for the prompt, and give the steps on them an order."""
+        if neighbours.query is None:
+            raise ValueError(
+                f"n_select is {self.n_select}, and the search is by words: passages to train on "
+                "are selected by embeddings"
+            )
         start = perf_counter()
         positions = list(neighbours.positions[: self.pool_size])
-        if neighbours.query is None:
-            selection = _first(min(self.n_select, len(positions)))
-        else:
-            pool = neighbours.store.vectors(torch.tensor(positions))[None]
-            selection = self._selected(pool, neighbours.query)
+        pool = neighbours.store.vectors(torch.tensor(positions))[None]
+        selection = self._selected(pool, neighbours.query)
         seconds = perf_counter() - start
         size = int(selection.support_size)
         indices = [positions[i] for i in selection.indices[0, :size].tolist()]
@@ -164,19 +157,6 @@ class PassageSteps(PassageStepOptions, Technique):
         else:
             selection = self.method(pool, query, count)
         return selection
-
-
-def _first(count: int) -> Selection:
-    """The first ``count`` of a pool, each once: the nearest by words, whose distance is unknown."""
-    return Selection(
-        indices=torch.arange(count)[None],
-        weights=torch.full((1, count), 1 / max(count, 1)),
-        counts=torch.ones((1, count), dtype=torch.int64),
-        support_size=torch.tensor([count]),
-        residual=torch.ones(1),
-        gap=torch.zeros(1),
-        num_iter=torch.zeros(1, dtype=torch.int64),
-    )
 
 
 def schedule(support: Support, refresh: int, order: str) -> list[Pass]:

@@ -7,12 +7,11 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from hullft_ops.ttft.models.modes import ReadingOptions
 from hullft_ops.ttft.prefix import Mixture, Passage
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.retrieval import Neighbours, SearchOptions
+from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.training import Training
 
 Kind = TypeVar("Kind")
-SHARED = (ReadingOptions, SearchOptions)
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ def options_of(kind: type[Kind], options: Any) -> Kind:
 
 
 def stated(options: Any) -> dict[str, Any]:
-    """The values of some options but None, and but those that techniques share."""
-    shared = {field.name for kind in SHARED for field in fields(kind)}
+    """The values of some options but None, and but those of how a model reads."""
+    shared = {field.name for field in fields(ReadingOptions)}
     values = {
         field.name: getattr(options, field.name)
         for field in fields(options)
