@@ -12,7 +12,7 @@ PROGRAM = """
 from pathlib import Path
 
 import torch
-from hullft_ops.ttft.models.memory import keep_freed_memory, return_freed_memory
+from hullft_ops.ttft.models.memory import keep_freed_memory
 
 BLOCK = 2**28
 
@@ -28,17 +28,13 @@ def is_kept():
 assert not is_kept()
 assert keep_freed_memory()
 assert is_kept()
-
-before = resident()
-return_freed_memory()
-assert resident() < before - 0.9 * BLOCK
 """
 
 
 @pytest.mark.skipif(
     sys.platform != "linux", reason="reads Linux's counts of a process's pages"
 )
-def test_freed_memory_is_kept_only_where_asked_and_can_be_returned():
+def test_freed_memory_is_kept_only_where_asked():
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)
 
 

@@ -45,10 +45,8 @@ def with_lora(
     model: "PreTrainedModel",
     target_modules: str | list[str],
     rank: int,
-    *,
-    is_empty: bool = False,
 ) -> Any:
-    """A PEFT model with a new LoRA around the model's weights; an empty one is on the meta device.
+    """A PEFT model with a new LoRA around the model's weights.
 
     ValueError if PEFT cannot put LoRAs around all of these modules.
     """
@@ -64,9 +62,7 @@ def with_lora(
     )
     with _quiet():
         try:
-            return get_peft_model(
-                _sharing_weights(model), config, low_cpu_mem_usage=is_empty
-            )
+            return get_peft_model(_sharing_weights(model), config)
         except ValueError as error:
             # PEFT goes on with advice for its own arguments.
             reason = str(error).partition(". ")[0]

@@ -90,17 +90,19 @@ class PassageSteps(PassageStepOptions, Technique):
 
     @property
     def settings(self) -> dict[str, Any]:
-        idle: dict[Any, tuple[str, ...]] = {
+        idle = {
             "hullft": ("noise",),
             "sift": ("variant",),
             # Each passage has one step.
             "knn": ("noise", "order", "refresh", "variant"),
         }
-        values = stated(self)
-        if not isinstance(self.method, str):
-            values["method"] = getattr(self.method, "__name__", str(self.method))
-        for name in idle.get(self.method, ()):
-            del values[name]
+        method = self.method
+        name = str(getattr(method, "__name__", method))
+        # What tells configurations apart comes first.
+        values = {"method": name, **stated(self)}
+        values["method"] = name
+        for option in idle.get(name, ()):
+            del values[option]
         return values
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
