@@ -136,7 +136,7 @@ def test_what_cannot_be_answered_is_refused_before_the_work(
     arguments: list[object],
 ) -> None:
     for options, message in (
-        (["--context", 1], "give --store, or --n-select 0, --context 0 and"),
+        (["--context", 1], "store and embedder must be given for Passages"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
         (["--batch-size", 0], "generate: batch_size must be in 1.."),

@@ -12,16 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TextStreamer
 
-from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, printable, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.chat import chat_prompt
-from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import continue_prompt
-from hullft_ops.ttft.models.checks import full_window
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
@@ -84,18 +80,9 @@ def adapt(
     if corpus is not None and not config.n_select and config.search is None:
         # The answer would wait until all passages are embedded.
         config = replace(config, search="lexical")
-    if seconds is not None:
-        # It refuses what is no budget; the one that counts begins with the adaptation.
-        Deadline(seconds)
     passages = Datastore.open(store) if store is not None else None
     with waiting("loading the model"):
         model, tokenizer = language_model.load()
-    # What the model cannot do is refused before the work.
-    if generate:
-        window = full_window(model, tokenizer, config.max_length)
-        check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
-    asked = chat_prompt(tokenizer, text) if chat else text
-    # The slowest to import, so after what is refused.
     encoder = None
     if config.search != "lexical":
         with waiting("loading the embedder"):
@@ -105,13 +92,15 @@ def adapt(
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     # Two samples would differ without any adaptation.
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    options["streamer"] = _Printer(
-        tokenizer, skip_prompt=True, skip_special_tokens=True
-    )
+    options: dict[str, Any] = {
+        "chat": chat,
+        "do_sample": False,
+        "max_new_tokens": max_new_tokens,
+        "streamer": _Printer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+    }
     if generate:
         echo("without adaptation:")
-        continue_prompt(finetuner.reader, asked, **options)
+        continue_prompt(finetuner.reader, text, **options)
     with ExitStack() as until_restored:
         with waiting("adapting to the prompt"):
             adapted = finetuner.adapted(text, chat=chat, seconds=seconds)
@@ -119,7 +108,7 @@ def adapt(
         _print_training(adaptation, passages)
         if generate:
             echo("with adaptation:")
-            continuation = adaptation.generate(text, chat=chat, **options)
+            continuation = adaptation.generate(text, **options)
             if not continuation.strip():
                 echo("The model ended at once: its continuation is blank.")
 

@@ -1,7 +1,6 @@
 """``hullft-ops answer``: continue many prompts, and write each answer to a file."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,24 +93,15 @@ def answer(
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output, Answer)
-    if store is None and config.neighbours():
-        raise ValueError("give --store, or --n-select 0, --context 0 and --ngrams 0")
     check_integer("generate", "batch_size", batch_size, 1)
     if seconds is not None:
         # It refuses what is no budget; one begins with each prompt.
         Deadline(seconds)
     every = read_prompts(prompts, prompt_column)
-    passages = Datastore.open(store) if store is not None else None
-    with waiting("loading the model"):
-        model, tokenizer = language_model.load()
+    finetuner = loaded_finetuner(language_model, store, embedder, config)
     if chat:
         # Without a template it is refused before the work.
-        chat_prompt(tokenizer, "")
-    encoder = None
-    if passages is not None and config.search != "lexical":
-        with waiting("loading the embedder"):
-            encoder = load_embedder(embedder)
-    finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
+        chat_prompt(finetuner.tokenizer, "")
     longest = finetuner.reader.window - 1
     check_integer("generate", "max_new_tokens", max_new_tokens, 1, longest)
     options: dict[str, Any] = {
@@ -119,10 +109,10 @@ def answer(
         "chat": chat,
         "seconds": seconds,
     }
-    settings = asdict(config)
+    stated: dict[str, Any] = config.settings()
     if config.adapter is not None:
-        settings["adapter"] = adapter_identity(config.adapter)
-    run = run_identity(finetuner.reader, passages, [settings, options])
+        stated["adapter"] = adapter_identity(config.adapter)
+    run = run_identity(finetuner.reader, finetuner.store, [stated, options])
     with open_results(output, run, kind=Answer) as answers:
         left = [prompt for key, prompt in every.items() if key not in answers.rows]
         done = len(every) - len(left)
@@ -134,6 +124,20 @@ def answer(
         for position, text in bar:
             answers.append(Answer(run=run, prompt=left[position], answer=text))
     echo(output)
+
+
+def loaded_finetuner(
+    language_model: ModelConfig, store: Path | None, embedder: str, config: TTFTConfig
+) -> TestTimeFinetuner:
+    """The finetuner of a command. The slowest to load comes last."""
+    passages = None if store is None else Datastore.open(store)
+    with waiting("loading the model"):
+        model, tokenizer = language_model.load()
+    encoder = None
+    if passages is not None and config.search != "lexical":
+        with waiting("loading the embedder"):
+            encoder = load_embedder(embedder)
+    return TestTimeFinetuner(model, tokenizer, passages, encoder, config)
 
 
 def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:

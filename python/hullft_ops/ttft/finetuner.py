@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer
+from hullft_ops._terminal import listed
 from hullft_ops.ttft.adaptation import (
     OUT_OF_MEMORY,
     Adaptation,
@@ -55,7 +56,7 @@ class TestTimeFinetuner:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or cast it, or
             change its frozen weights or what it trains, make a new finetuner.
         tokenizer: the model's tokenizer.
-        store: the passages to retrieve; None if n_select, context and ngrams are 0.
+        store: the passages to retrieve; None if no technique looks at neighbours.
         embedder: the embedder that the store was made with; None likewise, or to search by words.
         config: the options; None for the defaults.
         options: fields of `TTFTConfig`, in place of those of ``config``.
@@ -105,9 +106,10 @@ class TestTimeFinetuner:
         self.search = config.search or (DEFAULT_SEARCH if has_embedder else "lexical")
         if self.neighbours:
             if self.store is None or not (has_embedder or self.search == "lexical"):
+                names = [type(t).__name__ for t in self.techniques if t.neighbours]
                 raise ValueError(
-                    "TestTimeFinetuner: store and embedder must be given for n_select, context or "
-                    "ngrams above 0; for search lexical the store alone"
+                    "TestTimeFinetuner: store and embedder must be given for "
+                    f"{listed(names)}; for search lexical the store alone"
                 )
             if self.search != "dense" and self._words is None:
                 index = getattr(self.store, "words", None)

@@ -34,9 +34,7 @@ class Adapter(Technique):
         self._folder = folder
         self._prepared = Prepared()
 
-    @property
-    def trains(self) -> bool:
-        return False
+    trains = False
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -48,9 +48,7 @@ class NgramMixture(NgramOptions, Technique):
     def neighbours(self) -> int:
         return self.pool_size
 
-    @property
-    def trains(self) -> bool:
-        return False
+    trains = False
 
     @property
     def settings(self) -> dict[str, Any]:

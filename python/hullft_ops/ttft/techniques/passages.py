@@ -44,9 +44,7 @@ class Passages(PassageOptions, Technique):
     def neighbours(self) -> int:
         return self.context
 
-    @property
-    def trains(self) -> bool:
-        return False
+    trains = False
 
     @property
     def settings(self) -> dict[str, Any]:
