@@ -21,7 +21,7 @@ from hullft_ops.ttft.techniques import TTFTConfig
         ("noise", -0.5, "greater than 0, got -0.5"),
         ("max_grad_norm", math.nan, "a finite number, got nan"),
         ("method", "nearest", "'hullft', .* or 'knn', got 'nearest'"),
-        ("variant", "greedy", "'vanilla', .* or 'corrective', got 'greedy'"),
+        ("variant", "greedy", "'vanilla' or 'corrective', got 'greedy'"),
         ("dtype", "float16", "'auto' or 'bfloat16', got 'float16'"),
     ],
 )
