@@ -28,7 +28,7 @@ class ColumnCache {
     return slot < 0 ? nullptr : columns_[size_t(slot)].get();
   }
 
-  // Of every candidate, below 0 for those that have no column; padded(n_rows) values.
+  // The slot of every candidate, below 0 for those without a column; padded(n_rows) values.
   const int32_t* slots() const { return slot_of_.data(); }
 
   // Where to write the column of an atom that has none, padded(n_rows) values; the padding is 0

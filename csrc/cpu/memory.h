@@ -22,7 +22,7 @@ void check_fits(const char* op, double needed, const Asked&... asked) {
                 whole_gigabytes(has));
 }
 
-// As it is in one array, which is what views are copied to.
+// Size of a contiguous copy.
 inline double bytes_of(const Tensor& t) { return double(t.numel()) * double(t.element_size()); }
 
 // What `with_dense_rows` copies.

@@ -7,8 +7,8 @@
 
 namespace hullft {
 
-// A solver calls `some` now and then: it computes from the caches for most of a query, and memory
-// would stand still meanwhile.
+// Prefetches the next query's pool while this one computes from the caches. A solver calls
+// `prefetch` now and then.
 template <typename T>
 class ReadAhead {
  public:
@@ -19,8 +19,8 @@ class ReadAhead {
     return rows_;
   }
 
-  // Asks for up to so many lines, no further than a row goes.
-  void some(int64_t lines) {
+  // At most so many lines, no further than a row goes.
+  void prefetch(int64_t lines) {
     if (row_ == rows_.size()) return;
     const char* row = reinterpret_cast<const char*>(rows_[row_]);
     const int64_t end = std::min(row_bytes_, at_ + lines * kLine);

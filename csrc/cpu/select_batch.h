@@ -11,8 +11,8 @@
 
 namespace hullft {
 
-// Of a query without candidates nothing is explained: the norm of its mean target is left, and the
-// sum of its targets' squares.
+// Result for an empty pool: the residual is the norm of the mean target, the variance the sum of
+// the targets' squares.
 template <typename T, typename Output>
 bool write_nothing(int64_t b, const T* query, int64_t d, int64_t n_targets, const Output& output) {
   double squared = 0, squares = 0;

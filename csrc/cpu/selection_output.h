@@ -40,7 +40,7 @@ class SelectionOutput {
     return gap_.set(b, std::max(answer.gap, 0.0)) && residual_fits;  // below 0 only by rounding
   }
 
-  // Of a query without candidates.
+  // Result for an empty pool.
   bool write_nothing(int64_t b, double residual, double /*squares*/) const {
     SelectionAnswer nothing;
     nothing.residual = residual;

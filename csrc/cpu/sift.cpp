@@ -45,7 +45,7 @@ class SiftOutput {
     return fits;
   }
 
-  // Of a query without candidates: its targets' variance stays.
+  // Result for an empty pool: the targets' variance stays.
   bool write_nothing(int64_t b, double residual, double squares) const {
     SiftAnswer nothing;
     nothing.residual = residual;
@@ -83,7 +83,7 @@ class SiftSolver {
       answer.variances.push_back(variance_left_);
       ++picked_[size_t(best.index)];
       if (int64_t(answer.picks.size()) == options_.n_select) return summarise(in, answer);
-      in.ahead->some(kLinesAPick);
+      in.ahead->prefetch(kLinesAPick);
       best = condition(best.index);
     }
     return false;

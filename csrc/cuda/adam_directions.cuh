@@ -18,7 +18,7 @@ struct DeviceMath {
     else
       return ::fmaf(a, b, c);
   }
-  // Of two PTX instructions that name no rounding ptxas may make one, whatever stands between them.
+  // Rounding is named: ptxas may fuse two PTX instructions that name none.
   __device__ __forceinline__ R product(R a, R b) const {
     if constexpr (sizeof(R) == 8)
       return __dmul_rn(a, b);

@@ -262,7 +262,7 @@ class FwBlock {
   const BlockThread me_;
   int n_ = 0;
   S qq_ = 0, residual_ = 0;
-  // Of warp 0:
+  // State of warp 0:
   Iterate<S> it_{0, 0};
   Best<S> top_{0, 0};
   int s_ = 0, s_entry_ = 0;  // the atom that the step goes toward

@@ -13,7 +13,7 @@ namespace hullft {
 constexpr int kSlots = kWarpCandidates / kWarp;  // candidates of a lane
 constexpr int kRefresh = 16;                     // steps between two sums of <w, b> and <w, u>
 
-// Of each candidate; -inf and 0 past the pool.
+// Products with the query, and squares; -inf and 0 past the pool.
 struct FwProducts {
   double b[kWarpCandidates], square[kWarpCandidates];
 };
@@ -379,7 +379,7 @@ class FwWarp {
   S residual_ = 0;
   double qq_ = 0;
   FwStopping stopping_;
-  // Of warp 0. Slot i of a lane is candidate i * 32 + lane.
+  // State of warp 0. Slot i of a lane is candidate i * 32 + lane.
   S b_[kSlots], u_[kSlots], w_[kSlots];
   unsigned held_ = 0;  // a bit for each slot in the support
   Iterate<double> it_{0, 0};

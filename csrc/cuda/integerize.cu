@@ -16,12 +16,12 @@ int64_t gram_bytes(const IntegerizeProblem& p) {
   return aligned(p.batch * m * m * real_bytes_of(p.support.storage));
 }
 
-// Of one query: its CountArrays, used where shared memory does not hold them, and products.
+// Bytes of one query: its CountArrays, used where shared memory does not hold them, and products.
 int64_t state_bytes(const IntegerizeProblem& p) {
   return aligned(int64_t(p.support.width) * (kCountBytes + real_bytes_of(p.support.storage)));
 }
 
-// Of a support that the lanes of a warp take at once.
+// A support that the lanes of a warp take at once.
 template <typename S>
 struct SmallSupport {
   S gram[kSmallGram<S>];
@@ -56,7 +56,7 @@ __device__ __forceinline__ bool has_bad_value(const Rows& rows, const S* product
   return __syncthreads_or(bad);
 }
 
-// Of a query's support, in global memory.
+// Gram matrix of a query's support in global memory.
 template <typename S>
 struct GramRows {
   static constexpr bool kAtOnce = false;

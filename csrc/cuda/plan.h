@@ -19,7 +19,7 @@ struct LaunchLimits {
   int64_t full_device() const { return 2 * sms; }
 };
 
-// Of the current device.
+// Limits of the current device.
 cudaError_t device_limits(LaunchLimits* limits);
 
 // Pools that differ: a batch may share one.
@@ -38,8 +38,8 @@ GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms
 // Whether whole Gram matrices take less time than `columns` columns a query as they are wanted.
 bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms);
 
-// Of plan_of(limits, gram) the one with whole Gram matrices, where they take less time, at most
-// kMoreForGrams bytes more, and leave parts that fill the device; else the one with columns.
+// The plan with whole Gram matrices if they take less time, at most kMoreForGrams bytes more, and
+// leave parts that fill the device; else the one with columns. plan_of(limits, gram) makes either.
 constexpr int64_t kMoreForGrams = 512 << 20;
 template <typename PlanOf>
 auto choose_columns(const PoolView& pool, int64_t batch, int64_t columns,

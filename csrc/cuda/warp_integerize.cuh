@@ -55,7 +55,7 @@ class WarpIntegerizer {
   }
 
  private:
-  // Of givers, whose swaps are tried together. More than four rows from anywhere take registers
+  // Givers whose swaps are tried together. More than four rows from anywhere take registers
   // that fw_kernel does not have (nvcc 13.0).
   static constexpr int kRowsAtOnce = Rows::kAtOnce ? 8 : 4;
 

@@ -19,7 +19,7 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   const SiftOptions options = check_sift_options(arguments, n_select, noise);
   check_launch(arguments);
   check_range(op, "the number of targets", options.n_targets, 1);
-  // Of one query, as a batch is solved in parts.
+  // For one query, as a batch is solved in parts.
   const double n = double(n_select), n_targets = double(options.n_targets);
   check_workspace(op, 8 * (double(arguments.width) * (n + n_targets + 3) + 4 * n + n_targets));
   const SelectionInputs inputs(arguments);

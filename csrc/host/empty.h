@@ -38,7 +38,7 @@ inline Tensor empty_strided(const Tensor& beside, int64_t dim, const int64_t* si
                                                  : ""));
 }
 
-// Of the dtypes that operators return.
+// For the dtypes that operators return.
 inline int32_t shim_dtype(ScalarType type) {
   switch (type) {
     case ScalarType::Long:

@@ -70,7 +70,7 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
   overlap.run();
 }
 
-// Of a tensor on the CPU.
+// The number in a tensor on the CPU.
 inline double read_value(const ListedTensor& t) {
   const void* data = t.const_data_ptr();
   return t.scalar_type() == ScalarType::Double ? *static_cast<const double*>(data)

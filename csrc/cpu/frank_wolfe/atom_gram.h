@@ -44,7 +44,7 @@ class AtomGram {
   }
 
  private:
-  // Of the first `known` atoms, 0 behind them.
+  // Products with the first `known` atoms, then 0.
   struct Row {
     AlignedVector values;
     int64_t known = 0;

@@ -30,7 +30,7 @@ class FwSolver {
       const Step<double> step = choose_step();
       if (!std::isfinite(step.toward)) return false;
       if (!step.moves) break;
-      in.ahead->some(kLinesAStep);
+      in.ahead->prefetch(kLinesAStep);
       apply(step);
       ++iterations;
       if (correlations_.is_full()) return false;
@@ -43,12 +43,12 @@ class FwSolver {
   }
 
  private:
-  // Of the pool to come; the few hundred steps of a query ask for a quarter of a megabyte in all.
-  // More than a core can wait for at once would hold up the step.
+  // Lines of the next query's pool that a step prefetches: a quarter of a megabyte in the few
+  // hundred steps of a query. More than a core can wait for at once would hold up the step.
   static constexpr int64_t kLinesAStep = 16;
 
   bool start(const QueryPool<T>& in) {
-    // As every product of rows is computed, so that a query in its pool is no distance from it.
+    // Same summation order as row products, so a query in its pool has distance exactly 0.
     dot_kernels<T>().few(&in.query, 1, in.query, in.d, &qq_);
     if (!std::isfinite(qq_)) return false;
     if (!correlations_.begin(in, options_.max_support, support_)) return false;
@@ -68,7 +68,7 @@ class FwSolver {
     correlations_.settle(residual_);
   }
 
-  // Two sums side by side each, or every addition would wait for the last.
+  // Two accumulators of each sum break the dependency chain.
   Iterate<double> products_of_support() const {
     const std::vector<int64_t>& atoms = support_.atoms();
     const std::vector<double>& weights = support_.weights();
@@ -90,7 +90,7 @@ class FwSolver {
     return options_.gap_tol > 0 && gap() <= options_.gap_tol;
   }
 
-  // Made of inner products, a square as small as their rounding says nothing.
+  // Below the rounding error of inner products the square is noise.
   bool is_within_tol(const QueryPool<T>& in) {
     if (options_.tol == 0) return false;
     const double noise = 32 * std::numeric_limits<double>::epsilon() * largest_square_;

@@ -14,14 +14,63 @@
 #include <vector>
 
 #include "../aligned.h"
+#include "../pool.h"
 #include "../query_pool.h"
 #include "../share_rows.h"
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
+#include "../simd/screening_kernels.h"
 #include "support.h"
-#include "unit_pool.h"
 
 namespace hullft {
+
+// The rows of a pool as unit vectors of 16-bit integers, which estimates of correlations are made
+// of.
+template <typename T>
+class UnitPool {
+ public:
+  // `share`: the rows, among threads.
+  void begin(const T* const* rows, int64_t n_rows, int64_t d, bool share) {
+    width_ = quantized_width(d);
+    int16_t* units = units_.reserve(n_rows * width_);
+    norms_.resize(size_t(n_rows));
+    const auto to_units = corrective_kernels().unit_rows(static_cast<const T*>(nullptr));
+    for_rows(n_rows, d, share, [&](int64_t begin, int64_t end) {
+      to_units(rows + begin, end - begin, d, width_, units + begin * width_, norms_.data() + begin);
+    });
+  }
+
+  // d, padded with 0 to whole vectors.
+  int64_t width() const { return width_; }
+  const int16_t* unit(int64_t k) const { return units_.get() + k * width_; }
+  // Not finite where a value of the row is not, or its square too large.
+  double norm(int64_t k) const { return norms_[size_t(k)]; }
+
+ private:
+  int64_t width_ = 0;
+  Aligned<int16_t> units_;
+  std::vector<double> norms_;
+};
+
+// The units of a pool that the queries of a batch share; none where each has its own.
+template <typename T>
+class SharedUnitPool {
+ public:
+  explicit SharedUnitPool(const SelectionArguments& arguments) {
+    if (arguments.pool.dim() != 2 || arguments.candidates || arguments.batch < 2) return;
+    const Pool<T> pool(arguments);
+    std::vector<const T*> rows;
+    pool.rows(0, arguments.width, rows);
+    units_.begin(rows.data(), arguments.width, arguments.dim, true);
+    is_shared_ = true;
+  }
+
+  const UnitPool<T>* get() const { return is_shared_ ? &units_ : nullptr; }
+
+ private:
+  UnitPool<T> units_;
+  bool is_shared_ = false;
+};
 
 template <typename T>
 class LargestCorrelation {
@@ -43,7 +92,7 @@ class LargestCorrelation {
     return poison == 0;
   }
 
-  // Of a residual [d], padded with 0; the lowest row on ties, -1 without a row.
+  // residual: [d], padded with 0. The lowest row on ties, -1 without a row.
   int64_t in_pool(const double* residual) { return largest(all_, residual); }
   int64_t in_working_set(const double* residual) { return largest(working_set_, residual); }
 
@@ -70,7 +119,7 @@ class LargestCorrelation {
  private:
   static constexpr int64_t kWorkingSet = 32;
   static constexpr int64_t kSmallPool = 8192;  // values
-  // Of the pool to come, asked for while a tile of rows is computed.
+  // Lines of the next query's pool that are prefetched for each tile of rows.
   static constexpr int64_t kTile = 8, kLinesATile = 64;
 
   // Rows of the pool in order, as unit vectors, and their norms.
@@ -121,13 +170,13 @@ class LargestCorrelation {
       for (int64_t first = begin; first < end; first += kTile) {
         kernels_->estimate(set.units.data() + first, set.norms.data() + first,
                            std::min(kTile, end - first), width, unit, estimates_.data() + first);
-        in_->ahead->some(kLinesATile);
+        in_->ahead->prefetch(kLinesATile);
       }
     });
   }
 
-  // Those that may be the largest, in order. Without branches where they would be a surprise, and
-  // with several maxima at a time, of which each would wait for the last.
+  // Those that may be the largest, in order. Branch-free where a branch is unpredictable; four
+  // running maxima break the dependency chain.
   void find_contenders(const RowSet& set) {
     constexpr double kLowest = -std::numeric_limits<double>::infinity();
     const double error = cosine_error(units_->width());

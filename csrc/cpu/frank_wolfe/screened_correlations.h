@@ -198,7 +198,7 @@ class ScreenedCorrelations {
   ArgMax best_{0, 0};
   Support* support_ = nullptr;
 
-  // Of the query.
+  // The current query's.
   const T* const* rows_ = nullptr;
   const T* query_ = nullptr;
   int64_t d_ = 0;

@@ -34,7 +34,7 @@ class SupportOrder {
     }
   }
 
-  // Of a support whose atoms are the candidates.
+  // The same for a support whose atoms are the candidates.
   void write(const Support& support, int64_t max_support, SelectionAnswer& answer) {
     write(support, max_support, answer, [](int64_t atom) { return atom; });
   }

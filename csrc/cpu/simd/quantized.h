@@ -10,7 +10,7 @@ namespace hullft {
 namespace {
 
 typedef int16_t VecS __attribute__((vector_size(kVectorBytes)));
-// Of a row.
+// Elements of a row.
 constexpr int64_t kVector = 2 * kFloats;
 static_assert(kQuantizedPadding % kVector == 0);
 
@@ -180,7 +180,7 @@ inline RowSums quantize_row(const T* x, const T* next, int64_t d, float inverse,
   return {squares[0] + squares[1], products};
 }
 
-// Of float32; squares below it are taken for as large, which says no less of what is lost.
+// Smaller squares count as this one, which bounds no less of what is lost.
 constexpr float kSmallestSquare = 0x1p-78f;
 
 // The scale of the rows to come: that of the largest row so far, which is most often large enough,

@@ -10,7 +10,8 @@
 
 namespace hullft {
 
-// Of a piece of a tensor, whose first element is a multiple of kRoundingGroup.
+// The random bits of a piece of a tensor; `first`, its first element, is a multiple of
+// kRoundingGroup.
 struct StochasticRounding {
   RoundingKey key;
   int64_t first;

@@ -33,7 +33,7 @@ struct QuantizedRowsOut {
   int64_t tile;     // kQuantizedTile, or 1 for rows one after the other
 };
 
-// Of all of some rows. `norm` is rounded, infinite where a square is not finite or too large.
+// The largest over the rows. `norm` is rounded, infinite where a square is not finite or too large.
 struct QuantizedBounds {
   float norm, lost;
 };
@@ -49,7 +49,7 @@ using Quantize = QuantizedBounds (*)(const T* const* rows, int64_t n_rows, int64
 // In one pass over rows of integers.
 constexpr int64_t kMostColumns = 2;
 
-// Of kQuantizedTile rows each. The padding of the last is zero, as are its scales.
+// Tiles of kQuantizedTile rows. The padding of the last is zero, as are its scales.
 struct QuantizedTiles {
   const int16_t* values;  // [n, width]
   const float* scales;    // [n]
