@@ -127,13 +127,6 @@ def fw_columns(library: Library, seed: int) -> None:
 
 
 @case
-def fw_full_support(library: Library, seed: int) -> None:
-    for way in ("columns", "warp"):
-        launch = Launch(seed, threads=64, **WAYS[way])
-        fw_matches(library, torch.float32, "vanilla", launch, SIZES[3:4])
-
-
-@case
 def fw_full_support_tail(library: Library, seed: int) -> None:
     """Rows of 18 float32 that start every 20: vectors, and a tail of two."""
     pool, query = hull_problem(3, 1, 9, 18, torch.float32)

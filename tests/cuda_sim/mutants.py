@@ -55,13 +55,6 @@ MUTANTS = {
         "int(panel / grid.panels_across)",
         ("gram_of_a_shared_pool",),
     ),
-    "a share of d forgotten": Mutant(
-        "gram",
-        "cuda/gram.cu",
-        "int s = 0; s < kGroups",
-        "int s = 1; s < kGroups",
-        ("gram_ways",),
-    ),
     "no barrier after the wait for copies": Mutant(
         "gram_blocks",
         "cuda/gram_blocks.cu",
@@ -76,13 +69,6 @@ MUTANTS = {
         "cuda/plan.cu",
         "kBlocksInTimeOfOne = 1.75",
         "kBlocksInTimeOfOne = 1",
-        ("gram_plan",),
-    ),
-    "copies that cost no instruction": Mutant(
-        "plan",
-        "cuda/plan.cu",
-        "bytes / kCopiedBytesPerCycle + tiles",
-        "0 * bytes / kCopiedBytesPerCycle + tiles",
         ("gram_plan",),
     ),
     # Products of rows
@@ -363,13 +349,6 @@ MUTANTS = {
         "call.repeats",
         ("adam_device_repeats",),
     ),
-    "small blocks as far apart as large ones": Mutant(
-        "adam_replay",
-        "cuda/sweep.cuh",
-        "* batch.chunk}",
-        "* kSweepChunk}",
-        ("adam_device_repeats",),
-    ),
     "the same random bits for every thread": Mutant(
         "adam_replay",
         "cuda/adam_replay.cu",
@@ -383,15 +362,6 @@ MUTANTS = {
         "(size < kLargestMoment) &",
         "(size == size) &",
         ("adam_directions",),
-    ),
-    "one element too many": Mutant(
-        "accumulate",
-        "cuda/sweep.cuh",
-        "if (pieces.at(j) < pieces.numel) p",
-        "if (pieces.at(j) <= pieces.numel) p",
-        ("accumulate",),
-        "asan",
-        OUTSIDE,
     ),
     "a cache read that may hold NaN": Mutant(
         "accumulate",

@@ -7,7 +7,6 @@ from itertools import product
 import pytest
 import torch
 
-import hullft_ops
 from adam_problems import adam_replay, make_tensors
 from cuda_sim import build
 from cuda_sim.cases import CASES
@@ -15,7 +14,6 @@ from cuda_sim.cases_fw import EDGES, SIZES, WAYS, fw_matches
 from cuda_sim.checks import (
     ABOUT_VALUES,
     SMALL_SHARED,
-    check_consistent,
     check_same,
     hull_problem,
 )
@@ -27,7 +25,7 @@ from cuda_sim.library import (
 )
 from cuda_sim.worker import Workers
 from hullft_ops import _C
-from problems import DTYPES, VARIANTS, AnySelection, of_query
+from problems import DTYPES, VARIANTS, AnySelection
 
 Libraries = Callable[[str], Library]
 
@@ -103,31 +101,6 @@ def test_golden_pools(
         residual_error = answer.residual - golden[f"residual_n{n_select}"]
 
         assert residual_error.abs().max() < tolerance
-
-
-@pytest.mark.parametrize("dtype", REALS, ids=str)
-def test_golden_pools_of_sift(
-    library: Libraries, golden: dict[str, torch.Tensor], dtype: torch.dtype
-) -> None:
-    pool = golden["pool"].to(dtype)
-    query = golden["query"].to(dtype)
-    answer = library("plain").sift(pool, query, 50, noise=0.01)
-    on_cpu = hullft_ops.sift_select(pool.double(), query.double(), 50, noise=0.01)
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-
-    assert torch.equal(answer.picks, on_cpu.picks)
-    assert (answer.variance - on_cpu.variance).abs().max() < tolerance
-
-
-def test_golden_gap(library: Libraries, golden: dict[str, torch.Tensor]) -> None:
-    pool = golden["pool"][:2]
-    query = golden["query"][:2]
-    answer = library("plain").frank_wolfe(pool, query, 50, variant="corrective")
-
-    assert answer.gap.max() < 1e-6
-
-    for b in range(len(query)):
-        check_consistent(pool[b], query[b], 50, of_query(answer, b))
 
 
 def other_launches(first: Launch) -> list[Launch]:

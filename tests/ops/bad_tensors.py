@@ -1,27 +1,32 @@
 """What adam_replay_, adam_replay_check and grad_accumulate_ refuse."""
 
 import math
+from functools import partial
 
 import torch
 
 from adam_problems import AdamTensors, make_tensors
 
+BadTensors = dict[str, tuple[str, AdamTensors]]
 
-def bad_adam_tensors() -> dict[str, tuple[str, AdamTensors]]:
+
+def bad_adam_tensors() -> BadTensors:
     """A message for each, and tensors of shapes [2, 3] and [4] of which some are bad."""
     good = make_tensors([(2, 3), 4])
-    cut = torch.zeros(4)
-    cut.untyped_storage().resize_(0)
-    shrunk = torch.zeros(4)
-    shrunk.untyped_storage().resize_(12)
-    shared = torch.zeros(6)
-    wide = torch.zeros(2, 20)
+    return _unlike_the_others(good) | _bad_memory(good)
 
-    def changed(column: str, i: int, tensor: torch.Tensor) -> AdamTensors:
-        tensors = good.clone()
-        getattr(tensors, column)[i] = tensor
-        return tensors
 
+def _changed(
+    good: AdamTensors, column: str, i: int, tensor: torch.Tensor
+) -> AdamTensors:
+    tensors = good.clone()
+    getattr(tensors, column)[i] = tensor
+    return tensors
+
+
+def _unlike_the_others(good: AdamTensors) -> BadTensors:
+    """Numbers of tensors, shapes, dtypes, devices and step counts."""
+    changed = partial(_changed, good)
     return {
         "fewer gradients": (
             "grads has 1 tensors, params has 2",
@@ -67,6 +72,26 @@ def bad_adam_tensors() -> dict[str, tuple[str, AdamTensors]]:
             r"steps\[0\] must be finite and >= 0, got nan",
             changed("steps", 0, torch.tensor(math.nan)),
         ),
+        "step count without storage": (
+            r"steps\[1\] is on meta, the first tensor is on cpu",
+            changed("steps", 1, torch.tensor(0.0, device="meta")),
+        ),
+        "gradient without storage": (
+            r"grads\[0\] is on meta, the first tensor is on cpu",
+            changed("grads", 0, torch.zeros(2, 3, device="meta")),
+        ),
+    }
+
+
+def _bad_memory(good: AdamTensors) -> BadTensors:
+    changed = partial(_changed, good)
+    cut = torch.zeros(4)
+    cut.untyped_storage().resize_(0)
+    shrunk = torch.zeros(4)
+    shrunk.untyped_storage().resize_(12)
+    shared = torch.zeros(6)
+    wide = torch.zeros(2, 20)
+    return {
         "freed storage": (
             r"params\[1\] needs 16 bytes of storage, it has 0",
             changed("params", 1, cut),
@@ -94,14 +119,6 @@ def bad_adam_tensors() -> dict[str, tuple[str, AdamTensors]]:
         "gradient is the parameter": (
             r"(grads|params)\[.\] overlaps (grads|params)\[.\] in memory",
             good._replace(grads=good.params),
-        ),
-        "step count without storage": (
-            r"steps\[1\] is on meta, the first tensor is on cpu",
-            changed("steps", 1, torch.tensor(0.0, device="meta")),
-        ),
-        "gradient without storage": (
-            r"grads\[0\] is on meta, the first tensor is on cpu",
-            changed("grads", 0, torch.zeros(2, 3, device="meta")),
         ),
     }
 

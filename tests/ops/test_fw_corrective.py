@@ -5,7 +5,6 @@ import torch
 
 import hullft_ops
 from hullft_ops import reference
-from lstsq_problems import excess
 from problems import (
     DTYPES,
     VARIANTS,
@@ -99,18 +98,6 @@ def test_max_support_bounds_the_rows_and_not_the_units(
             expected = expected._replace(num_iter=int(sel.num_iter[b]))
 
         assert_equals_reference(of_query(sel, b), expected)
-
-
-@pytest.mark.parametrize("n_select", [3, 8, 16])
-def test_the_weights_are_the_best_for_a_full_support(n_select: int) -> None:
-    pool, query = make_problem(13, 6, 120, 40, spread=1.0)
-    sel = hullft_ops.fw_select(pool, query, n_select, variant="corrective")
-
-    assert (sel.support_size == n_select).all()
-
-    rows = pool.gather(1, sel.indices.unsqueeze(-1).expand(-1, -1, 40))
-
-    assert excess(rows, query, sel.weights).max() <= 1e-13
 
 
 def test_dense_has_the_weight_of_every_row() -> None:

@@ -44,17 +44,6 @@ def test_equals_reference(dtype: torch.dtype, candidates: int, dim: int) -> None
             assert abs(error) <= tolerance
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.usefixtures("simd_level")
-def test_ties_go_to_the_lowest_index(dtype: torch.dtype) -> None:
-    pool, query = make_problem(2, 3, 17, 9, dtype)
-    current = vertices(pool, 16)
-    expected = fw_lmo(pool, query, current)
-    step = fw_lmo(pool.repeat(1, 3, 1), query, current)
-
-    assert all(map(torch.equal, step, expected))
-
-
 @pytest.mark.usefixtures("simd_level")
 def test_a_loop_of_it_is_vanilla_frank_wolfe() -> None:
     pools, queries = make_problem(1, 1, 40, 16)
@@ -76,17 +65,6 @@ def test_a_loop_of_it_is_vanilla_frank_wolfe() -> None:
 
     assert abs(selection.residual - residual) <= 1e-12
     assert abs(selection.gap - gap) <= 1e-12
-
-
-def test_no_step_where_row_and_current_coincide() -> None:
-    pool = torch.eye(2)
-    query = torch.tensor([3.0, 0.0])
-    step = fw_lmo(pool, query, pool[0])
-
-    assert step.vertex == 0
-    assert step.correlation == 2
-    assert step.gamma == 0
-    assert step.gap == 0
 
 
 @pytest.mark.parametrize(

@@ -229,22 +229,6 @@ def test_bad_values_are_a_value_error(mode: Callable, error: Any) -> None:
         mode(counts)(pool * float("nan"), query)
 
 
-@pytest.mark.parametrize("device", ["cuda", "meta"])
-def test_fake_tensors_get_shapes(device: str) -> None:
-    with torch._subclasses.FakeTensorMode():
-        pool = torch.empty(3, 20, 8, device=device)
-        query = torch.empty(3, 8, device=device)
-        selection = hullft_ops.fw_select(pool, query, 5)
-
-    for name in ("indices", "weights", "counts"):
-        assert getattr(selection, name).shape == (3, 5)
-
-    for name in ("support_size", "residual", "gap", "num_iter"):
-        assert getattr(selection, name).shape == (3,)
-
-    assert {tensor.device.type for tensor in selection} == {device}
-
-
 def versions(tensors: list[torch.Tensor]) -> list[int]:
     return [tensor._version for tensor in tensors]
 

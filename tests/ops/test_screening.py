@@ -51,20 +51,6 @@ def test_candidates_closer_than_the_screen_can_tell(
     assert_as_in_float64(pool, query, variant=variant, max_iter=60)
 
 
-@pytest.mark.parametrize("shape", [SMALL, LARGE])
-@pytest.mark.usefixtures("simd_level")
-def test_the_lowest_of_equal_rows_wins(shape: tuple[int, int]) -> None:
-    pool, query = make_problem(5, 1, *shape, torch.float32)
-    generator = torch.Generator().manual_seed(6)
-    order = torch.randperm(shape[0], generator=generator) // 2
-    sel = assert_as_in_float64(pool[:, order], query)
-
-    chosen = sel.indices[sel.indices >= 0]
-    for i in chosen:
-        equal_rows = (order == order[i]).nonzero()
-        assert i == equal_rows[0]
-
-
 def test_more_steps_than_are_kept() -> None:
     """A step takes 24 bytes of those that are kept, for as long as the thread lives."""
     generator = torch.Generator().manual_seed(0)
@@ -146,14 +132,6 @@ def test_half_precision(shape: tuple[int, int], dtype: torch.dtype) -> None:
     assert_as_in_float64(pool, query)
 
 
-def test_one_large_row_beside_small_ones() -> None:
-    """The bound is the largest row's, so that every small one is a contender."""
-    pool, query = make_problem(10, 1, *SMALL, torch.float32)
-    pool[0, 70] *= -1e6
-
-    assert_as_in_float64(pool, query)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.usefixtures("simd_level")
 def test_rows_with_a_single_entry(variant: str) -> None:
@@ -186,13 +164,6 @@ def test_a_query_just_outside_the_hull(shape: tuple[int, int], variant: str) -> 
     query = pool[:, :6].mean(1) * 1.001
 
     assert_as_in_float64(pool, query, variant=variant, max_iter=60)
-
-
-@pytest.mark.parametrize("candidates", [1, 2, 3, 5])
-@pytest.mark.usefixtures("simd_level")
-def test_fewer_candidates_than_wanted(candidates: int) -> None:
-    pool, query = make_problem(14, 3, candidates, 50, torch.float32)
-    assert_as_in_float64(pool, query, n_select=20)
 
 
 @pytest.mark.usefixtures("simd_level")

@@ -68,24 +68,17 @@ def test_large_pool(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.cpu_only("threads are those of the CPU")
-def test_threads_that_share_a_batch(
+def test_threads_that_share_a_batch_name_its_first_bad_query(
     method: str, threads: Callable[[int], None]
 ) -> None:
-    """One that is large enough for it. The error names the first bad query."""
     pool, _ = make_problem(4, 1, 2000, 200, torch.float32)
     query, _ = make_problem(5, 1, 64, 200, torch.float32)
-    bad = query[0].clone()
-    bad[[11, 50], 3] = float("nan")
-    selections = []
+    query[0, [11, 50], 3] = float("nan")
     for count in (1, 2, 5):
         threads(count)
-        selections.append(select(method, pool[0], query[0], 3))
 
         with pytest.raises(ValueError, match="query.11. has NaN"):
-            select(method, pool[0], bad, 3)
-
-    for selection in selections[1:]:
-        assert all(map(torch.equal, selection, selections[0]))
+            select(method, pool[0], query[0], 3)
 
 
 STARTED_THREADS = """
@@ -200,22 +193,6 @@ def test_sizes_take_the_place_of_missing_ids() -> None:
 
     with pytest.raises(ValueError, match="candidates has -1 at position 3 for query 0"):
         select(candidates=padded, pool_sizes=sizes + 1)
-
-
-def test_multiset_repeats_indices_by_counts(golden: dict[str, torch.Tensor]) -> None:
-    selection = select("vanilla", golden["pool"], golden["query"], 20)
-    multisets = selection.multiset()
-
-    for b in range(8):
-        indices = selection.indices[b].tolist()
-        counts = selection.counts[b].tolist()
-        expected = []
-
-        for index, count in zip(indices, counts, strict=True):
-            expected += [index] * count
-
-        assert multisets[b].tolist() == expected
-        assert of_query(selection, b).multiset().tolist() == expected
 
 
 def test_large_n_select() -> None:

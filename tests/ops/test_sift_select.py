@@ -98,36 +98,6 @@ def test_equals_reference(
         assert_equals_sift(of_query(sel, b), expected, tolerance=tolerance)
 
 
-@pytest.mark.parametrize("noise", NOISES)
-def test_golden(golden: dict[str, torch.Tensor], noise: float) -> None:
-    pool = golden["pool"].double()
-    query = golden["query"].double()
-    sel = hullft_ops.sift_select(pool, query, 20, noise=noise)
-
-    for b in range(len(pool)):
-        expected = reference.sift_select(pool[b], query[b], 20, noise=noise)
-        assert_equals_sift(of_query(sel, b), expected)
-
-
-def test_the_first_pick_alone() -> None:
-    """With one pick the score is a formula that needs no history."""
-    pool, query = make_problem(1, 5, 30, 8, spread=2.0)
-    lengths = torch.linspace(3.0, 0.2, 30, dtype=torch.float64)
-    pool = pool * lengths.unsqueeze(1)
-    sel = hullft_ops.sift_select(pool, query, 1, noise=0.5)
-
-    product = (pool @ query.unsqueeze(-1)).squeeze(-1)
-    squared_norm = pool.square().sum(-1)
-    score = product**2 / (squared_norm + 0.5)
-    best = score.max(-1)
-
-    assert torch.equal(sel.picks[:, 0], best.indices)
-
-    error = sel.variance[:, 0] - (1 - best.values)
-
-    assert error.abs().max() < 1e-12
-
-
 def test_more_columns_than_are_kept() -> None:
     """With each pick comes the column of its twin, which is never picked: 180 of them, 122 kept."""
     axes = torch.eye(100, dtype=torch.float64)

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hullft_ops
 from adam_problems import OPS, AdamTensors, adam_replay, assert_same_bits, make_tensors
 from hullft_ops import reference
 from problems import DTYPES
@@ -82,35 +80,6 @@ def test_an_element_does_not_depend_on_its_place(
 
 def in_reverse(tensors: AdamTensors) -> AdamTensors:
     return AdamTensors(*[column[::-1] for column in tensors])
-
-
-@given(tensors=adam_problems(), options=OPTIONS)
-def test_maximizing_is_minimizing_the_negative(
-    tensors: AdamTensors, options: dict[str, Any]
-) -> None:
-    maximizing = {**options, "maximize": True}
-    minimizing = {**options, "maximize": False}
-    negated = tensors._replace(grads=[-grad for grad in tensors.grads])
-
-    maximized = adam_replay(tensors, 2, **maximizing)
-    minimized = adam_replay(negated, 2, **minimizing)
-
-    assert_same_bits(maximized, minimized)
-
-
-@given(tensors=adam_problems(), options=OPTIONS)
-def test_a_rate_of_zero_moves_moments_alone(
-    tensors: AdamTensors, options: dict[str, Any]
-) -> None:
-    # Decay would have the moments depend on the parameters.
-    moving = {**options, "weight_decay": 0.0}
-    at_rest = {**moving, "lr": 0.0}
-    moved = adam_replay(tensors, 3, **moving)
-    after = adam_replay(tensors, 3, **at_rest)
-
-    assert all(map(torch.equal, after.params, tensors.params))
-
-    assert_same_bits(after, moved._replace(params=after.params))
 
 
 @given(
@@ -277,43 +246,3 @@ def test_accumulate(
     from_strided = accumulate(caches, strided_grads, **factors)
 
     assert all(map(torch.equal, from_strided, first))
-
-
-@given(lists=gradients())
-def test_beta_zero_reads_no_cache(
-    lists: tuple[list[torch.Tensor], list[torch.Tensor]],
-) -> None:
-    caches, grads = lists
-    unset = [torch.full_like(cache, float("nan")) for cache in caches]
-    zeros = [torch.zeros_like(cache) for cache in caches]
-    overwritten = accumulate(unset, grads, alpha=2.0, beta=0.0)
-    expected = accumulate(zeros, grads, alpha=2.0, beta=0.0)
-
-    assert all(map(torch.equal, overwritten, expected))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@given(seed=st.integers(0, 100), repeats=st.integers(1, 4), sizes=SIZES)
-def test_a_cached_gradient_steps_as_the_gradient_does(
-    dtype: torch.dtype, seed: int, repeats: int, sizes: list[int]
-) -> None:
-    tensors = make_tensors(sizes, dtype, seed=seed)
-    answers = []
-
-    for cached in (False, True):
-        params = [torch.nn.Parameter(param.clone()) for param in tensors.params]
-        for param, grad in zip(params, tensors.grads, strict=True):
-            param.grad = grad.clone()
-
-        optimizer = hullft_ops.ReplayAdam(params, lr=0.01)
-        if cached:
-            cache = hullft_ops.GradientCache(params)
-            cache.accumulate("example")
-            optimizer.zero_grad()
-            cache.replay("example", optimizer, repeats=repeats)
-        else:
-            optimizer.step(repeats=repeats)
-
-        answers.append([param.detach() for param in params])
-
-    assert all(map(torch.equal, *answers))
