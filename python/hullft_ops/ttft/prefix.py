@@ -1,6 +1,7 @@
 """What stands before a text, and what is mixed into the predictions of its tokens."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from hullft_ops.ttft.models.checks import unwrapped
 from hullft_ops.ttft.tokens import Tokens
 
 
@@ -121,3 +123,23 @@ def nearest_that_fit(passages: Sequence[Passage], room: int) -> Sequence[Passage
     sizes = accumulate(len(passage.ids) for passage in reversed(passages))
     count = sum(size <= room for size in sizes)
     return passages[len(passages) - count :]
+
+
+def cache_keyword(model: Any) -> str:
+    """What this version of transformers calls a cache."""
+    parameters = inspect.signature(unwrapped(model).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+def keeps_keys_and_values(cache: Any) -> bool:
+    """Whether a cache keeps nothing but keys and values, and its layers can be copied."""
+    from transformers.cache_utils import (
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
+
+    if type(cache) is not DynamicCache:
+        return False
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in plain for layer in cache.layers)

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._terminal import progress
-from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.loss import next_token_logits
-from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
     check_causal,
     model_identity,
@@ -22,8 +20,9 @@ from hullft_ops.ttft.models.checks import (
     unwrapped,
 )
 from hullft_ops.ttft.models.modes import AutoPrecision, ThreadModes, autocast, eval_mode
-from hullft_ops.ttft.prefix import Prefix
+from hullft_ops.ttft.prefix import Prefix, cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.restore import exclusive
+from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.tokens import Tokens, tokenized
 
 if TYPE_CHECKING:
