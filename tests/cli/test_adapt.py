@@ -17,6 +17,7 @@ from hullft_ops._terminal import printable
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
+    generation,
     load_embedder,
     load_model,
 )
@@ -291,7 +292,7 @@ def test_foreign_text_does_not_steer_the_terminal(
     def write(
         reader: Reader, rows: Any, _: object, *, streamer: Any, **__: Any
     ) -> list[str]:
-        streamer.put(torch.tensor(rows))
+        streamer.put(torch.tensor([row.ids for row in rows]))
         streamer.put(torch.tensor(reader.tokenizer(f"one\n{HOSTILE}\n")["input_ids"]))
 
         # It is there while the model writes.
@@ -300,7 +301,7 @@ def test_foreign_text_does_not_steer_the_terminal(
         streamer.end()
         return [HOSTILE]
 
-    monkeypatch.setattr(Reader, "generate", write)
+    monkeypatch.setattr(generation, "written", write)
     result = succeeded(*arguments, "--store", path)
     refused = hullft_ops(*arguments, "--store", f"{HOSTILE}")
     unknown = hullft_ops(*arguments, f"--{HOSTILE}")

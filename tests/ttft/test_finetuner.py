@@ -158,7 +158,7 @@ def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
         assert not adaptation.is_trained_on_prompt
 
 
-def test_dtype_covers_reading_scoring_and_writing(llama, make):
+def test_dtype_covers_reading_and_scoring(llama, make):
     plain = make(llama, n_select=0, context=1)
     finetuner = make(llama, n_select=0, context=1, dtype="bfloat16")
     dtypes = set()
@@ -169,7 +169,6 @@ def test_dtype_covers_reading_scoring_and_writing(llama, make):
     handle = llama.model.layers[0].mlp.register_forward_hook(watch)
     with finetuner.adapted("the cat") as adaptation:
         value = adaptation.score("the cat").value
-        adaptation.generate("the cat", max_new_tokens=2)
         handle.remove()
 
     assert dtypes == {torch.bfloat16}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hullft_ops.ttft import TestTimeFinetuner, load_model
+from hullft_ops.ttft import TestTimeFinetuner, generation, load_model
 from hullft_ops.ttft.chat import chat_prompt, prompt_tokens
 from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.reader import Reader
@@ -11,13 +11,14 @@ from hullft_ops.ttft.reader import Reader
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
 OPTIONS = {"max_new_tokens": 8, "do_sample": False}
+UNHEALED = OPTIONS | {"token_healing": False}
 
 
 def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
     finetuner = make(model, n_select=20)
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     with finetuner.adapted(PROMPT) as adaptation:
-        inside = adaptation.generate(PROMPT, **OPTIONS)
+        inside = adaptation.generate(PROMPT, **UNHEALED)
         output = model.generate(input_ids=ids, pad_token_id=2, **OPTIONS)
 
     expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
@@ -26,9 +27,9 @@ def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
 
     model.train()
 
-    assert finetuner.generate(PROMPT, **OPTIONS) == inside
+    assert finetuner.generate(PROMPT, **UNHEALED) == inside
     assert all(module.training for module in model.modules())
-    assert continue_prompt(finetuner.reader, PROMPT, **OPTIONS) != inside
+    assert continue_prompt(finetuner.reader, PROMPT, **UNHEALED) != inside
 
 
 TEMPLATE = "{{ bos_token }}user: {{ messages[0].content }} assistant:"
@@ -47,14 +48,14 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
 
 def read_rows(reader, rows, prefixes, **options):
     """In place of what a model writes, what it reads."""
-    return [reader.tokenizer.decode(row) for row in rows]
+    return [reader.tokenizer.decode(row.ids) for row in rows]
 
 
 def test_the_nearest_passages_that_fit_stand_before_the_message(
     gpt2, tokenizer, make, store_of, monkeypatch
 ):
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
-    monkeypatch.setattr(Reader, "generate", read_rows)
+    monkeypatch.setattr(generation, "written", read_rows)
     finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
     with finetuner.adapted("the cat") as adaptation:
         passages = [each.text for each in adaptation.passages]
@@ -77,7 +78,7 @@ def test_passages_stand_before_the_last_message_of_the_user(
 ):
     template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    monkeypatch.setattr(Reader, "generate", read_rows)
+    monkeypatch.setattr(generation, "written", read_rows)
     dynamic_llama.config.max_position_embeddings = 256
     options = {"n_select": 0, "context": 1}
     finetuner = TestTimeFinetuner(
@@ -119,7 +120,8 @@ def test_prompts_of_like_length_are_continued_together(gpt2, tokenizer, make):
     )
     finetuner = make(gpt2, n_select=0)
     prompts = ["1" * length for length in (9, 3, 8, 2, 5)]
-    answers = finetuner.generate_each(prompts, batch_size=2, max_new_tokens=1)
+    options = {"batch_size": 2, "max_new_tokens": 1, "token_healing": False}
+    answers = finetuner.generate_each(prompts, **options)
 
     assert [position for position, _ in answers] == [3, 1, 4, 2, 0]
     assert shapes[-3:] == [(2, 3), (2, 8), (1, 9)]
@@ -162,8 +164,8 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
         calls.append(kwargs["input_ids"][0])
 
     gpt2.register_forward_pre_hook(listen, with_kwargs=True)
-    # Beams take no cache, so the model reads every token again.
-    options = {"num_beams": 2, "max_new_tokens": new_tokens}
+    # With a cache of transformers' own, the model reads every token again.
+    options = {"use_cache": False, "max_new_tokens": new_tokens, "token_healing": False}
     continue_prompt(reader, prompt, prefix=prefix, **options)
 
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
@@ -178,8 +180,8 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    options = {"prefix": prefix, **OPTIONS}
-    expected = continue_prompt(reader, "the cat", num_beams=1, **options)
+    options = {"prefix": prefix, **UNHEALED}
+    expected = continue_prompt(reader, "the cat", use_cache=False, **options)
     [whole, *_] = calls
 
     for _ in range(2):
@@ -218,4 +220,6 @@ def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
         lambda input_ids, **_: torch.cat([input_ids, torch.tensor([new])], dim=1),
     )
 
-    assert continue_prompt(Reader(gpt2, tokenizer), "a dog ran,") == " the cat sat"
+    reader = Reader(gpt2, tokenizer)
+
+    assert continue_prompt(reader, "a dog ran,", token_healing=False) == " the cat sat"

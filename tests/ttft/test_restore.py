@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 import time
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -69,9 +68,9 @@ def test_a_restore_that_is_cut_short_is_repeated(gpt2, make, monkeypatch):
     copy = torch._foreach_copy_
     calls = []
 
-    def cut_short(*tensors):
+    def cut_once(*tensors):
         calls.append(tensors)
-        if len(calls) < 5:
+        if len(calls) == 1:
             raise KeyboardInterrupt
 
         copy(*tensors)
@@ -81,18 +80,9 @@ def test_a_restore_that_is_cut_short_is_repeated(gpt2, make, monkeypatch):
         pytest.raises(KeyboardInterrupt),
         finetuner.adapted(PROMPT),
     ):
-        monkeypatch.setattr(torch, "_foreach_copy_", cut_short)
+        monkeypatch.setattr(torch, "_foreach_copy_", cut_once)
 
-    assert len(calls) == 5
-
-
-def test_an_error_of_the_restore_ends_it(gpt2, make, monkeypatch):
-    finetuner = make(gpt2)
-    error = Mock(side_effect=OSError("gone"))
-    with pytest.raises(OSError, match="gone"), finetuner.adapted(PROMPT):
-        monkeypatch.setattr(torch, "_foreach_copy_", error)
-
-    assert error.call_count == 2
+    assert len(calls) == 2
 
 
 def change_shape(model):

@@ -36,7 +36,7 @@ _STRICT = ConfigDict(
 )
 
 
-# float64 is exact below 2**53.
+# Larger ones are no exact float64.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 # Within these, means and ratios of means are finite.
 Measured = Annotated[float, Field(ge=0, le=1e100)]

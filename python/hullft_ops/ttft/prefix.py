@@ -1,7 +1,5 @@
 """What stands before a text, and what is mixed into the predictions of its tokens."""
 
-import copy
-import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from hullft_ops.ttft.models.checks import unwrapped
+from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.tokens import Tokens
 
 
@@ -41,6 +39,14 @@ class MixedText(Protocol):
 
     def mixed(self, logits: Tensor, /) -> Tensor:
         """The logits to use in place of a model's for the next token, ``[vocabulary]``."""
+
+
+@runtime_checkable
+class DraftingText(MixedText, Protocol):
+    """One that foresees what comes next, for several tokens to be written with one pass."""
+
+    def draft(self, length: int, /) -> tuple[list[int], int]:
+        """Up to ``length`` tokens, and a kind of draft by which their acceptance is counted."""
 
 
 @runtime_checkable
@@ -102,10 +108,7 @@ class Prefix:
         if self.cache is None or list(ids[: len(self.ids)]) != list(self.ids):
             return {}
         [(keyword, whole)] = self.cache.items()
-        # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
-        cache = copy.copy(whole)
-        cache.layers = [copy.copy(layer) for layer in whole.layers]
-        return {keyword: cache, "use_cache": True}
+        return {keyword: copied(whole), "use_cache": True}
 
 
 def room_before(length: int, opening: int, window: int) -> int:
@@ -123,23 +126,3 @@ def nearest_that_fit(passages: Sequence[Passage], room: int) -> Sequence[Passage
     sizes = accumulate(len(passage.ids) for passage in reversed(passages))
     count = sum(size <= room for size in sizes)
     return passages[len(passages) - count :]
-
-
-def cache_keyword(model: Any) -> str:
-    """What this version of transformers calls a cache."""
-    parameters = inspect.signature(unwrapped(model).forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
-
-
-def keeps_keys_and_values(cache: Any) -> bool:
-    """Whether a cache keeps nothing but keys and values, and its layers can be copied."""
-    from transformers.cache_utils import (
-        DynamicCache,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-    )
-
-    if type(cache) is not DynamicCache:
-        return False
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    return all(type(layer) in plain for layer in cache.layers)

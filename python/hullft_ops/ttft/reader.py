@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from hullft_ops._terminal import progress
+from hullft_ops.ttft.contexts import at_exit, signal_safe
+from hullft_ops.ttft.healing import Vocabulary
 from hullft_ops.ttft.loss import next_token_logits
+from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
     check_causal,
     model_identity,
@@ -20,9 +23,8 @@ from hullft_ops.ttft.models.checks import (
     unwrapped,
 )
 from hullft_ops.ttft.models.modes import AutoPrecision, ThreadModes, autocast, eval_mode
-from hullft_ops.ttft.prefix import Prefix, cache_keyword, keeps_keys_and_values
+from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.restore import exclusive
-from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.tokens import Tokens, tokenized
 
 if TYPE_CHECKING:
@@ -30,22 +32,6 @@ if TYPE_CHECKING:
 
 # A small model reads so many in about a second on one core.
 _TOKENS_AT_ONCE = 512
-# With other arguments, beams for example, transformers may refuse a cache that it did not make.
-_TAKE_A_CACHE = {
-    "do_sample",
-    "logits_processor",
-    "max_new_tokens",
-    "num_return_sequences",
-    "repetition_penalty",
-    "return_dict_in_generate",
-    "stop_strings",
-    "stopping_criteria",
-    "streamer",
-    "temperature",
-    "tokenizer",
-    "top_k",
-    "top_p",
-}
 
 
 class Reader:
@@ -59,6 +45,7 @@ class Reader:
 
     Attributes:
         window: how many tokens it reads at once.
+        keyword: what the model's forward calls a cache.
 
     Raises:
         ValueError: the model is not causal, or lacks ids of the tokenizer; or ``max_length`` is out
@@ -79,7 +66,7 @@ class Reader:
         with exclusive(model):
             check_causal(model, tokenizer)
         self.window = text_window(model, tokenizer, max_length)
-        self._keyword = cache_keyword(model)
+        self.keyword = cache_keyword(model)
         self._latest = "", tokenized(tokenizer, "")
 
     def using(self, window: int, dtype: AutoPrecision | None) -> "Reader":
@@ -125,9 +112,15 @@ class Reader:
             yield
 
     @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of the tokens."""
+        return Vocabulary(self.tokenizer)
+
+    @cached_property
     def takes_padding(self) -> bool:
         """Whether the model keeps keys and values alone, in which padding can be masked."""
-        return self._cache_of(self.tokens("a").ids) is not None
+        with self.reading():
+            return self._cache_of(torch.tensor([self.tokens("a").ids])) is not None
 
     def prefill(self, prefix: Prefix, opening: Sequence[int]) -> Prefix:
         """Read the passages of a prefix, behind the tokens that open a text."""
@@ -135,29 +128,58 @@ class Reader:
         cache = None
         # The cache leaves the last token out: its logits predict the first of the text.
         if prefix.passages and len(ids) > 1:
-            cache = self._cache_of(ids[:-1])
-        arguments = None if cache is None else {self._keyword: cache}
+            with self.reading():
+                cache = self._cache_of(torch.tensor([ids[:-1]]))
+        arguments = None if cache is None else {self.keyword: cache}
         return replace(prefix, ids=ids, cache=arguments)
 
-    def _cache_of(self, ids: Sequence[int]) -> Any:
-        """The model's cache of the tokens; None if it keeps more than keys and values."""
-        tokens = torch.tensor([list(ids)], device=self.model.device)
+    def read_rows(
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None
+    ) -> Any:
+        """A cache of all but the last token of padded rows ``[B, T]``, if it pays to read them now.
+
+        It does if they are many, or if tokens are written in another dtype than they are read in.
+        Call it in `reading`.
+
+        Args:
+            input_ids: the rows.
+            attention_mask: 0 where a row is padded.
+            cache: of the rows' first tokens, which grows; None for none.
+        """
+        unread = input_ids.shape[1] - (0 if cache is None else cache.get_seq_length())
+        is_cast = torch.is_autocast_enabled(input_ids.device.type)
+        if unread > _TOKENS_AT_ONCE or (is_cast and unread > 1):
+            return self._cache_of(input_ids[:, :-1], attention_mask, cache)
+        return cache
+
+    def _cache_of(
+        self, ids: Tensor, attention_mask: Tensor | None = None, cache: Any = None
+    ) -> Any:
+        """The model's cache of rows of tokens; None if it keeps more than keys and values."""
+        ids = ids.to(self.model.device)
+        parameters = inspect.signature(unwrapped(self.model).forward).parameters
         arguments: dict[str, Any] = {"use_cache": True}
         # The logits of long passages would take more memory than their cache.
-        forward = inspect.signature(unwrapped(self.model).forward)
-        if "logits_to_keep" in forward.parameters:
+        if "logits_to_keep" in parameters:
             arguments["logits_to_keep"] = 1
-        cache: Any = None
-        starts = range(0, len(ids), _TOKENS_AT_ONCE)
-        with self.reading():
-            for start in progress(starts, desc="reading passages", unit="part"):
-                part = tokens[:, start : start + _TOKENS_AT_ONCE]
-                output = self.model(input_ids=part, **arguments)
-                cache = getattr(output, self._keyword, None)
-                if not keeps_keys_and_values(cache):
-                    return None
-                arguments[self._keyword] = cache
-        return cache if cache.get_seq_length() == len(ids) else None
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        is_padded = not mask.all()
+        first = 0 if cache is None else cache.get_seq_length()
+        starts = range(first, ids.shape[1], _TOKENS_AT_ONCE)
+        for start in progress(starts, desc="reading passages", unit="part"):
+            end = min(start + _TOKENS_AT_ONCE, ids.shape[1])
+            if cache is not None:
+                arguments[self.keyword] = cache
+            if is_padded:
+                arguments["attention_mask"] = mask[:, :end]
+            if is_padded and "position_ids" in parameters:
+                positions = mask.cumsum(dim=1) - 1
+                arguments["position_ids"] = positions.clamp(min=0)[:, start:end]
+            output = self.model(input_ids=ids[:, start:end], **arguments)
+            cache = getattr(output, self.keyword, None)
+            if not keeps_keys_and_values(cache):
+                return None
+        return cache if cache.get_seq_length() == ids.shape[1] else None
 
     def logits(
         self,
@@ -175,44 +197,3 @@ class Reader:
         before = head[-1:] if cache else head
         ids = torch.tensor([*before, *body], device=self.model.device)
         return next_token_logits(self.model, ids, len(before) + first, **cache)
-
-    def generate(
-        self,
-        rows: Sequence[Sequence[int]],
-        prefixes: Sequence[Prefix],
-        **options: Any,
-    ) -> list[str]:
-        """What the model writes after each row of tokens, without special tokens.
-
-        ``options`` are those of ``model.generate``. A row alone uses what its prefix has read.
-        """
-        config: Any = self.model.generation_config
-        has_beams = (config.num_beams or 1) > 1
-        takes_cache = options.keys() <= _TAKE_A_CACHE and not has_beams
-        if len(rows) == 1 and takes_cache and config.cache_implementation is None:
-            options |= prefixes[0].arguments(rows[0])
-        length = max(map(len, rows))
-        # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
-        padded = [[row[0]] * (length - len(row)) + list(row) for row in rows]
-        mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-        if self.tokenizer.pad_token_id is None:
-            options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
-        if options.get("stop_strings"):
-            options.setdefault("tokenizer", self.tokenizer)
-        generate: Any = self.model.generate
-        device = self.model.device
-        with self.reading():
-            output = generate(
-                input_ids=torch.tensor(padded, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                **options,
-            )
-        texts = []
-        for row, written in zip(rows, output.tolist(), strict=True):
-            # Decoders of SentencePiece take the space from the beginning of what they decode.
-            whole = [*row, *written[length:]]
-            before, text = self.tokenizer.batch_decode(
-                [list(row), whole], skip_special_tokens=True
-            )
-            texts.append(text[len(before) :])
-        return texts

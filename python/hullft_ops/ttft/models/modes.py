@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hullft_ops.ttft.signals import at_exit, signal_safe
+from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.validation import options_class
 
 Precision = Literal["bfloat16"]
@@ -24,8 +24,8 @@ class ReadingOptions:
     """How a model reads."""
 
     dtype: AutoPrecision | None = "auto"
-    """bfloat16 to train, read, score and write under autocast; auto for that where the device has
-    instructions for it; None for the model's own dtype."""
+    """bfloat16 to train, read and score under autocast, and to write where that is faster; auto for
+    that where the device has instructions for it; None for the model's own dtype."""
 
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens to cut passages to; None for the model's window."""

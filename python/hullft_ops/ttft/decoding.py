@@ -1,0 +1,276 @@
+"""Writing behind prompts: from a boundary of tokens, with drafts, in the dtype that is fastest."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from hullft_ops.ttft.drafts import DraftedWriting
+from hullft_ops.ttft.healing import HealedStreamer, Healing
+from hullft_ops.ttft.models.cache import convert, copied
+from hullft_ops.ttft.models.checks import unwrapped
+from hullft_ops.ttft.prefix import DraftingText, MixedText, Mixture, Prefix
+from hullft_ops.ttft.reader import Reader
+
+_log = logging.getLogger(__name__)
+# Caches that a caller may pass.
+_CACHES = ("cache", "past_key_values")
+# Modes of transformers in which drafts give the same text, and others that go on behind a cache.
+_PLAIN_MODES = ("greedy_search", "sample")
+_BEAM_MODES = ("beam_search", "beam_sample")
+# Passes over one token in each dtype. The first converts weights.
+_TRIALS = 3
+# Autocast changes texts, so it must take no more than this share of the time.
+_LEAST_SHARE = 0.8
+# By model, the share of the time that a pass over one token takes under autocast.
+_shares: "WeakKeyDictionary[nn.Module, float]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model continues.
+
+    Attributes:
+        ids: the tokens of the passages and of the prompt.
+        prompt: how many of the last are the prompt's.
+    """
+
+    ids: list[int]
+    prompt: int
+
+
+def written(
+    reader: Reader,
+    rows: Sequence[Row],
+    prefixes: Sequence[Prefix],
+    *,
+    max_new_tokens: int,
+    token_healing: bool = True,
+    **options: Any,
+) -> list[str]:
+    """What the model writes behind each prompt, in one batch, without special tokens.
+
+    Args:
+        reader: the model.
+        rows: each has at most ``window - max_new_tokens`` tokens.
+        prefixes: what was prepared for each.
+        max_new_tokens: how many tokens to write at most.
+        token_healing: whether to write the last tokens of each prompt again; see `healing`.
+        options: others of ``model.generate``.
+    """
+    vocabulary = reader.vocabulary
+    taken = [_taken_back(reader, row) if token_healing else [] for row in rows]
+    pairs = [*zip(rows, taken, strict=True)]
+    healed = [row.ids[: len(row.ids) - len(end)] for row, end in pairs]
+    healing = Healing(
+        vocabulary,
+        held=[vocabulary.content(end) for end in taken],
+        length=max(map(len, healed)),
+        new_tokens=max_new_tokens,
+        stops=_stops(reader, options),
+    )
+    mixture = MixtureProcessor(
+        [[each.while_writing() for each in prefix.mixtures] for prefix in prefixes],
+        [row.prompt - len(end) for row, end in pairs],
+        healing.length,
+    )
+    # What is held comes last, so that the mixture is that of a text without it.
+    processors = options.get("logits_processor") or []
+    options["logits_processor"] = [*processors, mixture, healing.hold]
+    criteria = options.get("stopping_criteria") or []
+    options["stopping_criteria"] = [*criteria, healing.is_done]
+    # What was taken back may be written byte by byte.
+    options["max_new_tokens"] = min(
+        max_new_tokens + max(map(len, healing.held)), reader.window - healing.length
+    )
+    if "min_new_tokens" in options:
+        options["min_new_tokens"] += max(map(len, taken))
+    if options.get("streamer") is not None:
+        prompt = torch.tensor([rows[0].ids])
+        options["streamer"] = HealedStreamer(
+            options["streamer"], prompt, healing, reader.tokenizer
+        )
+    if reader.tokenizer.pad_token_id is None:
+        options.setdefault("pad_token_id", reader.tokenizer.eos_token_id)
+    output = _generated(reader, healed, prefixes, taken, mixture, options)
+    texts = []
+    for row, ids, new in zip(rows, healed, healing.texts(output), strict=True):
+        # Decoders of SentencePiece take the space from the beginning of what they decode.
+        before, text = reader.tokenizer.batch_decode(
+            [row.ids, ids + new], skip_special_tokens=True
+        )
+        texts.append(text[len(before) :])
+    return texts
+
+
+def _taken_back(reader: Reader, row: Row) -> list[int]:
+    # A token stays to be continued: one of a passage, or the prompt's first.
+    count = reader.vocabulary.taken_back(row.ids[-row.prompt - 1 :])
+    return row.ids[len(row.ids) - count :]
+
+
+def _stops(reader: Reader, options: dict[str, Any]) -> list[bytes]:
+    """The texts to stop at. transformers would find them across the end of the prompt, too."""
+    if not reader.vocabulary:
+        options.setdefault("tokenizer", reader.tokenizer)
+        return []
+    stops = options.pop("stop_strings", None) or []
+    return [stop.encode() for stop in ([stops] if isinstance(stops, str) else stops)]
+
+
+def _generated(
+    reader: Reader,
+    rows: Sequence[list[int]],
+    prefixes: Sequence[Prefix],
+    taken: Sequence[list[int]],
+    mixture: "MixtureProcessor",
+    options: dict[str, Any],
+) -> Any:
+    """What ``model.generate`` returns, behind padded rows."""
+    length, device = max(map(len, rows)), reader.model.device
+    # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
+    padded = [[row[0]] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    arguments: dict[str, Any] = {
+        "input_ids": torch.tensor(padded, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+    config = _config(reader, options)
+    generate: Any = reader.model.generate
+    with reader.reading():
+        if _makes_its_cache(config, options, prefixes):
+            return generate(**arguments, **options)
+        is_alone = len(rows) == 1
+        cache = prefixes[0].arguments(rows[0]).get(reader.keyword) if is_alone else None
+        if cache is None and not reader.takes_padding:
+            return generate(**arguments, **options)
+        cache = reader.read_rows(**arguments, cache=cache)
+        if (
+            config.get_generation_mode() in _PLAIN_MODES
+            and is_alone
+            and not config.stop_strings
+        ):
+            streamer = options.pop("streamer", None)
+            options["custom_generate"] = DraftedWriting(
+                reader.keyword, taken[0], mixture.draft, streamer
+            )
+        with _fastest(reader, cache, arguments["input_ids"][:, -1:]):
+            if cache is not None:
+                cache.batch_repeat_interleave(config.num_beams or 1)
+                arguments |= {reader.keyword: cache, "use_cache": True}
+            return generate(**arguments, **options)
+
+
+def _config(reader: Reader, options: Mapping[str, Any]) -> Any:
+    """The configuration that ``model.generate`` will use."""
+    config: Any = deepcopy(reader.model.generation_config)
+    if (given := options.get("generation_config")) is not None:
+        config.update(**given.to_diff_dict())
+    config.update(**options)
+    return config
+
+
+def _makes_its_cache(
+    config: Any, options: Mapping[str, Any], prefixes: Sequence[Prefix]
+) -> bool:
+    """Whether transformers makes a cache of its own, so that the model reads all tokens again."""
+    reasons = [name for name in _CACHES if options.get(name) is not None]
+    if config.cache_implementation is not None:
+        reasons.append(f"cache_implementation={config.cache_implementation!r}")
+    if config.use_cache is False:
+        reasons.append("use_cache=False")
+    mode = config.get_generation_mode(options.get("assistant_model"))
+    if mode not in (*_PLAIN_MODES, *_BEAM_MODES):
+        reasons.append(str(mode.value))
+    if reasons and any(prefix.cache is not None for prefix in prefixes):
+        _log.warning(
+            "generate: the model reads the passages again because of %s",
+            " and ".join(reasons),
+        )
+    return bool(reasons)
+
+
+def _fastest(reader: Reader, cache: Any, token: Tensor) -> AbstractContextManager[Any]:
+    """The context of passes over a token in the dtype that is fastest, as a trial tells once for a
+    model. Takes a cache of autocast to the model's own dtype where that is it."""
+    device = token.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    model = unwrapped(reader.model)
+    if model not in _shares:
+        seconds = _seconds_of_a_pass(reader, cache, token)
+        with torch.autocast(device, enabled=False):
+            own_seconds = _seconds_of_a_pass(reader, cache, token)
+        _shares[model] = seconds / own_seconds
+    if _shares[model] < _LEAST_SHARE:
+        return nullcontext()
+    if cache is not None:
+        convert(cache, reader.model.dtype)
+    return torch.autocast(device, enabled=False)
+
+
+def _seconds_of_a_pass(reader: Reader, cache: Any, token: Tensor) -> float:
+    seconds = []
+    for _ in range(_TRIALS):
+        arguments = {} if cache is None else {reader.keyword: copied(cache)}
+        start = perf_counter()
+        output = reader.model(input_ids=token, use_cache=True, **arguments)
+        # Waits for the device.
+        output.logits.max().item()
+        seconds.append(perf_counter() - start)
+    return min(seconds)
+
+
+class MixtureProcessor:
+    """A logits processor for ``model.generate``.
+
+    Args:
+        mixtures: of each prompt of the batch.
+        lengths: how many tokens at the end of what the model reads are the prompt's.
+        read: how many tokens the model reads.
+    """
+
+    def __init__(
+        self,
+        mixtures: Sequence[Sequence[Mixture]],
+        lengths: Sequence[int],
+        read: int,
+    ) -> None:
+        self._mixtures = mixtures
+        self._starts = [read - length for length in lengths]
+        self._texts: dict[tuple[int, int], MixedText] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
+        beams = len(scores) // len(self._mixtures)
+        rows = []
+        for row, ids in enumerate(input_ids.tolist()):
+            logits = scores[row]
+            for text in self._texts_of(row, row // beams, ids):
+                logits = text.mixed(logits)
+            rows.append(logits)
+        return torch.stack(rows)
+
+    def draft(self, ids: list[int], length: int) -> tuple[list[int], int]:
+        """What may come next in a batch of one row; see `NgramText.draft`."""
+        for text in self._texts_of(0, 0, ids):
+            if isinstance(text, DraftingText):
+                return text.draft(length)
+        return [], 0
+
+    def _texts_of(self, row: int, prompt: int, ids: list[int]) -> Iterator[MixedText]:
+        """The texts of a row, which go on where they were unless a beam has taken their place."""
+        tokens = ids[self._starts[prompt] :]
+        for number, mixture in enumerate(self._mixtures[prompt]):
+            text = self._texts.get((row, number))
+            if text is None or list(text.tokens) != tokens[: len(text.tokens)]:
+                text = self._texts[row, number] = mixture.after([])
+            text.extend(tokens[len(text.tokens) :])
+            yield text

@@ -1,0 +1,253 @@
+"""Texts that are written with drafts, in which several tokens take one pass."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
+
+from hullft_ops.ttft import TestTimeFinetuner, decoding
+from hullft_ops.ttft.decoding import MixtureProcessor
+from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
+
+PROMPT = "the cat sat on the red mat"
+TEXT = f"{PROMPT} and ran to the park, and the dog sat on the blue mat " * 3
+OPTIONS = {"max_new_tokens": 24, "do_sample": False}
+
+
+@pytest.fixture
+def passes(dynamic_llama):
+    """The tokens of each pass, and whether it ran under autocast."""
+    calls = []
+
+    def listen(module, args, named):
+        [tokens, *_] = named["input_ids"].tolist()
+        calls.append((tokens, torch.is_autocast_enabled("cpu")))
+
+    dynamic_llama.register_forward_pre_hook(listen, with_kwargs=True)
+    return calls
+
+
+@pytest.fixture
+def make_copier(dynamic_llama, tokenizer, store_of, embedder):
+    """Makes a finetuner that goes on as its one passage does, mostly."""
+    dynamic_llama.config.max_position_embeddings = 512
+
+    def make(model=dynamic_llama, **options):
+        settings = {
+            "n_select": 0,
+            "train_on_prompt": 0,
+            "context": 1,
+            "ngram_weights": (0.5, 0.7, 0.9, 0.9),
+            "dtype": None,
+        }
+        return TestTimeFinetuner(
+            model, tokenizer, store_of([TEXT]), embedder, **(settings | options)
+        )
+
+    return make
+
+
+def never(self, ids, length):
+    return [], 0
+
+
+def with_and_without(make_copier, monkeypatch, **options):
+    """What is written with drafts, and one token at a time."""
+    texts = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        with make_copier().adapted(TEXT) as adaptation:
+            texts.append(adaptation.generate(PROMPT, **options))
+
+        monkeypatch.setattr(MixtureProcessor, "draft", never)
+
+    return texts
+
+
+def test_a_text_takes_fewer_passes_than_tokens(make_copier, passes, monkeypatch):
+    drafted, single = with_and_without(make_copier, monkeypatch, **OPTIONS)
+
+    assert drafted == single
+    assert len(drafted) > 24
+
+    sizes = [len(tokens) for tokens, _ in passes]
+
+    assert sizes[-20:] == [1] * 20
+    assert len(sizes) - 24 < 24
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "temperature": 1.5, "top_k": 20},
+        {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.2},
+        {"stop_strings": ["park", "no"]},
+        {"min_new_tokens": 20},
+        {
+            "generation_config": GenerationConfig(
+                do_sample=False, no_repeat_ngram_size=6
+            )
+        },
+        {"stopping_criteria": [lambda ids, scores: ids[:, -1] == 283]},
+        {"max_new_tokens": 1},
+    ],
+    ids=str,
+)
+def test_every_option_gives_the_text_of_one_token_at_a_time(
+    make_copier, monkeypatch, options
+):
+    drafted, single = with_and_without(make_copier, monkeypatch, **OPTIONS | options)
+
+    assert drafted == single != ""
+
+
+def test_a_streamer_gets_what_is_returned(make_copier, tokenizer):
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
+    with make_copier().adapted(TEXT) as adaptation:
+        text = adaptation.generate(PROMPT[:-2], streamer=streamer, **OPTIONS)
+
+    assert "".join(streamer) == text
+
+
+def test_sampled_texts_have_the_models_distribution(llama):
+    """Three tokens, each of the three likeliest, against the exact probabilities."""
+    ids = torch.tensor([[5, 6, 7]])
+    expected = {(): 1.0}
+    for _ in range(3):
+        expected = {
+            (*text, token): share * p
+            for text, share in expected.items()
+            for token, p in three_likeliest(llama, [5, 6, 7, *text])
+        }
+
+    texts = list(expected)
+    draft = list(texts[4])
+    counts = dict.fromkeys(texts, 0)
+    torch.manual_seed(0)
+    for _ in range(500):
+        writing = DraftedWriting("past_key_values", draft, lambda ids, length: ([], 0))
+        output = writing(
+            llama,
+            ids,
+            top_three,
+            lambda ids, scores: torch.tensor([ids.shape[1] == 6]),
+            GenerationConfig(do_sample=True, max_length=6),
+            past_key_values=DynamicCache(),
+        )
+        counts[tuple(output[0, 3:].tolist())] += 1
+
+    shares = [500 * expected[text] for text in texts]
+
+    assert chisquare(list(counts.values()), shares).pvalue > 0.01
+
+
+@torch.no_grad()
+def three_likeliest(model, tokens):
+    logits, likeliest = model(torch.tensor([tokens])).logits[0, -1].topk(3)
+    return zip(likeliest.tolist(), logits.softmax(-1).tolist(), strict=True)
+
+
+def top_three(ids, scores):
+    least = scores.topk(3).values[:, -1:]
+    return scores.masked_fill(scores < least, -torch.inf)
+
+
+def test_a_draft_is_as_long_as_its_kind_is_accepted():
+    acceptance = Acceptance()
+    for _ in range(20):
+        acceptance.enter(2, accepted=0, drafted=1)
+        acceptance.enter(32, accepted=15, drafted=15)
+
+    assert acceptance.best_size(2) == 0
+    assert acceptance.best_size(32) == 15
+    assert 0 < acceptance.best_size(4) < 15
+    assert acceptance.best_size(0) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_new_tokens": 4},
+        {"num_beams": 2},
+        {"num_beams": 2, "do_sample": True},
+        {"generation_config": GenerationConfig(num_beams=3)},
+        {"no_repeat_ngram_size": 3, "typical_p": 0.9},
+    ],
+    ids=str,
+)
+def test_every_option_uses_what_was_read(make_copier, passes, options):
+    with make_copier().adapted(PROMPT) as adaptation:
+        read = sum(len(tokens) for tokens, _ in passes)
+        passes.clear()
+        assert adaptation.generate(PROMPT, max_new_tokens=8, **options)
+
+    assert len(passes[0][0]) < read / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_cache": False}, "use_cache=False"),
+        ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
+        ({"cache_implementation": "static"}, "cache_implementation='static'"),
+    ],
+)
+def test_what_reads_passages_again_is_named(
+    make_copier, passes, caplog, options, reason
+):
+    with make_copier().adapted(PROMPT) as adaptation:
+        passes.clear()
+        assert adaptation.generate(PROMPT, max_new_tokens=4, **options)
+
+    assert reason in caplog.text
+    assert len(passes[0][0]) > 50
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_tokens_are_written_in_the_faster_dtype(
+    make_copier, passes, dynamic_llama, monkeypatch, share
+):
+    monkeypatch.setitem(decoding._shares, dynamic_llama, share)
+    finetuner = make_copier(dtype="bfloat16")
+    with finetuner.adapted(PROMPT) as adaptation:
+        assert adaptation.generate(PROMPT, **OPTIONS)
+        # Beams go another way.
+        assert adaptation.generate(PROMPT, num_beams=2, max_new_tokens=4)
+
+    written = [is_cast for tokens, is_cast in passes if len(tokens) == 1]
+    read = [is_cast for tokens, is_cast in passes if len(tokens) > 16]
+
+    assert len(written) > 4
+    assert set(written) == {share < 1}
+    assert set(read) == {True}
+
+
+def test_the_dtypes_are_tried_once(make_copier, passes):
+    finetuner = make_copier(dtype="bfloat16", ngrams=0)
+    with finetuner.adapted(PROMPT) as adaptation:
+        passes.clear()
+        adaptation.generate(PROMPT, **OPTIONS)
+        trials = [is_cast for tokens, is_cast in passes if len(tokens) == 1][:6]
+        passes.clear()
+        adaptation.generate(PROMPT, **OPTIONS)
+
+    assert trials == [True] * 3 + [False] * 3
+
+    written = [is_cast for tokens, is_cast in passes if len(tokens) == 1]
+
+    assert len(set(written)) == 1
+    assert len(written) < 26
+
+
+def test_a_batch_is_read_and_written_in_the_dtypes_of_one_prompt(
+    make_copier, passes, dynamic_llama, monkeypatch
+):
+    monkeypatch.setitem(decoding._shares, dynamic_llama, 2.0)
+    finetuner = make_copier(dtype="bfloat16")
+    prompts = [PROMPT, "the dog"]
+    texts = finetuner.generate(prompts, **OPTIONS)
+    written = {is_cast for tokens, is_cast in passes[-20:] if len(tokens) == 1}
+
+    assert written == {False}
+    assert any(is_cast and len(tokens) > 50 for tokens, is_cast in passes)
+    assert all(TEXT.count(text[:12]) for text in texts)

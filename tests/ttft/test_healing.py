@@ -1,0 +1,177 @@
+"""Prompts that end within a token, and what is written behind them."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from hullft_ops.ttft import TestTimeFinetuner
+from hullft_ops.ttft.adaptation import prefix_of
+from hullft_ops.ttft.decoding import Row, written
+from hullft_ops.ttft.healing import Healing, Vocabulary
+
+# Every kind of end that a prompt may have: within a word, behind spaces, tabs and newlines, and in
+# an emoji of two.
+TEXT = "the cat sat\n    on the red\tmat 👩‍🚀 and  ran\n\n  to the park, the dog"
+# Stands for a part of a character.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+KINDS = [
+    "byte_level",
+    "byte_level_trimmed",
+    "byte_level_prefix",
+    "byte_level_bos_eos",
+    "byte_level_two_openers",
+    "byte_fallback",
+    "byte_fallback_bare",
+    "byte_fallback_bos",
+]
+
+
+@pytest.fixture(params=KINDS)
+def tokenizer(tokenizers, request):
+    return tokenizers[request.param]
+
+
+@pytest.fixture
+def text(tokenizer):
+    """SentencePiece's kind here decodes no bytes."""
+    is_whole = tokenizer.decode(tokenizer(TEXT)["input_ids"], True).strip() == TEXT
+    return TEXT if is_whole else "the cat sat on the red mat  and ran to the   park "
+
+
+@pytest.fixture
+def copier(dynamic_llama, tokenizer, store_of, embedder, text):
+    """Goes on as its one passage does."""
+    dynamic_llama.config.max_position_embeddings = 256
+    options = {
+        "n_select": 0,
+        "train_on_prompt": 0,
+        "context": 0,
+        "ngrams": 1,
+        "ngram_weights": (0.5, 0.9, 0.9, 0.9, 0.9),
+        "dtype": None,
+    }
+    return TestTimeFinetuner(
+        dynamic_llama, tokenizer, store_of([text]), embedder, **options
+    )
+
+
+def test_tokens_stand_for_the_bytes_of_a_text(tokenizer):
+    tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    special = tokenizer.all_special_ids
+
+    assert Vocabulary(tokenizer).content(tokens).decode().removeprefix(" ") == TEXT
+    assert Vocabulary(tokenizer).content([*special, *tokens]) == b""
+
+
+@pytest.mark.parametrize("share", range(10, 66, 6))
+def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, share):
+    prompt = text[: len(text) * share // 100]
+    reader = copier.reader
+    tokens = reader.tokens(prompt).ids
+    count = reader.vocabulary.taken_back(tokens)
+
+    assert 0 < count < len(tokens)
+
+    options = {"do_sample": False, "max_new_tokens": 8}
+    with copier.adapted(text) as adaptation:
+        answer = adaptation.generate(prompt, **options)
+        row = Row(tokens[:-count], prompt=len(tokens) - count)
+        prefix = prefix_of(adaptation.prepared)
+        [cut] = written(reader, [row], [prefix], token_healing=False, **options)
+
+    before = reader.tokenizer.decode(row.ids, skip_special_tokens=True).lstrip()
+    # A character may be cut, too.
+    if REPLACEMENT not in before:
+        assert text.startswith((before + cut).rstrip(REPLACEMENT))
+        assert (prompt + answer).startswith((before + cut).rstrip(REPLACEMENT))
+
+    assert text.removeprefix(prompt).startswith(answer.rstrip(REPLACEMENT))
+    assert answer
+
+
+def test_what_is_held_is_written_whatever_else_is_forbidden(copier):
+    vocabulary = copier.reader.vocabulary
+    tokens = copier.reader.tokens("the cat sat").ids
+    count = vocabulary.taken_back(tokens)
+    held = vocabulary.content(tokens[-count:])
+    healing = Healing(vocabulary, [held], len(tokens) - count, new_tokens=1, stops=[])
+    scores = healing.hold(
+        torch.tensor([tokens[:-count]]), torch.full((1, 320), -torch.inf)
+    )
+    [allowed] = scores.isfinite()
+
+    assert set(allowed.nonzero().flatten().tolist()) == {
+        token
+        for token in range(320)
+        if (content := vocabulary.content([token]))
+        and (content.startswith(held) or held.startswith(content))
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 2},
+        {"do_sample": True, "temperature": 0.1, "top_k": 3},
+        {"stop_strings": "red"},
+        {"min_new_tokens": 4},
+        {"max_new_tokens": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("length", [12, 23])
+def test_limits_count_from_the_end_of_the_prompt(copier, text, length, options):
+    prompt = text[:length]
+    torch.manual_seed(0)
+    options = {"max_new_tokens": 10, "do_sample": False} | options
+    texts = []
+
+    class Streamer:
+        def put(self, value):
+            texts.append(value.flatten().tolist())
+
+        def end(self):
+            texts.append(None)
+
+    if "num_beams" not in options:
+        options["streamer"] = Streamer()
+
+    with copier.adapted(text) as adaptation:
+        answer = adaptation.generate(prompt, **options)
+
+    new = text.removeprefix(prompt)
+
+    assert new.startswith(answer)
+    assert answer
+
+    if "stop_strings" in options:
+        # Not where it begins in the prompt; a token may go on behind it.
+        assert "red" not in answer[:-4]
+
+    if texts:
+        reads, *writes, end = texts
+
+        assert len(writes) <= options["max_new_tokens"]
+
+        decoded = copier.tokenizer.batch_decode(
+            [reads, [*reads, *chain.from_iterable(writes)]], skip_special_tokens=True
+        )
+
+        assert [each.lstrip() for each in decoded] == [prompt, prompt + answer]
+        assert end is None
+
+
+def test_a_list_and_a_chat_are_healed_too(copier, text, monkeypatch):
+    template = "{{ messages[0].content }}"
+    monkeypatch.setattr(copier.tokenizer, "chat_template", template)
+    prompts = [text[:length] for length in (9, 12, 23)]
+    options = {"do_sample": False, "max_new_tokens": 5}
+    texts = copier.generate(prompts, **options)
+
+    assert texts == [copier.generate(prompt, **options) for prompt in prompts]
+    assert texts == [copier.generate(p, chat=True, **options) for p in prompts]
+    assert all(
+        text.startswith(prompt + answer)
+        for prompt, answer in zip(prompts, texts, strict=True)
+    )
