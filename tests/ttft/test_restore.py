@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -68,9 +69,9 @@ def test_a_restore_that_is_cut_short_is_repeated(gpt2, make, monkeypatch):
     copy = torch._foreach_copy_
     calls = []
 
-    def cut_once(*tensors):
+    def cut_short(*tensors):
         calls.append(tensors)
-        if len(calls) == 1:
+        if len(calls) < 5:
             raise KeyboardInterrupt
 
         copy(*tensors)
@@ -80,9 +81,18 @@ def test_a_restore_that_is_cut_short_is_repeated(gpt2, make, monkeypatch):
         pytest.raises(KeyboardInterrupt),
         finetuner.adapted(PROMPT),
     ):
-        monkeypatch.setattr(torch, "_foreach_copy_", cut_once)
+        monkeypatch.setattr(torch, "_foreach_copy_", cut_short)
 
-    assert len(calls) == 2
+    assert len(calls) == 5
+
+
+def test_an_error_of_the_restore_ends_it(gpt2, make, monkeypatch):
+    finetuner = make(gpt2)
+    error = Mock(side_effect=OSError("gone"))
+    with pytest.raises(OSError, match="gone"), finetuner.adapted(PROMPT):
+        monkeypatch.setattr(torch, "_foreach_copy_", error)
+
+    assert error.call_count == 2
 
 
 def change_shape(model):

@@ -134,7 +134,7 @@ def _connect(address: str) -> None:
             log_to_driver=False,
             logging_level=40,  # errors
         )
-    # Ray raises an Exception of no other class, too.
+    # Ray raises also a bare Exception.
     except Exception as error:
         raise InputError(f"engine ray: {first_line(error)}") from error
 

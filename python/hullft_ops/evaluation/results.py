@@ -36,7 +36,7 @@ _STRICT = ConfigDict(
 )
 
 
-# Larger ones are no exact float64.
+# float64 is exact below 2**53.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 # Within these, means and ratios of means are finite.
 Measured = Annotated[float, Field(ge=0, le=1e100)]

@@ -82,7 +82,7 @@ class AdapterConfig:
     """bfloat16 to train under autocast; None for the model's own dtype."""
 
     seed: int = 0
-    """Seed of which passages, of their order and of the LoRA's first values."""
+    """Seed for sampling and shuffling passages, and for the LoRA's first values."""
 
 
 def train_adapter(

@@ -20,7 +20,6 @@ from hullft_ops.ttft.adaptation import (
 )
 from hullft_ops.ttft.chat import Prompt, question_of
 from hullft_ops.ttft.clock import Deadline
-from hullft_ops.ttft.contexts import signal_safe
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.checks import full_window, text_window
@@ -28,6 +27,7 @@ from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.retrieval import DEFAULT_SEARCH, Neighbours, retrieve
+from hullft_ops.ttft.signals import signal_safe
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.format import batches_of_like_length
 from hullft_ops.ttft.store.words import Words

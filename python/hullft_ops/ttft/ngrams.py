@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of what follows the last 1, 2, 4, ... tokens. They were fitted to answers of SmolLM2 on code,
+# Weights of what follows the last 1, 2, 4, ... tokens, fitted to answers of SmolLM2 on code,
 # documentation and C: alone, behind retrieved passages, and with an adapter.
 WEIGHTS = (0.02, 0.07, 0.24, 0.4, 0.68, 0.58)
-# Of these while the model writes. What it copies makes long matches, which at the whole weights
-# keep the copy going where the text should turn.
+# Factor of the weights while the model writes: copies make long matches, and so reinforce
+# themselves.
 _WRITING = 0.5
 # How often an occurrence in the text itself counts, fitted with the weights.
 _IN_TEXT = 8

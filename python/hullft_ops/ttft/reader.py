@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hullft_ops._terminal import progress
-from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.healing import Vocabulary
 from hullft_ops.ttft.loss import next_token_logits
 from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
@@ -25,6 +24,7 @@ from hullft_ops.ttft.models.checks import (
 from hullft_ops.ttft.models.modes import AutoPrecision, ThreadModes, autocast, eval_mode
 from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.restore import exclusive
+from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.tokens import Tokens, tokenized
 
 if TYPE_CHECKING:

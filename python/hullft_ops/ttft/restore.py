@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.models.checks import unwrapped
 from hullft_ops.ttft.models.modes import ThreadModes, restore_modes
+from hullft_ops.ttft.signals import at_exit, signal_safe
 
 # The thread that has each model at the moment. A tuple, so that each call has its own.
 _callers: "WeakKeyDictionary[nn.Module, tuple[int]]" = WeakKeyDictionary()

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
 from hullft_ops.ttft.clock import Deadline, StageClock
-from hullft_ops.ttft.contexts import at_exit, signal_safe
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.models.modes import ReadingOptions, autocast, eval_mode
+from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.validation import options_class
 
 # Selection and training hold memory for each step.

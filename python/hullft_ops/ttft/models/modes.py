@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hullft_ops.ttft.contexts import at_exit, signal_safe
+from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.validation import options_class
 
 Precision = Literal["bfloat16"]

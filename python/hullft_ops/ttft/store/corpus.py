@@ -35,7 +35,7 @@ _HTML = (".htm", ".html")
 _HIDDEN = ("nav", "script", "style", "template")
 # The elements that begin and end a line.
 _BLOCK = re.compile("br|dd|div|dt|h[1-6]|li|p|td|th|title")
-# Nobody gives a dataset on the hub a name with such an end.
+# Names on the hub lack these suffixes.
 _FILE_SUFFIXES = (*_FORMATS, *_COMPRESSIONS, *_HTML, ".md", ".txt")
 _NOT_TEXT = "not UTF-8 text"
 _HEAD_CHARS = 1 << 13
