@@ -10,6 +10,7 @@ import os.path
 import sys
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +23,13 @@ from tqdm import tqdm
 from hullft_ops.ttft import (
     Datastore,
     InputError,
+    Passage,
     TestTimeFinetuner,
     TTFTConfig,
     load_embedder,
     load_model,
 )
+from hullft_ops.ttft.prefix import nearest_that_fit
 
 
 @register_model("hullft")
@@ -123,8 +126,7 @@ class HullftLM(HFLM):
             question = self.end_within(question)
         with self.finetuner.adapted(question) as adaptation:
             if not is_text:
-                passages = [passage.text for passage in adaptation.passages]
-                requests = self.behind(passages, requests)
+                requests = self.behind(adaptation.passages, requests)
             return self.plain_answers(requests)
 
     def end_within(self, text: str) -> str:
@@ -135,7 +137,9 @@ class HullftLM(HFLM):
         begin, _ = encoding["offset_mapping"][-self.embedder.max_tokens :][0]
         return text[begin:]
 
-    def behind(self, passages: list[str], requests: list[Instance]) -> list[Instance]:
+    def behind(
+        self, passages: Sequence[Passage], requests: list[Instance]
+    ) -> list[Instance]:
         """The requests with retrieved passages, nearest last, before their contexts.
 
         The farthest go until there is room for the answer.
@@ -143,14 +147,13 @@ class HullftLM(HFLM):
         contexts = [request.args[0] for request in requests]
         longest = max(len(self.tok_encode(context)) for context in contexts)
         room = self.max_length - longest - self.max_gen_toks
-        while passages and len(self.tok_encode("".join(passages))) > room:
-            passages.pop(0)
+        texts = [passage.text for passage in nearest_that_fit(passages, room)]
         # A chat template opens with this token.
         bos = self.tokenizer.bos_token or ""
         others = []
         for request, context in zip(requests, contexts, strict=True):
             opening = bos if context.startswith(bos) else ""
-            context = "".join([opening, *passages, context.removeprefix(opening)])
+            context = "".join([opening, *texts, context.removeprefix(opening)])
             arguments = (context, *request.args[1:])
             others.append(replace(request, arguments=arguments))
         return others

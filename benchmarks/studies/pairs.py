@@ -18,7 +18,7 @@ import numpy as np
 
 from hullft_ops.evaluation.report import NONE
 from hullft_ops.evaluation.results import Row, read_rows
-from hullft_ops.evaluation.statistics import Measurements, relative
+from hullft_ops.evaluation.statistics import Measurements, named, relative
 
 # By setting and number of passes: the score of each prompt, and the median seconds.
 Curves = dict[str, dict[int, tuple[np.ndarray, float]]]
@@ -35,7 +35,8 @@ def main() -> None:
         for row in read_rows(path):
             rows[row.run].append(row)
     measured = pooled([table_of(run, arguments.score) for run in rows.values()])
-    print(f"{len(measured.prompts)} prompts, {' '.join(measured.shared())}")
+    shared = measured.shared()
+    print(f"{len(measured.prompts)} prompts, {named(shared, shared)}")
     curves = curves_of(measured)
     rivals = [name for name in curves if name.startswith((NONE, *arguments.against))]
     heads = ["setting", "passes", "mean", "seconds", *[f"against {r}" for r in rivals]]
@@ -90,7 +91,7 @@ def curves_of(measured: Measurements) -> Curves:
 
 def change(scores: np.ndarray, others: np.ndarray) -> str:
     better = int((scores < others).sum())
-    return f"{relative(scores, others)}, better on {better}"
+    return f"{relative(scores, others).text('+.1%')}, better on {better}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from hullft_ops.ttft import Datastore, load_embedder, load_model, tiny_lm_path
+from hullft_ops.ttft import (
+    Datastore,
+    Passage,
+    load_embedder,
+    load_model,
+    tiny_lm_path,
+)
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "lm_evaluation_harness.py"
@@ -153,7 +159,9 @@ def test_retrieved_passages_that_fit_stand_before_the_context_nearest_last(
     assert len(texts) == 6
     assert torch.allclose(torch.tensor(answers), torch.tensor(expected), rtol=1e-5)
 
-    [chat] = model.behind(["a\n\n"], [scored(0, f"{plain.tokenizer.bos_token}hi", "")])
+    [chat] = model.behind(
+        [Passage("a\n\n", [1])], [scored(0, f"{plain.tokenizer.bos_token}hi", "")]
+    )
 
     assert chat.args[0] == f"{plain.tokenizer.bos_token}a\n\nhi"
 

@@ -98,9 +98,7 @@ class PassageSteps(PassageStepOptions, Technique):
         }
         method = self.method
         name = str(getattr(method, "__name__", method))
-        # What tells configurations apart comes first.
-        values = {"method": name, **stated(self)}
-        values["method"] = name
+        values = stated(self) | {"method": name}
         for option in idle.get(name, ()):
             del values[option]
         return values

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from inspect import get_annotations
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hullft_ops.ttft.models.modes import ReadingOptions
@@ -75,11 +76,11 @@ def options_of(kind: type[Kind], options: Any) -> Kind:
 
 
 def stated(options: Any) -> dict[str, Any]:
-    """The values of some options but None, and but those of how a model reads."""
+    """The values of some options but None, and but those that techniques share.
+
+    Those of the technique itself come first: they tell configurations apart.
+    """
     shared = {field.name for field in fields(ReadingOptions)}
-    values = {
-        field.name: getattr(options, field.name)
-        for field in fields(options)
-        if field.name not in shared
-    }
+    names = [name for kind in type(options).__mro__ for name in get_annotations(kind)]
+    values = {name: getattr(options, name) for name in names if name not in shared}
     return {name: value for name, value in values.items() if value is not None}
