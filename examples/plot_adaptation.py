@@ -7,6 +7,7 @@ STORE is a datastore, which hullft-ops index or adapt has written. Without argum
 adapts to a few made-up functions.
 """
 
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -73,7 +74,8 @@ def main(
     above.legend()
 
     # Each loss is of another passage, so no line joins them.
-    starts = [taken.start for taken in adaptation.schedule]
+    repeats = [each.repeats for each in adaptation.taken]
+    starts = [0, *accumulate(repeats[:-1])] if repeats else []
     below.plot(starts, adaptation.losses, "o")
     below.set_xlabel("optimizer steps before the pass")
     below.set_ylabel("loss of its passage (nats per token)")

@@ -159,11 +159,11 @@ def test_retrieved_passages_that_fit_stand_before_the_context_nearest_last(
     assert len(texts) == 6
     assert torch.allclose(torch.tensor(answers), torch.tensor(expected), rtol=1e-5)
 
-    [chat] = model.behind(
-        [Passage("a\n\n", [1])], [scored(0, f"{plain.tokenizer.bos_token}hi", "")]
-    )
+    bos = plain.tokenizer.bos_token
+    passages = [Passage("a\n\n", [1])]
+    [chat] = model.behind(passages, [scored(0, f"{bos}hi", "")])
 
-    assert chat.args[0] == f"{plain.tokenizer.bos_token}a\n\nhi"
+    assert chat.args[0] == f"{bos}a\n\nhi"
 
 
 def test_the_command_line(

@@ -13,7 +13,7 @@ from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.techniques.technique import Prepared
-from hullft_ops.ttft.training import Training
+from hullft_ops.ttft.training import Pass, Training
 
 OUT_OF_MEMORY = (
     "TestTimeFinetuner: out of memory, adapting. Lower max_length, "
@@ -110,6 +110,11 @@ class Adaptation(Answering):
     def losses(self) -> list[float]:
         """The mean loss of each pass, in nats."""
         return self._training.losses
+
+    @property
+    def taken(self) -> Sequence[Pass]:
+        """The passes, each with its text and how many steps it served."""
+        return self._training.taken
 
     @property
     def passes(self) -> int:
