@@ -50,7 +50,7 @@ def _bits_of_prompt(prompt: Prompt, model: Answering) -> float | None:
 
 def _chrf(prompt: Prompt, model: Answering) -> float | None:
     """chrF of what is written, against as many tokens of the continuation."""
-    with needed_by("the score chrf", extra="bench"):
+    with needed_by("the score chrf"):
         from sacrebleu import sentence_chrf
     if prompt.continuation is None:
         return None
