@@ -80,9 +80,10 @@ def curves_of(measured: Measurements) -> Curves:
     numbers = sorted(limit for limit in set(limits.values()) if limit) or [0]
     curves: Curves = defaultdict(dict)
     curves[NONE] = dict.fromkeys(numbers, (measured.before, 0.0))
-    for config, name in measured.names().items():
+    names = [name for name in measured.varying() if name != "passes"]
+    for config in measured.rows:
         limit = limits[config]
-        curve = curves[name.replace(f" passes={limit}", "")]
+        curve = curves[named(measured.settings(config), names) or "adapted"]
         seconds = median(row.seconds_total for row in measured.rows[config])
         for passes in [limit] if limit else numbers:
             curve[passes] = (measured.after[config], seconds)

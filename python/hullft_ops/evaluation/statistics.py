@@ -234,7 +234,7 @@ class Measurements:
 
 
 def named(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Some settings in words: "hullft n_select=8 lr=5e-05"."""
+    """Some settings in words: "hullft refresh=2 lr=5e-05"."""
     return " ".join(
         str(value) if isinstance(value, str) else f"{name}={shown(value)}"
         for name in names

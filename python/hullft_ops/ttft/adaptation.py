@@ -16,9 +16,9 @@ from hullft_ops.ttft.techniques.technique import Prepared
 from hullft_ops.ttft.training import Pass, Training
 
 OUT_OF_MEMORY = (
-    "TestTimeFinetuner: out of memory, adapting. Lower max_length, "
-    'context or n_select, use dtype="bfloat16", or train less of the model: PEFT adapters, or '
-    "requires_grad_(False) for some of it"
+    "TestTimeFinetuner: out of memory, adapting. Lower max_length or context, use "
+    'dtype="bfloat16", or train less of the model: PEFT adapters, or requires_grad_(False) for '
+    "some of it"
 )
 
 
@@ -29,12 +29,15 @@ class Answering:
         has_ended: whether the model is restored.
     """
 
-    is_trained_on_prompt = False
-
     def __init__(self, reader: Reader, prefix: Prefix) -> None:
         self.has_ended = False
         self._reader = reader
         self._prefix = prefix
+
+    @property
+    def is_trained_on_prompt(self) -> bool:
+        """Whether a step was taken on the prompt itself."""
+        return False
 
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
         """`hullft_ops.ttft.score_text` of the adapted model, behind what was prepared.
@@ -130,8 +133,7 @@ class Adaptation(Answering):
         return [taken[index] for index in self.support.indices]
 
     @property
-    def is_trained_on_prompt(self) -> bool:  # type: ignore[override]
-        """Whether a step was taken on the prompt itself."""
+    def is_trained_on_prompt(self) -> bool:
         return any(each.position is None for each in self._training.taken)
 
     @property

@@ -10,10 +10,10 @@ class Support:
     Attributes:
         indices: positions in the datastore.
         weights: the convex weights; "knn" gives equal ones.
-        counts: optimizer steps on each passage. They sum to n_select, or to less if the method is
-            "knn" and the pool is smaller, or a passage has no next token to train on. "hullft" may
-            leave a passage without a step, even a heavy one, to keep the mean over the steps near
-            the prompt.
+        counts: optimizer steps on each passage. Their sum is less than was asked for if the method
+            is "knn" and the pool is smaller, or a passage has no next token to train on. "hullft"
+            may leave a passage without a step, even a heavy one, to keep the mean over the steps
+            near the prompt.
         residual: distance from the prompt's embedding to the weighted mean; its norm without
             passages.
         gap: Frank-Wolfe gap over the pool.
