@@ -51,3 +51,48 @@ def test_a_prompt_that_was_trained_on_and_one_without_a_continuation() -> None:
 def test_an_unknown_score_is_refused() -> None:
     with pytest.raises(InputError, match="score must be one of continuation, prompt, "):
         metrics_of("bleu")
+
+
+TRUE = "    first = 1\n\n    second = 2\nthird()\nfourth()\n"
+
+
+class Writer:
+    """Writes certain lines, one after the other."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+        self.prompts: list[str] = []
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        assert options["stop_strings"] == ["\n"]
+
+        self.prompts.append(prompt)
+        return self.lines[len(self.prompts) - 1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "lines", "score"),
+    [
+        ("line", ["    first = 1\n", "    second = 2", "third()  # no"], 200 / 3),
+        ("line", ["", "\n", "  third()\n"], 100 / 3),
+        ("similarity", ["first = 2\n", "", "third()"], (100 * 16 / 18 + 100) / 3),
+    ],
+)
+def test_lines_are_written_behind_the_true_text(
+    metric: str, lines: list[str], score: float
+) -> None:
+    writer: Any = Writer(lines)
+    prompt = Prompt("def f():\n", continuation=TRUE)
+
+    assert scores_of(prompt, writer, [metric]) == {metric: pytest.approx(score)}
+    assert writer.prompts == [
+        "def f():\n",
+        "def f():\n    first = 1\n\n",
+        "def f():\n    first = 1\n\n    second = 2\n",
+    ]
+
+
+def test_a_prompt_without_a_continuation_has_no_score_of_lines() -> None:
+    writer: Any = Writer([])
+
+    assert scores_of(Prompt("text"), writer, ["line", "similarity"]) == {}

@@ -55,8 +55,8 @@ class Experiment(ModelConfig, CorpusConfig):
     on the prompt, which is scored, are taken only if it says so."""
 
     score: str | None = None
-    """What to compare by: continuation or prompt, or of what is written chrf; None for the first
-    that every row has."""
+    """What to compare by: continuation or prompt, or of what is written line, similarity or chrf;
+    None for the first that every row has."""
 
     description: str = ""
     """What the experiment is for."""

@@ -1,15 +1,20 @@
 """What an evaluation scores. A new metric is a line of `METRICS`, and a function."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from statistics import fmean
 
 from hullft_ops._extras import needed_by
 from hullft_ops.evaluation.prompts import Prompt
 from hullft_ops.ttft.adaptation import Answering
 from hullft_ops.ttft.errors import InputError, NothingToScoreError
 
-# Tokens that the model writes for a score of what is written.
+# Tokens that the model writes for a score of what is written, and for one of a line at most.
 WRITTEN_TOKENS = 64
+# Of the continuation, so many lines with text are written.
+LINES = 3
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,41 @@ def _chrf(prompt: Prompt, model: Answering) -> float | None:
     return float(sentence_chrf(written, [true]).score)
 
 
+def _exact_lines(prompt: Prompt, model: Answering) -> float | None:
+    """The percentage of the next lines that are written exactly, but for space at their ends."""
+    return _mean_of_lines(prompt, model, operator.eq)
+
+
+def _similar_lines(prompt: Prompt, model: Answering) -> float | None:
+    """Twice the characters that match in order, in percent of those of both lines."""
+
+    def similarity(written: str, line: str) -> float:
+        return SequenceMatcher(None, written, line, autojunk=False).ratio()
+
+    return _mean_of_lines(prompt, model, similarity)
+
+
+def _mean_of_lines(
+    prompt: Prompt, model: Answering, agreement: Callable[[str, str], float]
+) -> float | None:
+    """The mean over the first lines with text of the continuation, in percent. Each is written
+    behind the true text before it."""
+    before = prompt.text
+    scores: list[float] = []
+    for line in (prompt.continuation or "").splitlines(keepends=True):
+        if line.strip() and len(scores) < LINES:
+            written = model.generate(
+                before,
+                max_new_tokens=WRITTEN_TOKENS,
+                do_sample=False,
+                stop_strings=["\n"],
+            )
+            [first, *_] = [*written.splitlines(), ""]
+            scores.append(100 * agreement(first.strip(), line.strip()))
+        before += line
+    return fmean(scores) if scores else None
+
+
 # A report compares by the first that every row has.
 METRICS = {
     "continuation": Metric(
@@ -79,6 +119,22 @@ METRICS = {
         f"chrF, from 0 to 100, compares the {WRITTEN_TOKENS} tokens that the model writes with the "
         "continuation.",
         _chrf,
+        more_is_better=True,
+        is_written=True,
+    ),
+    "line": Metric(
+        "lines that are written exactly, in percent",
+        f"Each of the first {LINES} lines of the continuation is written behind the true text "
+        "before it. It counts if it is exact, but for space at its ends.",
+        _exact_lines,
+        more_is_better=True,
+        is_written=True,
+    ),
+    "similarity": Metric(
+        "similarity of the lines that are written, in percent",
+        f"Each of the first {LINES} lines of the continuation is written behind the true text "
+        "before it, and compared by the characters that match in order.",
+        _similar_lines,
         more_is_better=True,
         is_written=True,
     ),
