@@ -14,7 +14,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,13 @@ class Answer(TextStreamer):
         self.sent = 0
         self.tokens = 0
         self.has_seen_prompt = False
+        self.turn: Future[str] | None = None
+
+    def abandon(self) -> None:
+        """Leave the queue, or end at the next token."""
+        self.is_abandoned = True
+        if self.turn is not None:
+            self.turn.cancel()
 
     def put(self, value: Any) -> None:
         if self.is_abandoned:
@@ -148,7 +155,7 @@ class Server:
         watching = asyncio.create_task(until_gone(request, answers))
         try:
             texts = await asyncio.gather(*written)
-        except StoppedError as error:
+        except (StoppedError, asyncio.CancelledError) as error:
             return JSONResponse(error_body(error, "server_error"), 503)
         except (TypeError, ValueError) as error:
             abandon(answers)
@@ -168,9 +175,11 @@ class Server:
         def leave(text: Any) -> None:
             self.places += 1
             answer.words.put_nowait(None)
-            text.exception()  # asyncio reports one that nobody has asked for.
+            if not text.cancelled():
+                text.exception()  # asyncio reports one that nobody has asked for.
 
-        written = answer.loop.run_in_executor(self.model, self.write, answer)
+        answer.turn = self.model.submit(self.write, answer)
+        written = asyncio.wrap_future(answer.turn)
         written.add_done_callback(leave)
         return written
 
@@ -241,7 +250,7 @@ def line(content: dict[str, Any]) -> str:
 
 def abandon(answers: list[Answer]) -> None:
     for answer in answers:
-        answer.is_abandoned = True
+        answer.abandon()
 
 
 async def until_gone(request: Any, answers: list[Answer]) -> None:

@@ -59,10 +59,10 @@ class Selection(NamedTuple):
         weights = self.weights.new_zeros(*self.indices.shape[:-1], n_rows + 1)
         try:
             weights = weights.scatter(-1, self.indices + 1, self.weights)
-        except RuntimeError as error:
+        except RuntimeError:
+            largest = int(self.indices.max())
             raise ValueError(
-                "dense: n_rows must be that of the pool, above every index, got "
-                f"{n_rows}: {error}"
+                f"dense: n_rows must be that of the pool, got {n_rows} and index {largest}"
             ) from None
         return weights[..., 1:]
 
