@@ -18,13 +18,11 @@ from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
-from hullft_ops.ttft.store.cutting import split_passages
+from hullft_ops.ttft.store.cutting import PASSAGE_CHARS, split_passages
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import DATASTORES
 from hullft_ops.ttft.validation import parse
 
-# About this much source fills the 256 tokens that the default embedder reads.
-PASSAGE_CHARS = 800
 # Bits per byte of a shorter text say little, and may not exist.
 PROMPT_CHARS = 50
 HELD_OUT_ONE_IN = 8
