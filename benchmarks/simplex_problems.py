@@ -1,4 +1,4 @@
-"""Six kinds of least squares over the simplex."""
+"""Nine kinds of least squares over the simplex, or with non-negative weights."""
 
 import numpy as np
 import torch
@@ -13,7 +13,22 @@ KINDS = [
     "ill-conditioned",
     "minimum-norm",
     "text",
+    "unmixing",
+    "large-support",
 ]
+# Of non-negative least squares.
+NNLS_KINDS = ["positive", "deconvolution"]
+# Their Gram matrices are regular, as quadratic programs want them.
+REGULAR = [
+    "synthetic-control",
+    "mixtures",
+    "text",
+    "unmixing",
+    "large-support",
+    "deconvolution",
+]
+# More queries than of other kinds: pixels, spots.
+QUERIES = {"unmixing": 30, "deconvolution": 3}
 
 
 def problem(kind: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,10 +43,16 @@ def problem(kind: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     pool = torch.from_numpy(_rows(kind, batch, random))
     if kind == "minimum-norm":
         return pool, torch.zeros(batch, 1000, dtype=pool.dtype)
-    shares = random.dirichlet(np.full(pool.shape[-2], 0.05), batch)  # of few rows
+    few, level = {
+        "unmixing": (0.3, 0.01),
+        "deconvolution": (0.3, 0.3),
+        "large-support": (1.0, 0.002),
+    }.get(kind, (0.05, 0.1))
+    batch *= QUERIES.get(kind, 1) if batch > 1 else 1
+    shares = random.dirichlet(np.full(pool.shape[-2], few), batch)
     query = times(torch.from_numpy(shares), pool)
     noise = random.standard_normal(query.shape)
-    return pool, query + 0.1 * torch.from_numpy(noise)
+    return pool, query + level * torch.from_numpy(noise)
 
 
 def _rows(kind: str, batch: int, random: np.random.Generator) -> np.ndarray:
@@ -48,4 +69,10 @@ def _rows(kind: str, batch: int, random: np.random.Generator) -> np.ndarray:
     if kind == "minimum-norm":  # gradients of 64 tasks: a mean, and 20 directions
         rows = normal((batch, 64, 20)) @ normal((batch, 20, 1000))
         rows += normal((batch, 1, 1000))
+    if kind == "unmixing":  # the spectra of 12 materials in 200 bands, for all pixels
+        rows = random.random((12, 200)).cumsum(1) / 50 + 0.3 * random.random((12, 200))
+    if kind == "deconvolution":  # the expression of 2,000 genes in 30 cell types
+        rows = random.gamma(0.5, 1.0, (30, 2000))
+    if kind == "large-support":
+        rows = normal((batch, 500, 600))
     return rows

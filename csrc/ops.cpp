@@ -12,13 +12,15 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "Tensor? pool_sizes=None, Tensor? candidates=None) -> "
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
       "Tensor gap, Tensor num_iter)");
+  // With is_gram, pool is a Gram matrix, query the products, and residual the squared residual less
+  // the square of the query.
   m.def(
       "simplex_lstsq(Tensor pool, Tensor query, float gap_tol=0.0, int? max_iter=None, "
-      "Tensor? pool_sizes=None) -> "
+      "Tensor? pool_sizes=None, bool is_gram=False) -> "
       "(Tensor weights, Tensor residual, Tensor gap, Tensor support_size, Tensor num_iter)");
   m.def(
       "nnls(Tensor pool, Tensor query, float gap_tol=0.0, int? max_iter=None, "
-      "Tensor? pool_sizes=None) -> "
+      "Tensor? pool_sizes=None, bool is_gram=False) -> "
       "(Tensor weights, Tensor residual, Tensor gap, Tensor support_size, Tensor num_iter)");
   m.def(
       "knn_select(Tensor pool, Tensor query, int n_select, Tensor? pool_sizes=None, "

@@ -45,15 +45,15 @@ HULLFT_HD S factor_target(S b_i, const FactorTerms<S>& terms) {
 // products. A row that depends on the support joins with it. The weights then move along that
 // dependence, on which the distance hardly changes, until one of them is 0.
 template <typename S>
-HULLFT_HD S least_pivot(S square, int m) {
-  return S(4) * S(m + 8) * epsilon<S>() * square;
+HULLFT_HD S least_pivot(S square, int m, S rounding = epsilon<S>()) {
+  return S(4) * S(m + 8) * rounding * square;
 }
 
 // Of a row that joins, where `left` is left of A_kk: 0 where that is so far below 0 that nothing of
 // the row is left in the rounding of an ill-conditioned support.
 template <typename S>
-HULLFT_HD S pivot_of(S left, S square, int m) {
-  const S least = least_pivot(square, m);
+HULLFT_HD S pivot_of(S left, S square, int m, S rounding = epsilon<S>()) {
+  const S least = least_pivot(square, m, rounding);
   return left < -least ? S(0) : larger(left, least);
 }
 

@@ -70,13 +70,14 @@ template <typename T>
   const char *op = arguments.op, *pool_name = arguments.pool_name;
   const int64_t n_targets = arguments.query.dim() == 3 ? arguments.query.size(1) : 1;
   if (!all_finite(query, arguments.dim * n_targets))
-    value_error(op, "query[", b, "] has NaN or infinity");
+    value_error(op, arguments.query_name, "[", b, "] has NaN or infinity");
   std::vector<const T*> rows;
   pool.rows(b, size, rows);
   for (int64_t k = 0; k < size; ++k)
     if (!all_finite(rows[size_t(k)], arguments.dim))
       value_error(op, pool_name, " has NaN or infinity in row ", pool.row(b, k), " for query ", b);
-  value_error(op, pool_name, " and query[", b, "] are finite but their inner products overflow");
+  value_error(op, pool_name, " and ", arguments.query_name, "[", b,
+              "] are finite but their inner products overflow");
 }
 
 }  // namespace hullft

@@ -14,9 +14,10 @@ namespace {
 LstsqTensors::Tuple solve(const char* op, Constraint constraint, const Tensor& pool,
                           const Tensor& query, double gap_tol,
                           const std::optional<int64_t>& max_iter,
-                          const std::optional<Tensor>& pool_sizes) {
-  const SelectionArguments arguments =
-      check_arguments(op, "pool", pool, query, "pool_sizes", pool_sizes);
+                          const std::optional<Tensor>& pool_sizes, bool is_gram) {
+  const SelectionArguments arguments = check_lstsq(op, pool, query, pool_sizes, is_gram);
+  if (is_gram)
+    value_error(op, "gram= runs on the CPU for now, gram is on ", device_name(pool.device()));
   const int64_t cycles = check_max_iter(arguments, max_iter);
   check_launch(arguments);
   const double width = double(arguments.width);
@@ -44,14 +45,16 @@ LstsqTensors::Tuple solve(const char* op, Constraint constraint, const Tensor& p
 
 LstsqTensors::Tuple simplex_lstsq(const Tensor& pool, const Tensor& query, double gap_tol,
                                   const std::optional<int64_t>& max_iter,
-                                  const std::optional<Tensor>& pool_sizes) {
-  return solve("simplex_lstsq", Constraint::kSimplex, pool, query, gap_tol, max_iter, pool_sizes);
+                                  const std::optional<Tensor>& pool_sizes, bool is_gram) {
+  return solve("simplex_lstsq", Constraint::kSimplex, pool, query, gap_tol, max_iter, pool_sizes,
+               is_gram);
 }
 
 LstsqTensors::Tuple nnls(const Tensor& pool, const Tensor& query, double gap_tol,
                          const std::optional<int64_t>& max_iter,
-                         const std::optional<Tensor>& pool_sizes) {
-  return solve("nnls", Constraint::kNonNegative, pool, query, gap_tol, max_iter, pool_sizes);
+                         const std::optional<Tensor>& pool_sizes, bool is_gram) {
+  return solve("nnls", Constraint::kNonNegative, pool, query, gap_tol, max_iter, pool_sizes,
+               is_gram);
 }
 
 }  // namespace

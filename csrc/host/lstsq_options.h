@@ -8,6 +8,22 @@
 
 namespace hullft {
 
+// The tensors of a call. With a Gram matrix they are float32 or float64, the pool is [K, K] or
+// [B, K, K] and the query the products [B, K].
+inline SelectionArguments check_lstsq(const char* op, const Tensor& pool, const Tensor& query,
+                                      const std::optional<Tensor>& pool_sizes, bool is_gram) {
+  if (is_gram && pool.dim() >= 2 && pool.size(pool.dim() - 1) != pool.size(pool.dim() - 2))
+    value_error(op, "gram must be square, got shape ", shape_text(pool.sizes()));
+  SelectionArguments arguments =
+      check_arguments(op, is_gram ? "gram" : "pool", pool, query, "pool_sizes", pool_sizes);
+  if (!is_gram) return arguments;
+  arguments.query_name = "products";
+  const ScalarType dtype = dtype_of(pool);
+  if (dtype != ScalarType::Float && dtype != ScalarType::Double)
+    value_error(op, "gram must be float32 or float64, got ", dtype_name(dtype));
+  return arguments;
+}
+
 // Cycles: most problems take fewer than they have rows.
 inline int64_t check_max_iter(const SelectionArguments& arguments,
                               const std::optional<int64_t>& max_iter) {

@@ -18,6 +18,7 @@ struct SelectionArguments {
   std::optional<Tensor> sizes;                      // int64 [B]
   int64_t batch, width, dim;                        // width: candidates of a query at most
   std::optional<Tensor> candidates = std::nullopt;  // int64 [B, K]: rows of pool
+  const char* query_name = "query";
 };
 
 inline SelectionArguments check_arguments(const char* op, const char* pool_name, const Tensor& pool,

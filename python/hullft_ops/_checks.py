@@ -132,7 +132,13 @@ def check_variant(op: str, variant: object) -> str:
 
 
 def check_pool(
-    op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool = False
+    op: str,
+    name: str,
+    pool: Tensor,
+    query: Tensor,
+    *,
+    targets: bool = False,
+    query_name: str = "query",
 ) -> None:
     """Check pool [K, d] or [B, K, d], and query [d], [B, d] or, for several targets, [B, m, d]."""
     check_dtype(op, name, pool, FLOAT_DTYPES, FLOATS)
@@ -140,23 +146,47 @@ def check_pool(
         raise ValueError(
             f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
         )
-    check_same_dtype(op, "query", query, name, pool)
+    check_same_dtype(op, query_name, query, name, pool)
     if not 1 <= query.dim() <= (3 if targets else 2):
         shapes = "[d], [B, d] or [B, m, d]" if targets else "[d] or [B, d]"
         raise ValueError(
-            f"{op}: query must have shape {shapes}, got {list(query.shape)}"
+            f"{op}: {query_name} must have shape {shapes}, got {list(query.shape)}"
         )
     if query.dim() == 3 and query.shape[1] == 0:
         raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
     *_, rows, dim = pool.shape
     if query.shape[-1] != dim:
-        raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {dim}")
+        raise ValueError(
+            f"{op}: {query_name} has dim {query.shape[-1]}, {name} has dim {dim}"
+        )
     if rows == 0 or dim == 0:
         raise ValueError(f"{op}: {name} is empty, got shape {list(pool.shape)}")
     # Not len, which would fix the size of the batch for torch.export.
     if pool.dim() == 3 and (query.dim() == 1 or pool.shape[0] != query.shape[0]):
         raise ValueError(
-            f"{op}: {name} has a batch of {pool.shape[0]}, query has shape {list(query.shape)}"
+            f"{op}: {name} has a batch of {pool.shape[0]}, {query_name} has shape "
+            f"{list(query.shape)}"
+        )
+
+
+def check_gram(op: str, gram: Any, products: Any, square: Any) -> None:
+    """Check gram [K, K] or [B, K, K], products [K] or [B, K], and square, one value a query."""
+    check_pool(op, "gram", gram, products, query_name="products")
+    if gram.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{op}: gram must be float32 or float64, got {gram.dtype}")
+    if gram.shape[-1] != gram.shape[-2]:
+        raise ValueError(f"{op}: gram must be square, got shape {list(gram.shape)}")
+    if square is None:
+        return
+    check_same_dtype(op, "square", square, "gram", gram)
+    if square.device != gram.device:
+        raise ValueError(
+            f"{op}: square is on {square.device}, gram is on {gram.device}"
+        )
+    if square.shape != products.shape[:-1]:
+        raise ValueError(
+            f"{op}: square must have shape {list(products.shape[:-1])}, got "
+            f"{list(square.shape)}"
         )
 
 

@@ -27,12 +27,16 @@ _OF_THE_DEVICE = (
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
+# What calls an operator that has gradients.
+with_gradients: dict[str, Callable[..., Any]] = {}
+
+
 def call(op: str, *arguments: Any, **options: Any) -> Any:
     """The results of the operator that a public function is named for.
 
     The functions that end in _indexed are the same operator with candidates.
     """
-    operator = getattr(ops, op.removesuffix("_indexed"))
+    operator = with_gradients.get(op) or getattr(ops, op.removesuffix("_indexed"))
     if torch.compiler.is_compiling():
         return operator(*arguments, **options)
     try:
@@ -120,6 +124,7 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
 # query, or one for each selected row, of int64 or of the dtype of weights.
 _FOR_EACH_ROW = ("indices", "weights", "counts", "picks", "variance")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
+_DIFFERENTIABLE = ("simplex_lstsq", "nnls")  # _lstsq_gradients.py
 _SCALARS = (
     "steps",
     "lr_tensor",
@@ -162,6 +167,9 @@ def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     indexed = arguments.get("candidates") is not None
+    public = {"pool": "embeddings"} if indexed else {}
+    if arguments.get("is_gram"):
+        public = {"pool": "gram", "query": "products"}
     for argument in schema.arguments:
         value = arguments.get(argument.name)
         if value is None and str(argument.type) == "Tensor":
@@ -169,8 +177,7 @@ def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
                 f"hullft_ops: {argument.name} must be a torch.Tensor, got NoneType"
             )
         if isinstance(value, Tensor):
-            is_matrix = indexed and argument.name == "pool"
-            tensors["embeddings" if is_matrix else argument.name] = value
+            tensors[public.get(argument.name, argument.name)] = value
         elif str(argument.type) == "List[Tensor]":
             for i, tensor in enumerate(value or ()):
                 tensors[f"{argument.name}[{i}]"] = tensor
@@ -184,6 +191,50 @@ def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
             raise ValueError(
                 f"{function}: {name} is on {tensor.device}, {like} is on {first.device}"
             )
+
+
+def vmap_rule(
+    operator: Any, call: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """Several batches become one: ``register_vmap`` calls this with a dimension of each tensor.
+
+    The first argument may be shared by the batch, all others have one value a query. ``call`` runs
+    the operator.
+    """
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def run(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+        n = info.batch_size
+
+        def first(x: Tensor, dim: int | None) -> Tensor:  # [n, ...]
+            return x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        values = [
+            first(x, dim) if isinstance(x, Tensor) else x
+            for x, dim in zip(arguments, in_dims, strict=True)
+        ]
+        pool, batch = values[0], values[1].shape[1]
+        merged = dict(zip(names, values, strict=False))
+        for name, x in merged.items():
+            if isinstance(x, Tensor):
+                merged[name] = x.flatten(0, 1)
+        candidates = merged.get("candidates")
+        if pool.dim() == 3 and in_dims[0] is None:
+            merged[names[0]] = arguments[0]
+        elif pool.dim() == 3 and candidates is None:
+            shape = (n, batch, *pool.shape[1:])
+            merged[names[0]] = pool[:, None].expand(shape).flatten(0, 1)
+        elif candidates is not None:  # the rows of one matrix after those of another
+            offset = torch.arange(n, device=pool.device) * pool.shape[1]
+            offset = offset.repeat_interleave(batch)[:, None]
+            merged["candidates"] = candidates + offset * (candidates >= 0)
+        results = (call or operator)(*merged.values())
+        if isinstance(results, Tensor):
+            return results.view(n, batch, *results.shape[1:]), 0
+        results = tuple(r.view(n, batch, *r.shape[1:]) for r in results)
+        return results, (0,) * len(results)
+
+    return run
 
 
 def _counting_versions(operator: Any) -> Callable[..., None]:
@@ -215,6 +266,10 @@ for _full_name in torch._C._dispatch_get_all_op_names():
         continue
     _operator = getattr(ops, _name).default
     torch.library.register_fake(_full_name, _fake(_name, _operator._schema))
+    if _operator._schema.returns:
+        torch.library.register_vmap(_full_name, vmap_rule(_operator))
+    if _name in _DIFFERENTIABLE:
+        continue
     if _operator._schema.returns:
         # No output of a selection has a gradient. torch's own kernel for operators without a
         # derivative would claim one, and warn when a backward pass loses it.

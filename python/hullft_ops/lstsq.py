@@ -4,11 +4,12 @@ Wolfe, *Finding the Nearest Point in a Polytope* (Mathematical Programming 11, 1
 and Hanson, *Solving Least Squares Problems* (1974).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from hullft_ops import _checks
+from hullft_ops import _checks, _lstsq_gradients  # noqa: F401 (registers them)
 from hullft_ops._ops import call_batched
 
 
@@ -23,20 +24,24 @@ class LstsqSolution(NamedTuple):
     weights: Tensor
     """[.., K]: the weight of each row of the pool, >= 0."""
     residual: Tensor
-    """[..]: the norm of ``query - weights @ pool``."""
+    """[..]: the norm of ``query - weights @ pool``. NaN with a Gram matrix and no ``square``."""
     gap: Tensor
     """[..]: how far the weights may be from the optimum, >= 0; see the function. It grows with the
     square of the vectors' lengths, and so does its rounding: compare it with the residual's."""
     support_size: Tensor
     """int64 [..]: how many weights are above 0."""
     num_iter: Tensor
-    """int64 [..]: major cycles, in each of which one row entered the support."""
+    """int64 [..]: cycles, in each of which a row or a block of rows entered the support; rounds of
+    exchanges, where a small pool is shared by a batch."""
 
 
 def simplex_lstsq(
-    pool: Tensor,
-    query: Tensor,
+    pool: Tensor | None = None,
+    query: Tensor | None = None,
     *,
+    gram: Tensor | None = None,
+    products: Tensor | None = None,
+    square: Tensor | None = None,
     pool_sizes: Tensor | None = None,
     gap_tol: float = 0.0,
     max_iter: int | None = None,
@@ -50,20 +55,32 @@ def simplex_lstsq(
 
     A query takes some ``10 * K * d`` multiply-adds, and ``m * (d + m)`` for each cycle with a
     support of m. A pool that queries share is read in place. On the CPU each thread that works on a
-    query needs ``2 * K * d`` bytes, and ``8 * m * (d + m)``.
+    query needs ``2 * K * d`` bytes, and ``8 * m * (d + m)``. Rows that are 8 times as long as they
+    are many take one pass for their Gram matrix instead, and up to 64 rows that eight or more
+    queries share take some ``3 * K * d`` multiply-adds a query: the solutions differ from those of
+    single queries within rounding.
 
     The squared residual is exact to some 1e-14 of the largest squared norm. On CUDA, where the
     solver sees the rows through their Gram matrix, that is 1e-6 in float32, and rows that are close
     together beside their distance from 0 lose digits. Subtract a point near them from pool and
-    query first: it does not change the solution.
+    query first: it does not change the solution. Squares below the smallest normal number are lost:
+    the longest vector must be at least 1e-146 in float64.
 
-    The result is not differentiable. "Least squares over the simplex" in the guides shows the
-    gradients of residual and weights.
+    Weights and residual are differentiable with respect to pool, query, gram, products and square;
+    the gap, which is 0 but for rounding, is not. The gradient is that of the weights on their
+    support, which a small change leaves as it is. Where a row is about to enter or to leave, the
+    weights have a kink, and this is the gradient of one side. Where rows of the support depend on
+    one another it is that of least norm. A residual of 0 has the gradient 0.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
             float16; the state is float64 on the CPU.
         query: [d] or [B, d], of the pool's dtype and device.
+        gram: in place of pool, the inner products of its rows, [K, K] or [B, K, K]; float32 or
+            float64, on the CPU. It may be singular, and counts as symmetric.
+        products: in place of query, its inner products with the rows, [K] or [B, K]; 0 for the
+            point of least norm.
+        square: [] or [B], the query's inner product with itself, for the residual alone.
         pool_sizes: integers [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
             If it sees none, its weights are 0.
         gap_tol: stop when the gap, a squared length, is at most this absolute value; 0 stops at the
@@ -76,13 +93,19 @@ def simplex_lstsq(
 
     The errors are as in `fw_select`.
     """
-    return _lstsq("simplex_lstsq", pool, query, pool_sizes, gap_tol, max_iter)
+    gram_form = (gram, products, square)
+    return _lstsq(
+        "simplex_lstsq", pool, query, gram_form, pool_sizes, gap_tol, max_iter
+    )
 
 
 def nnls(
-    pool: Tensor,
-    query: Tensor,
+    pool: Tensor | None = None,
+    query: Tensor | None = None,
     *,
+    gram: Tensor | None = None,
+    products: Tensor | None = None,
+    square: Tensor | None = None,
     pool_sizes: Tensor | None = None,
     gap_tol: float = 0.0,
     max_iter: int | None = None,
@@ -98,21 +121,31 @@ def nnls(
         The gap is the largest violation of the conditions of an optimum, in units of an inner
         product: no row has a positive product with the residual, and those of the support have 0.
 
-    Arguments, cost and errors are as in `simplex_lstsq`.
+    Arguments, cost, gradients and errors are as in `simplex_lstsq`.
     """
-    return _lstsq("nnls", pool, query, pool_sizes, gap_tol, max_iter)
+    gram_form = (gram, products, square)
+    return _lstsq("nnls", pool, query, gram_form, pool_sizes, gap_tol, max_iter)
 
 
 def _lstsq(
     op: str,
-    pool: Tensor,
-    query: Tensor,
+    pool: Any,
+    query: Any,
+    gram_form: tuple[Any, Any, Any],
     pool_sizes: Tensor | None,
     gap_tol: float,
     max_iter: int | None,
 ) -> LstsqSolution:
-    """Check the options and run the operator."""
-    _checks.check_pool(op, "pool", pool, query)
+    """Check the arguments and run the operator, which takes a Gram matrix for a pool."""
+    gram, products, square = gram_form
+    is_gram = gram is not None or products is not None or square is not None
+    if is_gram and not (pool is None and query is None):
+        raise ValueError(f"{op}: takes pool and query, or gram and products, not both")
+    if is_gram:
+        pool, query = gram, products
+        _checks.check_gram(op, gram, products, square)
+    else:
+        _checks.check_pool(op, "pool", pool, query)
     if max_iter is not None:
         max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
     results = call_batched(
@@ -122,5 +155,18 @@ def _lstsq(
         gap_tol=_checks.check_tolerance(op, "gap_tol", gap_tol),
         max_iter=max_iter,
         pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
+        is_gram=is_gram,
     )
-    return LstsqSolution(*results)
+    solution = LstsqSolution(*results)
+    if not is_gram:
+        return solution
+    return solution._replace(residual=_with_square(solution.residual, square))
+
+
+def _with_square(difference: Tensor, square: Tensor | None) -> Tensor:
+    """The residual, from what its square is less than the query's square."""
+    if square is None:
+        return torch.full_like(difference, torch.nan)
+    squared = square + difference
+    is_positive = squared > 0  # where it is not, the root has no derivative
+    return squared.where(is_positive, 1.0).sqrt().where(is_positive, 0.0)

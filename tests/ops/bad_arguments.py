@@ -35,6 +35,16 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 
+GRAM = POOL @ POOL.mT
+GRAM_FORM = {
+    "pool": None,
+    "query": None,
+    "gram": GRAM,
+    "products": torch.ones(B, K),
+    "square": torch.ones(B),
+}
+
+
 def operator_of(function: str) -> Any:
     """The functions that end in _indexed are the same operator with candidates."""
     return getattr(torch.ops.hullft_ops, function.removesuffix("_indexed"))
@@ -55,6 +65,11 @@ class Bad(NamedTuple):
         arguments = self.arguments()
         if "embeddings" in arguments:
             arguments["pool"] = arguments.pop("embeddings")
+        if "products" in arguments:
+            arguments["pool"] = arguments.pop("gram")
+            arguments["query"] = arguments.pop("products")
+            arguments["is_gram"] = True
+            del arguments["square"]
 
         return operator_of(self.operator), arguments
 
@@ -68,6 +83,10 @@ class Bad(NamedTuple):
 
 def bad(operator: str, message: str, **changes: Any) -> Bad:
     return Bad(operator, message, changes)
+
+
+def bad_gram(operator: str, message: str, **changes: Any) -> Bad:
+    return Bad(operator, message, GRAM_FORM | changes)
 
 
 def poisoned(tensor: torch.Tensor, *index: int, value: float = NAN) -> torch.Tensor:
@@ -98,6 +117,9 @@ WRONG_OBJECTS = [
     bad("fw_select", "max_support must be an int, got float", max_support=2.0),
     bad("simplex_lstsq", "pool must be a torch.Tensor, got list", pool=[[1.0]]),
     bad("simplex_lstsq", "max_iter must be an int, got str", max_iter="9"),
+    bad_gram("nnls", "gram must be a torch.Tensor, got list", gram=[[1.0]]),
+    bad_gram("nnls", "products must be a torch.Tensor, got list", products=[1.0]),
+    bad_gram("nnls", "square must be a torch.Tensor, got float", square=1.0),
     bad("fw_select", "tol must be a number, got str", tol="1"),
     bad("fw_select", "variant must be a str, got list", variant=["vanilla"]),
     bad("fw_lmo", "current must be a torch.Tensor, got list", current=[1.0]),
@@ -117,6 +139,7 @@ WRONG_DTYPES = [
         weights=torch.ones(B, K).half(),
     ),
     bad("nnls", "query is .*float64, pool is .*float32", query=QUERY.double()),
+    bad_gram("nnls", "gram must be float32, .*int32", gram=GRAM.int()),
     bad("sift_select", "query is .*float64, pool is .*float32", query=QUERY.double()),
 ]
 
@@ -139,6 +162,9 @@ WRONG_VALUES = [
     bad("simplex_lstsq", "pool is empty", pool=torch.ones(B, 0, D)),
     bad("nnls", "query is on meta, pool is on cpu", query=QUERY.to("meta")),
     bad("nnls", "pool_sizes .*1", pool_sizes=torch.tensor([1])),
+    bad_gram(
+        "simplex_lstsq", "gram must be square, .*2, 6, 4", gram=POOL, products=QUERY
+    ),
     bad("fw_select", "pool_sizes .*1", pool_sizes=torch.tensor([1])),
     bad("fw_select", "query is on meta, pool is on cpu", query=QUERY.to("meta")),
     bad("fw_select_indexed", "candidates .*3", candidates=torch.zeros(3, 2).long()),
@@ -172,6 +198,13 @@ WRONG_IN_PUBLIC = [
     bad("fw_select", "tol must be >= 0, got nan", tol=NAN),
     bad("fw_select", "gap_tol must be >= 0, got -1", gap_tol=-1.0),
     bad("nnls", "gap_tol must be >= 0, got nan", gap_tol=NAN),
+    bad("nnls", "takes pool and query, or gram and products, not", gram=GRAM),
+    bad("nnls", "takes pool and query, or gram and products, not", square=GRAM),
+    bad_gram("nnls", "products has dim 4, gram has dim 6", products=QUERY),
+    bad_gram("simplex_lstsq", "square .*3", square=torch.ones(3)),
+    bad_gram("nnls", "square is on meta, ", square=torch.ones(B, device="meta")),
+    bad_gram("nnls", "gram has a batch of 2", products=torch.ones(K), square=None),
+    bad_gram("nnls", "gram must have shape .*got .6.", gram=torch.ones(K)),
     bad("fw_select", "pool has a batch of 2, query has shape .4.", query=QUERY[0]),
     bad("fw_select", "pool is empty", pool=POOL[..., :0], query=QUERY[:, :0]),
     bad("fw_select", "n_select must be in .* got 1180591620", n_select=2**70),
@@ -263,6 +296,12 @@ WRONG_CONTENTS = [
     ),
     bad("simplex_lstsq", "pool_sizes.0. is 7, ", pool_sizes=torch.tensor([7, 1])),
     bad("nnls", "query.1. has NaN or infinity", query=poisoned(QUERY, 1, 0)),
+    bad_gram("nnls", "gram has NaN .* row 2 for query 1", gram=poisoned(GRAM, 1, 2, 3)),
+    bad_gram(
+        "nnls",
+        "products.1. has NaN or infinity",
+        products=poisoned(torch.ones(B, K), 1, 0),
+    ),
     bad("nnls", OVERFLOW, pool=POOL.double() * HUGE, query=QUERY.double() * HUGE),
     bad("fw_lmo", "current.1. has NaN or infinity", current=poisoned(QUERY, 1, 0)),
     bad(

@@ -32,6 +32,14 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     current = pool[:, 1].contiguous()
     step = {"pool": pool, "query": query, "current": current}
     least = {"pool": pool, "query": query, "gap_tol": 0.0, "max_iter": 36}
+    gram = pool.double() @ pool.double().mT
+    of_gram = {
+        "pool": gram,
+        "query": gram[:, 0],
+        "gap_tol": 0.0,
+        "max_iter": None,
+        "is_gram": True,
+    }
     sizes = torch.tensor([12, 5])
     ragged = {"pool_sizes": sizes}
     return {
@@ -46,6 +54,9 @@ def samples() -> dict[str, tuple[str, Arguments]]:
         "simplex_lstsq": ("simplex_lstsq", {**least, **ragged}),
         "simplex_lstsq shared": ("simplex_lstsq", {**least, "pool": pool[0]}),
         "nnls": ("nnls", least),
+        "nnls shared": ("nnls", {**least, "pool": pool[0]}),
+        "simplex_lstsq gram": ("simplex_lstsq", {**of_gram, **ragged}),
+        "nnls gram": ("nnls", {**of_gram, "pool": gram[0]}),
         "fw_lmo": ("fw_lmo", {**step, **ragged}),
         "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
         "knn_select": ("knn_select", {**pools, **ragged}),
@@ -57,8 +68,12 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     }
 
 
+DIFFERENTIABLE = ("simplex_lstsq", "nnls")
+
+
 @pytest.mark.parametrize("sample", samples())
-def test_outputs_have_no_gradient(sample: str) -> None:
+def test_registration(sample: str) -> None:
+    """Only the weights and the residual of least squares have a gradient."""
     name, arguments = samples()[sample]
     operator = getattr(OPS, name).default
 
@@ -70,8 +85,8 @@ def test_outputs_have_no_gradient(sample: str) -> None:
     if isinstance(outputs, torch.Tensor):
         outputs = [outputs]
 
-    for output in outputs:
-        assert not output.requires_grad
+    for i, output in enumerate(outputs):
+        assert output.requires_grad == (name in DIFFERENTIABLE and i < 2)
 
     torch.library.opcheck(operator, (), arguments)
 
@@ -120,6 +135,11 @@ def nnls(pool: torch.Tensor, query: torch.Tensor) -> Any:
     return hullft_ops.nnls(pool, query)
 
 
+def of_gram(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    gram, products = pool @ pool.mT, (pool @ query[:, :, None])[:, :, 0]
+    return hullft_ops.simplex_lstsq(gram=gram, products=products)[0]
+
+
 def multiset(pool: torch.Tensor, query: torch.Tensor) -> Any:
     return hullft_ops.fw_select(pool, query, 5).multiset()
 
@@ -157,6 +177,7 @@ FUNCTIONS = [
     corrective,
     simplex_lstsq,
     nnls,
+    of_gram,
     multiset,
     fw_select_indexed,
     fw_lmo,
@@ -180,6 +201,36 @@ def test_compiled_equals_eager(function: Callable, dynamic: bool) -> None:
         expected = function(pool, query)
 
         torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+
+
+def plain(outputs: Any) -> Any:
+    return tuple(outputs) if isinstance(outputs, tuple) else outputs
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("function", [f for f in FUNCTIONS if f is not multiset])
+@pytest.mark.parametrize("in_dims", [(0, 0), (None, 0), (0, None)])
+def test_vmap_is_one_batch(function: Callable, in_dims: tuple) -> None:
+    """Of batches, without torch's warning that it runs one after the other."""
+    pool, query = make_problem(3, 6, 12, 8, torch.float32)
+    pools, queries = pool.view(2, 3, 12, 8), query.view(2, 3, 8)
+    inputs = [
+        batch if dim == 0 else batch[0]
+        for batch, dim in zip((pools, queries), in_dims, strict=True)
+    ]
+    outputs = torch.vmap(lambda p, q: plain(function(p, q)), in_dims)(*inputs)
+
+    for n in range(2):
+        alone = function(
+            *(
+                batch[n] if dim == 0 else batch[0]
+                for batch, dim in zip((pools, queries), in_dims, strict=True)
+            )
+        )
+        expected = plain(alone)
+        part = torch.utils._pytree.tree_map(lambda t, n=n: t[n], outputs)
+
+        torch.testing.assert_close(part, expected, rtol=0, atol=0)
 
 
 class Exported(torch.nn.Module):

@@ -112,6 +112,19 @@ class LargestCorrelation {
       if (estimates_[size_t(k)] > least) working_set_.add(k, *units_);
   }
 
+  // Of the rows of the last search outside the support, the one of the largest estimate; -1 without
+  // one above 0.
+  int64_t next_of_last_set() const {
+    const RowSet& set = *last_set_;
+    double largest = 0;
+    int64_t next = -1;
+    for (size_t i = 0; i < set.rows.size(); ++i) {
+      if (estimates_[i] <= largest || support_->has(set.rows[i])) continue;
+      largest = estimates_[i], next = set.rows[i];
+    }
+    return next;
+  }
+
   bool working_set_is_empty() const { return working_set_.size() == 0; }
   // Whether every search is among all rows, in float64.
   bool is_small() const { return in_->n_rows <= kWorkingSet || in_->n_rows * in_->d <= kSmallPool; }
@@ -137,6 +150,7 @@ class LargestCorrelation {
 
   int64_t largest(const RowSet& set, const double* residual) {
     if (is_small()) return largest_of_all(residual);
+    last_set_ = &set;
     estimate(set, residual);
     find_contenders(set);
     const int64_t n = int64_t(contenders_.size());
@@ -202,6 +216,7 @@ class LargestCorrelation {
   UnitPool<T> own_units_;
   const UnitPool<T>* units_ = nullptr;
   RowSet all_, working_set_;
+  const RowSet* last_set_ = &all_;
   // Scratch.
   Aligned<int16_t> unit_residual_;
   std::vector<double> estimates_;  // of the last set

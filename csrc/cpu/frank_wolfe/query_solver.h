@@ -9,6 +9,7 @@
 #include "corrective_solver.h"
 #include "exact_correlations.h"
 #include "fw_solver.h"
+#include "residual_correlations.h"
 #include "screened_correlations.h"
 
 namespace hullft {
@@ -38,7 +39,7 @@ class CorrectiveSelection {
              SelectionAnswer& answer) {
     const CorrectiveOptions corrective{options.max_iter, options.tol, options.gap_tol,
                                        options.max_support};
-    if (!solver_.solve(corrective, in, units, answer)) return false;
+    if (!solver_.solve(corrective, in.n_rows, answer, in, units)) return false;
     const int64_t m = answer.support_size;
     double* gram = gram_.reserve(m * m);
     double* b = b_.reserve(m);
@@ -64,7 +65,7 @@ class CorrectiveSelection {
     }
   }
 
-  CorrectiveSolver<T, Constraint::kSimplex> solver_;
+  CorrectiveSolver<ResidualCorrelations<T, Constraint::kSimplex>> solver_;
   std::vector<const T*> rows_;
   AlignedDoubles gram_, b_;
   Integerizer integerizer_;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -17,22 +18,20 @@
 #include "../query_pool.h"
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
+#include "entering.h"
 #include "largest_correlation.h"
 #include "support.h"
+#include "support_factor.h"
 
 namespace hullft {
-
-// The row that enters the support next.
-struct Entering {
-  int64_t row;      // of the largest correlation outside the support, the lowest on ties
-  double slope;     // the gap on the simplex, the correlation itself without the sum
-  bool is_optimal;  // the slope is no more than rounding
-};
 
 // The support's rows are kept less the query on the simplex, and as they are without the sum.
 template <typename T, Constraint kConstraint>
 class ResidualCorrelations {
  public:
+  static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
+  static constexpr int kTargets = 1;
+
   // The state at w = 0, or false when a value is not finite. `units` are those of a shared pool, or
   // null. `support` is the solver's.
   bool begin(const QueryPool<T>& in, const UnitPool<T>* units, const Support& support) {
@@ -75,6 +74,7 @@ class ResidualCorrelations {
     if (saw_all_) return;
     const double length = residual();
     set_entering(largest_.in_pool(residual_.get()), length);
+    slope_of_first_ = entering_.slope;
     saw_all_ = true;
     slope_of_all_ = entering_.slope;
     if (looks_at_all_ || length == 0) return;
@@ -85,11 +85,22 @@ class ResidualCorrelations {
 
   const Entering& entering() const { return entering_; }
 
+  // After `look`, and while rows have joined since: the next one of a block. False where none has a
+  // slope near that of the first.
+  bool choose_another() {
+    const double length = residual();
+    const int64_t row = looks_at_all_ || length == 0 ? -1 : largest_.next_of_last_set();
+    if (row < 0) return false;
+    set_entering(row, length);
+    return !entering_.is_optimal && entering_.slope >= kNearFirst * slope_of_first_;
+  }
+
   double residual() const { return std::sqrt(dot(residual_.get(), residual_.get())); }
   double query_square() const { return qq_; }
 
-  // How many rows have joined, and the slope of one of them by its place, given the residual's
-  // length.
+  double rounding() const { return epsilon<double>(); }
+
+  // How many rows have joined, and the slope of one by its place, given the residual's length.
   int64_t size() const { return n_support_; }
   double slope(int64_t place, double length) const {
     return slope_of(rows_[size_t(place)].get(), length);
@@ -108,7 +119,14 @@ class ResidualCorrelations {
     for (int64_t j = 0; j < n_support_; ++j) out[j] += shift_;
   }
   double square() const { return entering_square_ + shift_; }
-  double target() const { return kSimplex ? shift_ : dot(entering_row_.get(), query_.get()); }
+  std::array<double, 1> targets() const {
+    return {kSimplex ? shift_ : dot(entering_row_.get(), query_.get())};
+  }
+
+  // The factor of the target that makes the weights sum to 1.
+  std::array<double, 1> shares(const SupportFactor<1>& factor) const {
+    return {kSimplex ? shift_ / factor.product(0, 0) : 1.0};
+  }
 
   // The row that enters becomes the last of the support.
   void join() {
@@ -126,7 +144,7 @@ class ResidualCorrelations {
   }
 
  private:
-  static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
+  static constexpr double kNearFirst = 0.3;   // beside the slope of a block's first row
   static constexpr double kGoodEnough = 0.1;  // beside the best slope of the last pass
 
   // False when its best row is not good enough.
@@ -134,6 +152,7 @@ class ResidualCorrelations {
     if (largest_.working_set_is_empty()) return false;
     const double length = residual();
     set_entering(largest_.in_working_set(residual_.get()), length);
+    slope_of_first_ = entering_.slope;
     return !entering_.is_optimal && entering_.slope >= kGoodEnough * slope_of_all_;
   }
 
@@ -174,6 +193,7 @@ class ResidualCorrelations {
   Entering entering_{0, 0, false};
   double entering_square_ = 0;  // of the row, less the query on the simplex
   bool looks_at_all_ = true, saw_all_ = false;
+  double slope_of_first_ = 0;
   double slope_of_all_ = 0;  // of the row that the last pass over the pool chose
   AlignedDoubles query_, residual_, entering_row_;
   // Of the support, in its order; behind them the memory of earlier rows.

@@ -1,6 +1,7 @@
 // A Cholesky factor of the support's matrix, kept while rows join and leave: core/corrective.h.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -11,33 +12,42 @@
 
 namespace hullft {
 
-// A = L L^T and y = L^-1 target, in the order in which the rows joined.
+// A = L L^T and y = L^-1 target for each of some targets, in the order in which the rows joined.
+template <int kTargets>
 class SupportFactor {
  public:
-  void begin() { size_ = 0, y_square_ = 0, kernels_ = &corrective_kernels(); }
+  using Values = std::array<double, kTargets>;  // one for each target
 
-  // <y, y>
-  double y_square() const { return y_square_; }
+  // `rounding` is that of the matrix's entries, relative.
+  void begin(double rounding) { size_ = 0, rounding_ = rounding, kernels_ = &corrective_kernels(); }
+
+  // <y, y> of two targets.
+  double product(int first, int second) const {
+    double sum = 0;
+    for (size_t i = 0; i < size_t(size_); ++i) sum += y_[i][size_t(first)] * y_[i][size_t(second)];
+    return sum;
+  }
 
   // `entries` are A_ik of the rows i of the support; they are overwritten. False when the row has
-  // no length, or none that rounding has left.
-  bool join(double* entries, double square, double target) {
+  // no length, or no more than this share of it that the support's rows do not explain.
+  bool join(double* entries, double square, const Values& targets, double least_share) {
     const int64_t m = size_;
     make_room(m + 1);
     kernels_->solve_lower(rows_.data(), reciprocals_.data(), m, entries);
-    double squares = 0, product = 0;
+    double squares = 0;
+    Values y = targets;
     double* last = row(m);
     for (int64_t i = 0; i < m; ++i) {
       last[i] = entries[i];
       squares += entries[i] * entries[i];
-      product += entries[i] * y_[size_t(i)];
+      for (size_t t = 0; t < kTargets; ++t) y[t] -= entries[i] * y_[size_t(i)][t];
     }
-    const double pivot = pivot_of(square - squares, square, int(m));
-    if (!(pivot > 0)) return false;
+    const double pivot = pivot_of(square - squares, square, int(m), rounding_);
+    if (!(pivot > least_share * square)) return false;
     last[m] = std::sqrt(pivot);
     reciprocals_[size_t(m)] = 1 / last[m];
-    y_[size_t(m)] = (target - product) * reciprocals_[size_t(m)];
-    y_square_ += y_[size_t(m)] * y_[size_t(m)];
+    for (double& value : y) value *= reciprocals_[size_t(m)];
+    y_[size_t(m)] = y;
     ++size_;
     return true;
   }
@@ -61,16 +71,18 @@ class SupportFactor {
       rotations_[size_t(i)] = rotation;
       here[i] = rotation.length;
       reciprocals_[size_t(i)] = 1 / rotation.length;
-      rotate(rotation, y_[size_t(i)], y_[size_t(i + 1)]);
+      for (size_t t = 0; t < kTargets; ++t)
+        rotate(rotation, y_[size_t(i)][t], y_[size_t(i + 1)][t]);
     }
     size_ = m;
-    y_square_ = 0;
-    for (int64_t i = 0; i < m; ++i) y_square_ += y_[size_t(i)] * y_[size_t(i)];
   }
 
-  // out = A^-1 target, of as many values as there are rows.
-  void solve(double* out) const {
-    for (int64_t i = 0; i < size_; ++i) out[i] = y_[size_t(i)];
+  // out = A^-1 of the sum of factors[t] * target t, of as many values as there are rows.
+  void solve(const Values& factors, double* out) const {
+    for (int64_t i = 0; i < size_; ++i) {
+      out[i] = 0;
+      for (size_t t = 0; t < kTargets; ++t) out[i] += factors[t] * y_[size_t(i)][t];
+    }
     kernels_->solve_upper(rows_.data(), reciprocals_.data(), size_, out);
   }
 
@@ -88,12 +100,12 @@ class SupportFactor {
   }
 
   int64_t size_ = 0;
-  double y_square_ = 0;
+  double rounding_ = 0;
   const CorrectiveKernels* kernels_ = nullptr;
   std::vector<AlignedDoubles> memory_;
   std::vector<const double*> rows_;  // of L, in memory_
   std::vector<double> reciprocals_;  // of its diagonal
-  std::vector<double> y_;
+  std::vector<Values> y_;
   std::vector<Rotation<double>> rotations_;
 };
 

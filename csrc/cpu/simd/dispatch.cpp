@@ -69,6 +69,7 @@ const AllDotKernels& all_dot_kernels() { return kernels().dot; }
 const StepKernels& step_kernels() { return kernels().step; }
 const ScreeningKernels& screening_kernels() { return kernels().screening; }
 const CorrectiveKernels& corrective_kernels() { return kernels().corrective; }
+const PivotingKernel& pivoting_kernel() { return kernels().pivoting; }
 SiftPickKernel sift_pick_kernel() { return kernels().sift_pick; }
 const AllReplayKernels& all_replay_kernels() { return kernels().replay; }
 

@@ -3,6 +3,7 @@
 
 #include "corrective_kernels.h"
 #include "dot_kernels.h"
+#include "pivoting_kernels.h"
 #include "replay_kernels.h"
 #include "screening_kernels.h"
 #include "sift_kernels.h"
@@ -16,6 +17,7 @@ struct Kernels {
   StepKernels step;
   ScreeningKernels screening;
   CorrectiveKernels corrective;
+  PivotingKernel pivoting;
   SiftPickKernel sift_pick;
   AllReplayKernels replay;
 };

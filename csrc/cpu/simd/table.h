@@ -7,6 +7,7 @@
 #include "dot.h"
 #include "fw_step.h"
 #include "kernels.h"
+#include "pivoting.h"
 #include "quantized.h"
 #include "screening.h"
 #include "sift_pick.h"
@@ -52,6 +53,7 @@ constexpr Kernels make_table(const char* name) {
       {&unit_rows_kernel<float>, &unit_rows_kernel<double>, &unit_rows_kernel<BFloat16>,
        &unit_rows_kernel<Float16>, &estimate_kernel, &combine_kernel, &solve_lower_kernel,
        &solve_upper_kernel},
+      {kDoubles, &Pivoting::work, &pivot_kernel},
       &pick_kernel,
       make_replay_kernels(),
   };

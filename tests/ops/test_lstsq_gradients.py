@@ -1,0 +1,274 @@
+"""The gradients of simplex_lstsq and nnls: against differences, compiled, and under torch.func."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import hullft_ops
+from lstsq_problems import make
+from problems import make_problem
+
+pytestmark = pytest.mark.cpu_only("gram= runs on the CPU for now")
+
+SOLVERS = [hullft_ops.simplex_lstsq, hullft_ops.nnls]
+SMOOTH = [
+    "plain",
+    "one long row",
+    "rows of every length",
+    "far from 0",
+    "zero query",
+    "query in hull",
+]
+every_solver = pytest.mark.parametrize("solver", SOLVERS)
+
+
+@every_solver
+def test_weights_and_residual_by_differences(solver: Callable) -> None:
+    inputs = [t.requires_grad_() for t in make(4, 3, 6, 8, "plain")]
+
+    assert torch.autograd.gradcheck(lambda p, q: solver(p, q)[:2], inputs)
+
+
+@every_solver
+def test_a_shared_pool_by_differences(solver: Callable) -> None:
+    pool, query = make(4, 3, 6, 8, "plain")
+    inputs = pool[0].clone().requires_grad_(), query.requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda p, q: solver(p, q)[:2], inputs)
+
+
+@every_solver
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_gram_matrix_by_differences(solver: Callable, is_shared: bool) -> None:
+    pool, query = make(4, 3, 6, 8, "plain")
+    pool = pool[0] if is_shared else pool
+    products = (pool @ query[:, :, None])[..., 0]
+
+    def outputs(
+        factor: torch.Tensor, products: torch.Tensor, square: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        gram = factor @ factor.mT
+        return solver(gram=gram, products=products, square=square)[:2]
+
+    inputs = [pool, products, query.square().sum(-1)]
+    inputs = [t.clone().requires_grad_() for t in inputs]
+
+    assert torch.autograd.gradcheck(outputs, inputs)
+
+
+def solved(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The solution of a system, in the arrays' own precision."""
+    rows = np.concatenate([matrix, target[:, None]], axis=1)
+    for i in range(len(rows)):
+        best = i + int(np.abs(rows[i:, i]).argmax())
+        rows[[i, best]] = rows[[best, i]]
+        rows[i] /= rows[i, i]
+        for j in range(len(rows)):
+            if j != i:
+                rows[j] -= rows[j, i] * rows[i]
+
+    return rows[:, -1]
+
+
+def best_weights(pool: np.ndarray, query: np.ndarray, on_simplex: bool) -> np.ndarray:
+    """Where all rows have weight."""
+    gram, products = pool @ pool.T, pool @ query
+    if not on_simplex:
+        return solved(gram, products)
+    ones = np.ones(len(pool), dtype=pool.dtype)
+    system = np.block([[gram, ones[:, None]], [ones[None], np.zeros((1, 1))]])
+    return solved(system, np.append(products, pool.dtype.type(1)))[:-1]
+
+
+@every_solver
+@pytest.mark.parametrize("kind", SMOOTH)
+@pytest.mark.parametrize("shape", [(6, 8), (20, 30), (30, 12)])
+def test_as_exact_as_differences_in_long_double(
+    solver: Callable, kind: str, shape: tuple[int, int]
+) -> None:
+    pool, query = make(2, 1, *shape, kind)
+    pool.requires_grad_(), query.requires_grad_()
+    weights = solver(pool, query).weights
+    generator = torch.Generator().manual_seed(0)
+    seed = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(weights, (pool, query), seed)
+    support = (weights[0] > 0).numpy()
+    x, q = pool[0].detach().numpy()[support], query[0].detach().numpy()
+    x, q, g = (a.astype(np.longdouble) for a in (x, q, seed[0].numpy()[support]))
+    on_simplex = solver is hullft_ops.simplex_lstsq
+
+    for gradient, array in (
+        (gradients[0][0].numpy()[support], x),
+        (gradients[1][0].numpy(), q),
+    ):
+        expected = np.zeros_like(array)
+        for place in np.ndindex(array.shape):
+            step = np.longdouble(1e-6) * (np.abs(array[place[:-1]]).max() or 1)
+            ends = []
+            for sign in (1, -1):
+                array[place] += sign * step
+                ends.append(g @ best_weights(x, q, on_simplex))
+                array[place] -= sign * step
+
+            expected[place] = (ends[0] - ends[1]) / (2 * step)
+
+        error = np.abs(gradient - expected).max(initial=0)
+
+        assert error <= 1e-8 * np.abs(expected).max(initial=1)
+
+    assert (gradients[0][0].numpy()[~support] == 0).all()
+
+
+@every_solver
+def test_single_ragged_and_narrow_problems(solver: Callable) -> None:
+    """As parts of a batch, and in float64."""
+    pool, query = make_problem(3, 3, 9, 12, spread=2.0)
+    sizes = torch.tensor([9, 0, 5])
+    ragged = pool.clone()
+    ragged[1] = ragged[2, 5:] = float("nan")
+
+    def of(pool: torch.Tensor, query: torch.Tensor, **options: object) -> list:
+        inputs = [pool.clone().requires_grad_(), query.clone().requires_grad_()]
+        solution = solver(*inputs, **options)
+        loss = (solution.weights * torch.arange(pool.shape[-2])).sum()
+        return list(torch.autograd.grad(loss + solution.residual.sum(), inputs))
+
+    of_pool, of_query = of(ragged, query, pool_sizes=sizes)
+
+    for b in (0, 2):
+        size = int(sizes[b])
+        alone = of(pool[b, :size], query[b])
+
+        torch.testing.assert_close(alone[0], of_pool[b, :size])
+        torch.testing.assert_close(alone[1], of_query[b])
+        assert (of_pool[b, size:] == 0).all()
+
+    assert (of_pool[1] == 0).all()
+    torch.testing.assert_close(of_query[1], query[1] / query[1].norm())
+
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        narrow = of(pool.to(dtype), query.to(dtype))
+        exact = of(pool.to(dtype).double(), query.to(dtype).double())
+
+        for value, expected in zip(narrow, exact, strict=True):
+            assert value.dtype == dtype
+
+            error = (value.double() - expected).norm()
+
+            assert error <= tolerance * expected.norm()
+
+
+def test_rows_that_depend_on_one_another_have_the_gradient_of_least_norm() -> None:
+    """Weights along the dependence do not move: of equal rows both count the same."""
+    gram = torch.ones(2, 2, dtype=torch.float64).requires_grad_()
+    products = torch.ones(2, dtype=torch.float64).requires_grad_()
+    weights = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    seed = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    adjoint = torch.ops.hullft.lstsq_adjoint
+    v = adjoint(gram.detach()[None], weights, seed, True, False)
+
+    torch.testing.assert_close(v, torch.tensor([[0.25, 0.25]], dtype=torch.float64))
+
+    v = adjoint(gram.detach()[None], weights, seed, True, True)
+
+    assert (v == 0).all()
+
+    # A query in the hull: finite, though the system of all rows is singular.
+    pool, query = make(5, 4, 30, 3, "query in hull")
+    pool.requires_grad_()
+    solution = hullft_ops.simplex_lstsq(pool, query)
+    (gradient,) = torch.autograd.grad(solution.weights.square().sum(), pool)
+
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+    solution = hullft_ops.simplex_lstsq(gram=gram, products=products, square=gram[0, 0])
+    gradients = torch.autograd.grad(solution.residual, (gram, products))
+
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+@every_solver
+def test_what_has_no_gradient_raises_or_says_so(solver: Callable) -> None:
+    pool, query = make(4, 3, 6, 8, "plain")
+    solution = solver(pool, query)
+
+    assert not any(output.requires_grad for output in solution)
+
+    solution = solver(pool.requires_grad_(), query)
+
+    assert solution.weights.requires_grad
+    assert solution.residual.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        solution.gap.sum().backward()
+
+    (gradient,) = torch.autograd.grad(
+        solution.weights.square().sum(), pool, create_graph=True
+    )
+
+    with pytest.raises(NotImplementedError, match="not differentiable themselves"):
+        gradient.sum().backward()
+
+
+def loss(solver: Callable, pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    solution = solver(pool, query)
+    factors = torch.arange(pool.shape[-2], dtype=pool.dtype)
+    return (solution.weights * factors).sum() + solution.residual.sum()
+
+
+@every_solver
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_gradients_are_those_of_eager_mode(
+    solver: Callable, dynamic: bool
+) -> None:
+    torch.compiler.reset()
+    function = partial(loss, solver)
+    compiled = torch.compile(
+        function, fullgraph=True, dynamic=dynamic, backend="aot_eager"
+    )
+
+    for batch, rows in [(2, 9), (3, 12)] if dynamic else [(2, 9)]:
+        inputs = [t.requires_grad_() for t in make_problem(batch, batch, rows, 14)]
+        expected = torch.autograd.grad(function(*inputs), inputs)
+        gradients = torch.autograd.grad(compiled(*inputs), inputs)
+
+        torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
+
+
+@every_solver
+def test_the_transforms_of_torch_func(solver: Callable) -> None:
+    pool, query = make_problem(6, 4, 9, 14, spread=2.0)
+    function = partial(loss, solver)
+    inputs = pool.clone().requires_grad_(), query.clone().requires_grad_()
+    expected = torch.autograd.grad(function(*inputs), inputs)
+
+    of_batch = torch.func.grad(function, argnums=(0, 1))(pool, query)
+    torch.testing.assert_close(of_batch, expected, rtol=0, atol=1e-14)
+
+    of_each = torch.func.vmap(torch.func.grad(function, argnums=(0, 1)))(pool, query)
+    torch.testing.assert_close(of_each, expected, rtol=0, atol=1e-14)
+
+    shared = torch.func.grad(function)(pool[0], query)
+    one_by_one = torch.func.vmap(torch.func.grad(function), (None, 0))(pool[0], query)
+    torch.testing.assert_close(one_by_one.sum(0), shared, rtol=1e-9, atol=1e-12)
+
+    rows = torch.func.jacrev(lambda q: solver(pool[0], q).weights)(query[0])
+
+    assert rows.shape == (9, 14)
+    assert rows.abs().max() > 0
+
+
+@every_solver
+def test_the_adjoint_is_a_registered_operator(solver: Callable) -> None:
+    pool, query = make_problem(7, 3, 9, 14)
+    weights = solver(pool, query).weights
+    on_simplex = solver is hullft_ops.simplex_lstsq
+    adjoint = torch.ops.hullft.lstsq_adjoint.default
+    arguments = (pool, weights, torch.ones_like(weights), False, on_simplex)
+
+    torch.library.opcheck(adjoint, arguments)
+    of_gram = adjoint(pool @ pool.mT, *arguments[1:3], True, on_simplex)
+    torch.testing.assert_close(of_gram, adjoint(*arguments), rtol=1e-9, atol=1e-12)

@@ -1,0 +1,135 @@
+"""simplex_lstsq and nnls of a Gram matrix in place of rows, and of rows that take it themselves."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import hullft_ops
+from lstsq_problems import KINDS, excess, largest_square, make
+from problems import make_problem
+
+pytestmark = pytest.mark.cpu_only("gram= runs on the CPU for now")
+
+SOLVERS = [hullft_ops.simplex_lstsq, hullft_ops.nnls]
+# Fewer rows than columns, as many, and more: then the Gram matrix is singular.
+SHAPES = [(1, 3), (6, 30), (20, 20), (40, 12), (70, 3)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "dim"), SHAPES)
+@pytest.mark.usefixtures("simd_level")
+def test_no_point_of_the_hull_is_nearer(kind: str, rows: int, dim: int) -> None:
+    """660 problems, whose products are rounded before the solver sees them."""
+    pool, query = make(rows + dim, 12, rows, dim, kind)
+    gram, products = pool @ pool.mT, (pool @ query[:, :, None])[:, :, 0]
+    solution = hullft_ops.simplex_lstsq(gram=gram, products=products)
+    weights = solution.weights
+    scale = largest_square(pool, query)
+
+    assert (weights >= 0).all()
+    assert (weights.sum(-1) - 1).abs().max() <= 1e-12
+    assert torch.equal((weights > 0).sum(-1), solution.support_size)
+    assert solution.residual.isnan().all()
+
+    squares = (query - (weights[:, None] @ pool)[:, 0]).square().sum(-1)
+    above = squares - hullft_ops.simplex_lstsq(pool, query).residual.square()
+
+    assert (above <= 1e-12 * scale).all()
+    assert (above <= 2 * solution.gap + 1e-12 * scale).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nearly on a line"])
+@pytest.mark.parametrize(("rows", "dim"), SHAPES)
+def test_nnls_has_the_residual_of_the_rows(kind: str, rows: int, dim: int) -> None:
+    pool, query = make(rows + dim, 12, rows, dim, kind)
+    gram, products = pool @ pool.mT, (pool @ query[:, :, None])[:, :, 0]
+    by_rows = hullft_ops.nnls(pool, query).residual.square()
+    weights = hullft_ops.nnls(gram=gram, products=products).weights
+    residual = query - (weights[:, None] @ pool)[:, 0]
+
+    assert (weights >= 0).all()
+
+    above = residual.square().sum(-1) - by_rows
+
+    assert (above <= 1e-12 * largest_square(pool, query)).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_shared_single_and_ragged_problems(
+    solver: Callable, dtype: torch.dtype
+) -> None:
+    pool, query = make_problem(1, 4, 9, 30)
+    pool = pool[:1].expand(4, -1, -1)
+    gram = (pool @ pool.mT).to(dtype)
+    products = (pool @ query[:, :, None])[:, :, 0].to(dtype)
+    square = query.square().sum(-1).to(dtype)
+    batch = solver(gram=gram, products=products, square=square)
+    shared = solver(gram=gram[0], products=products, square=square)
+    sizes = torch.tensor([9, 0, 4, 1])
+    ragged = solver(gram=gram, products=products, square=square, pool_sizes=sizes)
+    exact = solver(pool, query)
+
+    assert batch.weights.dtype == dtype
+
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+
+    assert (batch.weights - exact.weights).abs().max() <= tolerance
+    assert (batch.residual - exact.residual).abs().max() <= tolerance
+
+    for b, size in enumerate(sizes.tolist()):
+        alone = solver(gram=gram[b], products=products[b], square=square[b])
+
+        for value, of_batch, of_shared in zip(alone, batch, shared, strict=True):
+            assert torch.equal(value, of_batch[b])
+            assert torch.equal(value, of_shared[b])
+
+        if size > 0:
+            part = solver(
+                gram=gram[b, :size, :size],
+                products=products[b, :size],
+                square=square[b],
+            )
+
+            assert torch.equal(part.weights, ragged.weights[b, :size])
+            assert torch.equal(part.residual, ragged.residual[b])
+        else:
+            assert abs(ragged.residual[b] - 1) <= 1e-6
+
+        assert (ragged.weights[b, size:] == 0).all()
+
+
+def test_the_point_of_least_norm_of_a_gramian_of_zeros() -> None:
+    zeros = torch.zeros(5, 5, dtype=torch.float64)
+    solution = hullft_ops.simplex_lstsq(
+        gram=zeros, products=zeros[0], square=zeros[0, 0]
+    )
+
+    assert solution.weights.sum() == 1
+    assert solution.residual == solution.gap == 0
+    assert (hullft_ops.nnls(gram=zeros, products=zeros[0]).weights == 0).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nearly on a line"])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.usefixtures("simd_level")
+def test_long_rows(kind: str, solver: Callable) -> None:
+    """They take their Gram matrix, unless its rounding would show."""
+    pool, query = make(2, 6, 10, 700, kind)
+    solution = solver(pool, query)
+    # Rows past the end make the pool too wide for it.
+    padded = torch.cat([pool, torch.full((6, 50, 700), float("nan"))], dim=1)
+    by_rows = solver(padded, query, pool_sizes=torch.full((6,), 10))
+    scale = largest_square(pool, query)
+
+    if solver is hullft_ops.simplex_lstsq:
+        assert (excess(pool, query, solution.weights) <= 1e-13 * scale).all()
+
+    difference = solution.residual.square() - by_rows.residual.square()
+
+    assert (difference.abs() <= 1e-13 * scale).all()
+
+    residual = (query - (solution.weights[:, None] @ pool)[:, 0]).norm(dim=-1)
+
+    assert ((residual - solution.residual).abs() <= 1e-13 * scale.sqrt()).all()
