@@ -83,12 +83,14 @@ add_library(hullft_kernels OBJECT
   csrc/cuda/correlate.cu
   csrc/cuda/frank_wolfe.cu
   csrc/cuda/fw_corrective.cu
+  csrc/cuda/fw_tableau.cu
   csrc/cuda/fw_warp.cu
   csrc/cuda/gram.cu
   csrc/cuda/gram_blocks.cu
   csrc/cuda/integerize.cu
   csrc/cuda/knn.cu
   csrc/cuda/lmo.cu
+  csrc/cuda/long_rows.cu
   csrc/cuda/plan.cu
   csrc/cuda/sift.cu)
 set_target_properties(hullft_kernels PROPERTIES

@@ -43,7 +43,8 @@ HULLFT_HD S factor_target(S b_i, const FactorTerms<S>& terms) {
 
 // The least that is left of A_kk when a row joins a support of m: less is the rounding of m
 // products. A row that depends on the support joins with it. The weights then move along that
-// dependence, on which the distance hardly changes, until one of them is 0.
+// dependence, on which the distance hardly changes, until one of them is 0. In float32 the least is
+// 1.3e-5 of A_kk at m = 20: a row within 0.4 % of the others' span counts as dependent.
 template <typename S>
 HULLFT_HD S least_pivot(S square, int m, S rounding = epsilon<S>()) {
   return S(4) * S(m + 8) * rounding * square;

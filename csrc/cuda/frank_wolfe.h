@@ -20,6 +20,7 @@ struct FwProblem {
   int max_iter, swap_passes;
   double tol, gap_tol;
   Variant variant;
+  bool dense = false;  // weights for all rows, of the corrective solver alone
 };
 
 // [batch, n_select] or [batch]; the void pointers are float64 for float64 pools, else float32.

@@ -47,6 +47,27 @@ __device__ __forceinline__ CorrectiveState<S> carve_corrective(unsigned char* me
   return state;
 }
 
+// Where the rows are long: what a batch takes and leaves of the sums over them.
+template <typename S>
+struct LongRows {
+  S* squares;  // [part], of the queries
+  S* weights;  // [part, capacity], of the support
+  int* atoms;  // [part, capacity]
+};
+
+template <typename S>
+HULLFT_HD LongRows<S> long_rows_of(const CorrectivePlan& plan, void* workspace) {
+  LongRows<S> rows;
+  rows.squares = reinterpret_cast<S*>(static_cast<unsigned char*>(workspace) + plan.long_offset);
+  rows.weights = rows.squares + plan.part;
+  rows.atoms = reinterpret_cast<int*>(rows.weights + plan.part * plan.capacity);
+  return rows;
+}
+
+inline double* partial_of(const CorrectivePlan& plan, void* workspace) {
+  return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.partial_offset);
+}
+
 // What warp 0 tells the other warps, and they tell it.
 template <typename S>
 struct CorrectiveControl {
@@ -64,7 +85,7 @@ class FwCorrective {
   // products: of the rows with the query, and columns: the Gram matrix; or where to keep columns.
   __device__ __forceinline__ FwCorrective(const FwProblem& problem, const CorrectivePlan& plan,
                                           int64_t query, const CorrectiveState<S>& state,
-                                          const S* products, S* columns,
+                                          const S* products, S* columns, const LongRows<S>& rows,
                                           CorrectiveControl<S>& control, BlockScratch& scratch)
       : p_(problem),
         plan_(plan),
@@ -72,6 +93,7 @@ class FwCorrective {
         x_(state),
         products_(products),
         columns_(columns),
+        long_(rows),
         control_(control),
         scratch_(scratch) {}
 
@@ -108,6 +130,8 @@ class FwCorrective {
     write_failure<S>(query_, p_.n_select, out, me_);
   }
 
+  __device__ __forceinline__ bool is_long() const { return plan_.shares.count > 0; }
+
   // ---- all warps
 
   __device__ __forceinline__ void clear() {
@@ -124,14 +148,14 @@ class FwCorrective {
     with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
       if (!plan_.gram) multiply_rows(rows, 0, rows.n, x, out, me_);
-      if (!correlate) return;
+      if (!correlate || is_long()) return;
       for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads)
         qq += widen_to<S>(x[i]) * widen_to<S>(x[i]);
     });
     if (!correlate) return;
     if (plan_.gram)
       for (int k = me_.thread; k < n_; k += me_.n_threads) x_.b[k] = products_[k];
-    qq_ = S(block_sum(qq, scratch_, me_));
+    qq_ = is_long() ? long_.squares[query_] : S(block_sum(qq, scratch_, me_));
   }
 
   // A row that is not finite makes its correlation so, whatever the query: no pass of its own.
@@ -200,6 +224,7 @@ class FwCorrective {
     measure();
     if (!finite(top_.value) || !finite(gap_) || !finite(it_.wu)) return Action::kFail;
     stops_ = stops_ || is_last();
+    if (stops_ && is_long()) return Action::kDone;  // its residual has kernels of its own
     const bool may_be_within = p_.tol > 0 && double(squared_residual(it_, qq_)) <= rules().within;
     return stops_ || may_be_within ? Action::kResidual : Action::kColumn;
   }
@@ -418,6 +443,11 @@ class FwCorrective {
       write_dense(m, out);
     if (me_.thread == 0)
       write_scalars<S>(query_, m, residual_, control_.gap, control_.iterations, out);
+    if (!is_long()) return;
+    for (int i = me_.thread; i < m; i += me_.n_threads) {
+      long_.weights[query_ * plan_.capacity + i] = x_.table.weight[i];
+      long_.atoms[query_ * plan_.capacity + i] = x_.table.atom[i];
+    }
   }
 
   __device__ __forceinline__ void write_selection(int m, const FwOutputs& out) {
@@ -441,6 +471,7 @@ class FwCorrective {
   const CorrectiveState<S> x_;
   const S* const products_;
   S* const columns_;
+  const LongRows<S> long_;
   CorrectiveControl<S>& control_;
   BlockScratch& scratch_;
   const BlockThread me_;

@@ -62,7 +62,11 @@ struct PassWords {
   }
 };
 
-using SliceTotals = float[kTileSide][kTileSide + 1];
+// Pairs of columns. In every second pair of rows they lie four places further, modulo 8: neither
+// stores nor loads of a warp meet in a bank.
+using SliceTotals = float2[kTileSide][kTileSide / 2];
+
+__device__ __forceinline__ int place_of_pair(int row, int pair) { return pair ^ (row & 2) * 2; }
 
 template <typename T>
 __device__ __forceinline__ void store_slice(const uint32_t (&words)[kTileRows][4], int g, int t,
@@ -77,8 +81,10 @@ __device__ __forceinline__ void store_slice(const uint32_t (&words)[kTileRows][4
     float products[4] = {};
     add_slice(a, b, products);
 #pragma unroll
-    for (int c = 0; c < 4; ++c)
-      totals[g + c / 2 * kFragmentRows][n * kFragmentRows + 2 * t + c % 2] = products[c];
+    for (int c = 0; c < 4; c += 2) {
+      const int row = g + c / 2 * kFragmentRows;
+      totals[row][place_of_pair(row, n * kFragmentRows / 2 + t)] = {products[c], products[c + 1]};
+    }
   }
 }
 
@@ -101,6 +107,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     rows[r] = opaque(row_at<T>(problem, b, k) + t * kVector<T>);
   }
   const int i = int(threadIdx.x) / kTileSide, j = int(threadIdx.x) % kTileSide;
+  const int place = i * kTileSide + place_of_pair(i, j / 2) * 2 + j % 2;
   const int64_t n_slices = slices_of<T>(pool.d);
   float total = 0;
   PassWords<T> next = {};
@@ -111,7 +118,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       store_slice<T>(next.words[s], g, t, totals[half][warp + s * kWarps]);
     if (first + kPass < n_slices) next.load(rows, pool, first + kPass + warp, t);
     __syncthreads();
-    for (int s = 0; s < kPass && first + s < n_slices; ++s) total += totals[half][s][i][j];
+    for (int s = 0; s < kPass && first + s < n_slices; ++s)
+      total += reinterpret_cast<const float*>(totals[half][s])[place];
   }
   GramOutputs<float>(problem, b).put(tile.row + i, tile.column + j, total);
 }
@@ -126,13 +134,14 @@ constexpr int kShare = kChunk / kGroups;  // of a chunk, for one group
 constexpr int kSide = 4;                  // of a thread's square of products
 constexpr int kSpan = kWideSide / kSide;
 
+// Padded: no bank conflicts.
 struct Operands {
-  double a[kWideSide][kChunk + 1], b[kWideSide][kChunk + 1];  // padded: no bank conflicts
+  double a[kWideSide][kChunk + 2], b[kWideSide][kChunk + 2];
 };
 
-union PlainShared {
+union alignas(16) PlainShared {
   Operands operands;
-  double shares[kGroups][kWideSide][kWideSide + 1];
+  double shares[kGroups][kWideSide][kWideSide + 2];
 };
 
 __device__ __forceinline__ void multiply_share(const Operands& x, int group, int i, int j,
@@ -149,34 +158,56 @@ __device__ __forceinline__ void multiply_share(const Operands& x, int group, int
   }
 }
 
+// Two numbers of each row as float64, zeros past the `last` column.
+template <typename T, int kRows>
+__device__ __forceinline__ void load_wide_rows(const T* const (&rows)[kRows], int64_t start,
+                                               int64_t last, int column, bool vectors,
+                                               uint32_t (&words)[kRows][4]) {
+  const int64_t left = last - start - column;
+  if constexpr (sizeof(T) == 8) {
+    load_rows(rows, start, left, vectors && start + kChunk <= last, words);
+  } else {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      double pair[2];
+      for (int e = 0; e < 2; ++e) pair[e] = e < left ? widen_to<double>(rows[r][start + e]) : 0.0;
+      memcpy(words[r], pair, sizeof pair);
+    }
+  }
+}
+
 // A warp reads every eighth row of both operands, all of a chunk before it stores the first.
+template <typename T, bool kLong>
 __global__ void __launch_bounds__(kThreads, 2)
     gram_float64_kernel(GramProblem problem, Tiles tiles) {
   __shared__ PlainShared shared;
   let_next_kernel_start();
   const PoolView& pool = problem.pool;
-  const int64_t b = int64_t(blockIdx.x) / tiles.all;
-  const Tile tile = tile_at(tiles, int64_t(blockIdx.x) % tiles.all, kWideSide);
+  const BlockShare mine(problem, tiles.all, kLong);
+  const int64_t b = mine.pool;
+  const Tile tile = tile_at(tiles, mine.part, kWideSide);
   if (!wants_tile(problem, b, tile, kWideSide)) return;
   const int warp = int(threadIdx.x) / kWarp, column = int(threadIdx.x) % kWarp * kVector<double>;
   constexpr int kRows = kWideSide / kWarps;  // of each operand, for a warp
-  const double* rows[2 * kRows];
+  const T* rows[2 * kRows];
 #pragma unroll
   for (int r = 0; r < 2 * kRows; ++r) {
     const int first = r < kRows ? tile.row : tile.column - kWideSide;
-    rows[r] = opaque(row_at<double>(problem, b, first + r * kWarps + warp) + column);
+    rows[r] = opaque(row_at<T>(problem, b, first + r * kWarps + warp) + mine.first + column);
   }
   const int group = int(threadIdx.x) / kGroupThreads, place = int(threadIdx.x) % kGroupThreads;
   const int i = place % kSpan, j = place / kSpan;
   double sums[kSide][kSide] = {};
-  for (int64_t start = 0; start < pool.d; start += kChunk) {
+  using Columns = std::conditional_t<kLong, int, int64_t>;  // those of a share are few
+  const Columns n = Columns(mine.last - mine.first);
+  for (Columns start = 0; start < n; start += kChunk) {
     uint32_t words[2 * kRows][4] = {};
-    const bool whole = pool.vectors && start + kChunk <= pool.d;
-    load_rows(rows, start, pool.d - start - column, whole, words);
+    load_wide_rows(rows, start, n, column, pool.vectors, words);
 #pragma unroll
     for (int r = 0; r < 2 * kRows; ++r) {
       auto& operand = r < kRows ? shared.operands.a : shared.operands.b;
-      memcpy(&operand[r % kRows * kWarps + warp][column], words[r], sizeof words[r]);
+      double* to = &operand[r % kRows * kWarps + warp][column];
+      *reinterpret_cast<uint4*>(to) = {words[r][0], words[r][1], words[r][2], words[r][3]};
     }
     __syncthreads();
     multiply_share(shared.operands, group, i, j, sums);
@@ -187,11 +218,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int s = 0; s < kSide; ++s) shared.shares[group][i + r * kSpan][j + s * kSpan] = sums[r][s];
   __syncthreads();
-  const GramOutputs<double> out(problem, b);
+  const GramOutputs<double> out =
+      kLong ? GramOutputs<double>(problem, b, mine.share) : GramOutputs<double>(problem, b);
   for (int e = int(threadIdx.x); e < kWideSide * kWideSide; e += kThreads) {
+    const int i = tile.row + e / kWideSide, j = tile.column + e % kWideSide;
     double total = 0;
     for (int s = 0; s < kGroups; ++s) total += shared.shares[s][e / kWideSide][e % kWideSide];
-    out.put(tile.row + e / kWideSide, tile.column + e % kWideSide, total);
+    out.put_lower(i, j, total);
+    if (!kLong) out.put_upper(j, i, total);
   }
 }
 
@@ -199,8 +233,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 cudaError_t launch_tiles(void (*kernel)(GramProblem, Tiles), const GramProblem& problem, int side,
                          cudaStream_t stream) {
   const Tiles tiles = tiles_of(problem.pool.width, problem.queries, side);
-  HULLFT_LAUNCH(kernel, dim3(unsigned(tiles.all * problem.pools)), dim3(kThreads), 0, stream,
-                problem, tiles);
+  const int64_t blocks = tiles.all * problem.pools * std::max(problem.shares.count, 1);
+  HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem, tiles);
   return cudaGetLastError();
 }
 
@@ -215,13 +249,36 @@ auto spread_kernel_of(Storage storage) {
   }
 }
 
+auto wide_kernel_of(Storage storage) {
+  switch (storage) {
+    case Storage::kFloat64:
+      return gram_float64_kernel<double, false>;
+    case Storage::kBFloat16:
+      return gram_float64_kernel<BFloat16, false>;
+    case Storage::kFloat16:
+      return gram_float64_kernel<Float16, false>;
+    default:
+      return gram_float64_kernel<float, false>;
+  }
+}
+
+// The products of every share, and their sums.
+cudaError_t launch_long_gram(const GramProblem& problem, cudaStream_t stream) {
+  const cudaError_t status =
+      problem.pool.storage == Storage::kFloat64
+          ? launch_tiles(gram_float64_kernel<double, true>, problem, kWideSide, stream)
+          : launch_gram_blocks(problem, kLongWarpTiles, stream);
+  return status == cudaSuccess ? launch_gram_sum(problem, stream) : status;
+}
+
 }  // namespace
 
 cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t stream) {
   if (problem.pools == 0) return cudaSuccess;
+  if (problem.shares.count) return launch_long_gram(problem, stream);
   const Storage storage = problem.pool.storage;
-  if (storage == Storage::kFloat64)
-    return launch_tiles(gram_float64_kernel, problem, kWideSide, stream);
+  if (storage == Storage::kFloat64 || problem.wide)
+    return launch_tiles(wide_kernel_of(storage), problem, kWideSide, stream);
   const GramPlan plan = plan_gram(problem.pool, problem.pools, problem.queries, sms);
   if (plan.warp_tiles) return launch_gram_blocks(problem, plan.warp_tiles, stream);
   return launch_tiles(spread_kernel_of(storage), problem, kTileSide, stream);
@@ -231,7 +288,9 @@ cudaError_t launch_gram(const PoolView& pool, int64_t pools, void* gram, cudaStr
   LaunchLimits limits{};
   const cudaError_t status = device_limits(&limits);
   if (status != cudaSuccess) return status;
-  return launch_gram({pool, pools, {nullptr, 0}, 0, gram, nullptr}, limits.sms, stream);
+  GramProblem problem{};
+  problem.pool = pool, problem.pools = pools, problem.gram = gram;
+  return launch_gram(problem, limits.sms, stream);
 }
 
 }  // namespace hullft

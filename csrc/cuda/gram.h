@@ -3,6 +3,7 @@
 
 #include <driver_types.h>
 
+#include "gram_grid.h"
 #include "plan.h"
 
 namespace hullft {
@@ -14,13 +15,16 @@ struct GramProblem {
   int queries;      // of a pool
   void* gram;       // [pools, width, width]
   void* products;   // [pools, queries, width], of the rows with the queries of their pool
+  Shares shares;    // of long rows, whose products are summed up here:
+  double* partial;  // [pools, shares, width + queries, width]
+  bool wide;        // products in float64, whatever the rows are
 };
 
 // Of a batch, without queries. Each query of a shared pool reads the corner that it sees.
 inline GramProblem grams_of(PoolView pool, int64_t batch, void* gram) {
   const int64_t pools = n_pools(pool, batch);
   if (pools == 1) pool.sizes = nullptr;
-  return {pool, pools, {nullptr, 0}, 0, gram, nullptr};
+  return {pool, pools, {nullptr, 0}, 0, gram, nullptr, {pool.d, 0}, nullptr, false};
 }
 
 // float64 for float64 pools and float32 for all others. Gram matrices are symmetric bit for bit.
@@ -30,7 +34,12 @@ cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t st
 // Without queries, on the current device.
 cudaError_t launch_gram(const PoolView& pool, int64_t pools, void* gram, cudaStream_t stream);
 
-// The launch of tiles by blocks, see gram_blocks.cu. warp_tiles: of a warp.
+// The launch of tiles by blocks, see gram_blocks.cu. warp_tiles: of a warp. Of long rows, the
+// products of each share.
 cudaError_t launch_gram_blocks(const GramProblem& problem, int warp_tiles, cudaStream_t stream);
+constexpr int kLongWarpTiles = 2;
+
+// Adds up the products of the shares, see long_rows.cu.
+cudaError_t launch_gram_sum(const GramProblem& problem, cudaStream_t stream);
 
 }  // namespace hullft

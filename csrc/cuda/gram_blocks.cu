@@ -1,6 +1,7 @@
 // Gram matrices of many rows on tensor cores. A block makes a run of tiles, up to six a warp, whose
 // sums stay in registers while the slices of its rows pass through shared memory, three at a time:
-// cp.async brings two of them in while the warps multiply the third. Arithmetic:
+// cp.async brings two of them in while the warps multiply the third. Of long rows a block takes a
+// share of the columns, several slices at a time where its rows are few. Arithmetic:
 // csrc/cuda/README.md.
 #include "async_copy.cuh"
 #include "early_launch.cuh"
@@ -98,14 +99,14 @@ class Run {
 // stores itself.
 template <typename T>
 __device__ __forceinline__ void fetch(const PoolView& pool, const T* const* rows, int n_rows,
-                                      int64_t slice, Slab& slab) {
+                                      int64_t slice, uint4* slab) {
   const int thread = int(threadIdx.x);
   const int64_t start = slice * kSlice<T> + thread % kRowLanes * kVector<T>;
   const bool whole = pool.vectors && start + kVector<T> <= pool.d;
 #pragma unroll 1  // a thread has at most four, and the loop is small
   for (int piece = thread; piece < n_rows * kRowLanes; piece += kThreads) {
     const T* from = rows[piece / kRowLanes];
-    uint4* to = &slab[0][0] + piece;
+    uint4* to = slab + piece;
     if (!from) continue;
     if (whole) {
       copy_async(to, from + start);
@@ -116,6 +117,12 @@ __device__ __forceinline__ void fetch(const PoolView& pool, const T* const* rows
       memcpy(to, values, sizeof values);
     }
   }
+}
+
+// What a strip has no row for is 0.
+__device__ __forceinline__ void clear(Slab (&slabs)[kStages]) {
+  for (int i = int(threadIdx.x); i < kStages * kMostRows * kRowLanes; i += kThreads)
+    (&slabs[0][0][0])[i] = {};
 }
 
 constexpr int kHalfPieces = kFragmentRows * kRowLanes;  // of half the rows of a strip
@@ -130,10 +137,14 @@ __device__ __forceinline__ void read_row(SharedPlace slab, int piece, int row,
   operand.set_row(row, words);
 }
 
-// The tiles of a warp, and their sums.
-template <typename T>
+// The tiles of a warp, and their sums. Long rows have totals of so many slices.
+constexpr int kSlicesOfTotal = 16;
+
+template <typename T, bool kLong>
 class WarpTiles {
  public:
+  static constexpr int kMost = kLong ? kLongWarpTiles : kMostWarpTiles;
+
   // False if pool b wants none of them. Each lane looks at one tile and tells the others.
   __device__ __forceinline__ bool choose(const GramProblem& problem, int64_t b, const Run& run,
                                          int warp, int lane) {
@@ -146,7 +157,7 @@ class WarpTiles {
       if (wants_tile(problem, b, tile, kTileSide)) slots = of_tile;
     }
 #pragma unroll
-    for (int k = 0; k < kMostWarpTiles; ++k) {
+    for (int k = 0; k < kMost; ++k) {
       const int row = __shfl_sync(kFullWarp, slots.row, k);
       const int column = __shfl_sync(kFullWarp, slots.column, k);
       row_[k] = row < 0 ? -1 : row * kStripPieces + lane;
@@ -156,12 +167,12 @@ class WarpTiles {
   }
 
   // Tiles of one row follow one another: the operand of their row is split once.
-  __device__ __forceinline__ void add(const Slab& slab) {
-    const SharedPlace place = place_of(&slab[0][0]);
+  __device__ __forceinline__ void add(const uint4* slab) {
+    const SharedPlace place = place_of(slab);
     Operand<T, 2> a;
     int loaded = -1;
 #pragma unroll
-    for (int k = 0; k < kMostWarpTiles; ++k) {
+    for (int k = 0; k < kMost; ++k) {
       if (row_[k] < 0) continue;
       if (row_[k] != loaded) {
         read_row<0>(place, row_[k], 0, a);
@@ -176,12 +187,38 @@ class WarpTiles {
     }
   }
 
+  __device__ __forceinline__ void add_to_totals() {
+#pragma unroll
+    for (int k = 0; k < kMost; ++k)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) totals_[k][n][c] += double(sums_[k][n][c]), sums_[k][n][c] = 0;
+  }
+
+  __device__ __forceinline__ void write_totals(const Run& run, int lane,
+                                               const GramOutputs<double>& out) const {
+    const int g = lane / kRowLanes, t = lane % kRowLanes;
+#pragma unroll
+    for (int k = 0; k < kMost; ++k) {
+      if (row_[k] < 0) continue;
+      const int row = run.row_of_slot(row_[k] / kStripPieces) + g;
+      const int column = run.row_of_slot(column_[k] / kStripPieces) + 2 * t;
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          out.put_lower(row + c / 2 * kFragmentRows, column + n * kFragmentRows + c % 2,
+                        totals_[k][n][c]);
+    }
+  }
+
   // Through shared memory, so that a row of 16 products is written at once.
   __device__ __forceinline__ void write(const Run& run, int lane, const GramOutputs<float>& out,
                                         WarpProducts& products) const {
     const int g = lane / kRowLanes, t = lane % kRowLanes;
 #pragma unroll
-    for (int k = 0; k < kMostWarpTiles; ++k) {
+    for (int k = 0; k < kMost; ++k) {
       if (row_[k] < 0) continue;
       __syncwarp();  // all have read the tile before
 #pragma unroll
@@ -203,55 +240,72 @@ class WarpTiles {
 
  private:
   // The lane's first pieces of the strips of a tile, -1: no such tile.
-  int row_[kMostWarpTiles], column_[kMostWarpTiles];
-  float sums_[kMostWarpTiles][2][4] = {};
+  int row_[kMost], column_[kMost];
+  float sums_[kMost][2][4] = {};
+  double totals_[kLong ? kMost : 1][2][4] = {};
 };
 
-template <typename T>
+template <typename T, bool kLong>
 __global__ void __launch_bounds__(kThreads, 2)
     gram_blocks_kernel(GramProblem problem, TileGrid grid) {
   __shared__ BlockShared<T> shared;
   let_next_kernel_start();
-  const int64_t b = int64_t(blockIdx.x) / grid.blocks;
-  const Run run(grid, int64_t(blockIdx.x) % grid.blocks);
+  const BlockShare mine(problem, grid.blocks, kLong);
+  const int64_t b = mine.pool;
+  const Run run(grid, mine.part);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int n_rows = run.slots() * kTileSide;
   for (int r = int(threadIdx.x); r < n_rows; r += kThreads) {
     const int first = run.row_of_slot(r / kTileSide);
-    const bool wanted = wants_rows(problem, b, first, kTileSide);
+    bool wanted = wants_rows(problem, b, first, kTileSide);
+    if (kLong) wanted = wanted && first + r % kTileSide < problem.pool.width + problem.queries;
     shared.rows[r] = wanted ? row_at<T>(problem, b, first + r % kTileSide) : nullptr;
   }
-  WarpTiles<T> tiles;
+  if constexpr (kLong) clear(shared.slabs);
+  WarpTiles<T, kLong> tiles;
   const bool any = tiles.choose(problem, b, run, warp, lane);
   if (!__syncthreads_or(any)) return;
-  const PoolView& pool = problem.pool;
-  const int64_t n_slices = slices_of<T>(pool.d);
-#pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < n_slices) fetch(pool, shared.rows, n_rows, s, shared.slabs[s]);
+  const int64_t n_slices = slices_of<T>(mine.last);
+  const int depth = kLong ? kMostRows / n_rows : 1;  // slices of a slab
+  const int slice_pieces = n_rows * kRowLanes;
+  const auto fetch_slab = [&](int64_t slice, int stage) {
+    for (int s = 0; s < depth && slice + s < n_slices; ++s)
+      fetch(problem.pool, shared.rows, n_rows, slice + s,
+            &shared.slabs[stage][0][0] + s * slice_pieces);
     close_group();
-  }
-  int stage = 0;
+  };
+  int64_t slice = mine.first / kSlice<T>;
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) fetch_slab(slice + s * depth, s);
+  int stage = 0, added = 0;
 #pragma unroll 1  // one turn has 72 products, enough to overlap
-  for (int64_t slice = 0; slice < n_slices; ++slice) {
+  for (; slice < n_slices; slice += depth) {
     wait_for_groups<kStages - 2>();
     __syncthreads();  // all have read the slab that is filled next
-    const int64_t ahead = slice + kStages - 1;
-    if (ahead < n_slices)
-      fetch(pool, shared.rows, n_rows, ahead, shared.slabs[(stage + kStages - 1) % kStages]);
-    close_group();
+    fetch_slab(slice + (kStages - 1) * depth, (stage + kStages - 1) % kStages);
     __syncwarp();  // fetch lets lanes go apart, and a product wants all of them
-    tiles.add(shared.slabs[stage]);
+#pragma unroll 1
+    for (int s = 0; s < depth && slice + s < n_slices; ++s)
+      tiles.add(&shared.slabs[stage][0][0] + s * slice_pieces);
     stage = stage + 1 == kStages ? 0 : stage + 1;
+    added += depth;
+    if (kLong && added + depth > kSlicesOfTotal) tiles.add_to_totals(), added = 0;
   }
-  __syncthreads();  // all have read the last slab
-  tiles.write(run, lane, GramOutputs<float>(problem, b), shared.products[warp]);
+  if constexpr (kLong) {
+    tiles.add_to_totals();
+    tiles.write_totals(run, lane, GramOutputs<double>(problem, b, mine.share));
+  } else {
+    __syncthreads();  // all have read the last slab
+    tiles.write(run, lane, GramOutputs<float>(problem, b), shared.products[warp]);
+  }
 }
 
 template <typename T>
 cudaError_t launch(const GramProblem& problem, const TileGrid& grid, cudaStream_t stream) {
-  HULLFT_LAUNCH(gram_blocks_kernel<T>, dim3(unsigned(grid.blocks * problem.pools)), dim3(kThreads),
-                0, stream, problem, grid);
+  const bool is_long = problem.shares.count > 0;
+  const auto kernel = is_long ? gram_blocks_kernel<T, true> : gram_blocks_kernel<T, false>;
+  const int64_t blocks = grid.blocks * problem.pools * std::max(problem.shares.count, 1);
+  HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem, grid);
   return cudaGetLastError();
 }
 

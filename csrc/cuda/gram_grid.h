@@ -1,5 +1,6 @@
-// The tiles of a Gram matrix, and how blocks share those of 16 x 16. The rows of a pool and its
-// first query make a lower triangle. Further queries make a rectangle below it.
+// The tiles of a Gram matrix, how blocks share those of 16 x 16, and how they share long rows. The
+// rows of a pool and its first query make a lower triangle. Further queries make a rectangle below
+// it.
 #pragma once
 
 #include <algorithm>
@@ -67,6 +68,24 @@ inline TileGrid tile_grid(int width, int queries, int warp_tiles) {
   grid.blocks =
       grid.first_panel + int64_t(grid.panels_across) * parts(std::max(below, 0), grid.panel_rows);
   return grid;
+}
+
+// Columns of long rows for a block, whose sums are float64. `count` is 0 where rows are short.
+struct Shares {
+  int64_t columns;
+  int count;
+};
+
+constexpr int64_t kLongRow = int64_t(1) << 15;
+constexpr int64_t kLeastShare = 1024;  // whole slices of every dtype
+constexpr int64_t kMostShares = 512;
+
+// So many columns that a share's products are an eighth of its rows' bytes at most.
+inline Shares shares_of(int64_t d, int width) {
+  if (d < kLongRow) return {d, 0};
+  const int64_t least = std::max({kLeastShare, int64_t(16) * width, d / kMostShares});
+  const int64_t columns = (least + kLeastShare - 1) / kLeastShare * kLeastShare;
+  return {columns, int((d + columns - 1) / columns)};
 }
 
 }  // namespace hullft

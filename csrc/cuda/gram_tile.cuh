@@ -67,6 +67,14 @@ struct GramOutputs {
         width(p.pool.width),
         queries(p.queries) {}
 
+  // Outputs of a share alone.
+  __device__ __forceinline__ GramOutputs(const GramProblem& p, int64_t b, int share)
+      : gram(p.partial +
+             (b * p.shares.count + share) * int64_t(p.pool.width + p.queries) * p.pool.width),
+        products(gram + int64_t(p.pool.width) * p.pool.width),
+        width(p.pool.width),
+        queries(p.queries) {}
+
   // Element (i, j) of the lower triangle. Rows from `width` on have the products with the queries.
   __device__ __forceinline__ void put_lower(int i, int j, S value) const {
     if (j > i || j >= width || i >= width + queries) return;
@@ -83,6 +91,25 @@ struct GramOutputs {
   __device__ __forceinline__ void put(int i, int j, S value) const {
     put_lower(i, j, value);
     put_upper(j, i, value);
+  }
+};
+
+// What a block multiplies.
+struct BlockShare {
+  int64_t pool, part;  // part of the blocks of a pool
+  int share;
+  int64_t first, last;  // columns
+
+  __device__ __forceinline__ BlockShare(const GramProblem& p, int64_t blocks_of_pool, bool is_long)
+      : pool(int64_t(blockIdx.x) / blocks_of_pool),
+        part(int64_t(blockIdx.x) % blocks_of_pool),
+        share(0),
+        first(0),
+        last(p.pool.d) {
+    if (!is_long) return;
+    share = int(pool % p.shares.count), pool /= p.shares.count;
+    first = share * p.shares.columns;
+    if (last > first + p.shares.columns) last = first + p.shares.columns;
   }
 };
 

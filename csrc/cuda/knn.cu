@@ -34,8 +34,8 @@ __device__ __forceinline__ void pick_nearest(int n, int n_select, const S* produ
     }
     last = block_best(mine, scratch, me);
     if (me.thread == 0) picks[round] = last.index;
+    __syncthreads();
   }
-  __syncthreads();
 }
 
 template <typename S>

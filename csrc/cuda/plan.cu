@@ -5,6 +5,7 @@
 #include "frank_wolfe.h"
 #include "fw_corrective.cuh"
 #include "fw_state.cuh"
+#include "fw_tableau.h"
 #include "fw_warp.h"
 #include "gram_grid.h"
 #include "parts.h"
@@ -118,11 +119,12 @@ FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, b
   plan.sms = limits.sms;
   plan.warp = gram && warp && width <= kWarpCandidates;
   plan.slots = int(std::min(width, int64_t(p.max_support) + 1));
-  plan.threads = plan.warp ? fw_warp_threads(p.batch, limits.full_device())
-                           : threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
   plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
   plan.shared_state = plan.state_bytes <= plan.shared_limit;
+  plan.threads = plan.warp ? fw_warp_threads(p.batch, limits.full_device())
+                           : solver_threads(p.pool.width, p.pool.storage, p.batch,
+                                            plan.shared_state ? plan.state_bytes : 0, limits);
   const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
   plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
   const int64_t state_bytes = plan.warp ? aligned_bytes(width * real_bytes)  // its products
@@ -137,6 +139,10 @@ FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, b
 }
 
 CorrectivePlan plan_corrective(const FwProblem& p, const LaunchLimits& limits) {
+  if (p.pool.d >= kLongRow || fits_tableau(p)) {
+    const CorrectivePlan plan = plan_corrective_columns(p, limits, true);
+    if (plan.workspace_bytes <= limits.workspace_bytes) return plan;
+  }
   return choose_columns(p.pool, p.batch, std::min(p.max_support, kCorrectiveColumns), limits,
                         [&](const LaunchLimits& within, bool gram) {
                           return plan_corrective_columns(p, within, gram);
@@ -147,23 +153,38 @@ CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& l
   const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
   CorrectivePlan plan;
   plan.gram = gram;
+  plan.tableau = gram && fits_tableau(p), plan.wide = gram && wants_wide_products(p);
   plan.sms = limits.sms;
-  plan.threads = threads_for(p.pool.width, p.pool.storage);
   // At most d + 1 rows are affinely independent, and one more joins before another leaves.
   plan.capacity = int(std::min({width, p.pool.d + 2, int64_t(p.max_support)}));
   plan.state_bytes = corrective_state_bytes(width, plan.capacity, real_bytes);
   plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
   plan.shared_state = plan.state_bytes <= plan.shared_limit;
-  const int64_t product_bytes = gram ? aligned_bytes(width * real_bytes) : 0;
+  plan.threads = solver_threads(p.pool.width, p.pool.storage, p.batch,
+                                plan.shared_state ? plan.state_bytes : 0, limits);
+  plan.shares = gram ? shares_of(p.pool.d, p.pool.width) : Shares{p.pool.d, 0};
+  const int64_t gram_bytes = plan.wide ? sizeof(double) : real_bytes;
+  const int64_t product_bytes = gram ? aligned_bytes(width * gram_bytes) : 0;
   const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
-  const int64_t column_bytes = (gram ? width : plan.capacity) * width * real_bytes;
+  const int64_t column_bytes = (gram ? width * gram_bytes : plan.capacity * real_bytes) * width;
   plan.column_stride = gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
   const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
-  plan.part = queries_of_part(p.batch, product_bytes + state_bytes + plan.column_stride, all_bytes,
-                              limits.workspace_bytes);
+  // Every share's products of the rows, with one another and with the query.
+  const int64_t share_bytes = plan.shares.count * width * int64_t(sizeof(double));
+  const int64_t partial_bytes = share_bytes * (plan.column_stride ? width + 1 : 1);
+  const int64_t shared_partial_bytes = plan.column_stride ? 0 : share_bytes * width;
+  const int64_t long_bytes =
+      plan.shares.count ? real_bytes + plan.capacity * (real_bytes + int64_t(sizeof(int))) : 0;
+  constexpr int64_t kAligned = 3 * 16;
+  plan.part = queries_of_part(
+      p.batch, product_bytes + state_bytes + plan.column_stride + partial_bytes + long_bytes,
+      all_bytes + shared_partial_bytes + kAligned, limits.workspace_bytes);
   plan.states_offset = plan.part * product_bytes;
   plan.columns_offset = plan.states_offset + plan.part * state_bytes;
-  plan.workspace_bytes = plan.columns_offset + plan.part * plan.column_stride + all_bytes;
+  plan.partial_offset =
+      aligned_bytes(plan.columns_offset + plan.part * plan.column_stride + all_bytes);
+  plan.long_offset = plan.partial_offset + plan.part * partial_bytes + shared_partial_bytes;
+  plan.workspace_bytes = plan.long_offset + aligned_bytes(plan.part * long_bytes);
   return plan;
 }
 

@@ -124,6 +124,7 @@ __device__ __forceinline__ double block_sum(S value, BlockScratch& scratch, cons
   return total;
 }
 
+// The caller synchronises before it calls this again.
 __device__ __forceinline__ Best<double> block_best(Best<double> mine, BlockScratch& scratch,
                                                    const BlockThread& me) {
   const Best<double> of_warp = warp_best(mine);
@@ -134,7 +135,6 @@ __device__ __forceinline__ Best<double> block_best(Best<double> mine, BlockScrat
   __syncthreads();
   Best<double> best = no_best<double>();
   for (int w = 0; w < me.n_warps; ++w) see(best, scratch.values[w], scratch.indices[w]);
-  __syncthreads();
   return best;
 }
 

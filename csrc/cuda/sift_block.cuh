@@ -1,5 +1,5 @@
 // One block solves one query: the schedule of core/sift.h on the GPU. A thread keeps its candidates
-// from pick to pick, so that their history needs no barrier; three barriers a pick.
+// from pick to pick, so that their history needs no barrier; two barriers a pick.
 #pragma once
 
 #include "../core/sift.h"

@@ -30,7 +30,7 @@ LstsqTensors::Tuple solve(const char* op, Constraint constraint, const Tensor& p
   problem.n_select = problem.max_support = rows;
   problem.max_iter = int(std::min<int64_t>(cycles, std::numeric_limits<int>::max())),
   problem.gap_tol = gap_tol;
-  problem.variant = Variant::kCorrective;
+  problem.variant = Variant::kCorrective, problem.dense = true;
   const LstsqTensors tensors(pool, arguments.batch, rows);
   const FwOutputs outputs{nullptr,
                           nullptr,

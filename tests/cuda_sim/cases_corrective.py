@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+import hullft_ops
 from cuda_sim.checks import (
     case,
+    case_of_values,
     hull_problem,
     problems_of_bad_values,
 )
@@ -81,7 +83,7 @@ def corrective_kinds(library: Library, seed: int) -> None:
     dtypes = (torch.float32, torch.float64)
     for dtype, gram, constraint in product(dtypes, (True, False), CONSTRAINTS):
         pool, query, sizes = kinds(dtype)
-        launch = Launch(seed, gram, 64)
+        launch = Launch(seed, gram, 32)
         answer = library.lstsq(constraint, pool, query, sizes=sizes, launch=launch)
 
         for b, n in enumerate(sizes):
@@ -89,6 +91,69 @@ def corrective_kinds(library: Library, seed: int) -> None:
             check_optimal(pool[b, :n], query[b], constraint, one)
 
             assert (one.weights[n:] == 0).all()
+
+
+@case
+def corrective_few_rows(library: Library, seed: int) -> None:
+    """At most 16 and 32, of own pools and of a shared one: a lane has a row."""
+    for dtype, candidates, constraint in product(
+        (torch.float32, torch.float64), (11, 32), CONSTRAINTS
+    ):
+        pool, query, sizes = kinds(dtype)
+        pool, sizes = pool[:, :candidates].contiguous(), sizes.clamp(max=candidates)
+        for rows in (pool, pool[5]):
+            launch = Launch(seed, gram=True)
+            answer = library.lstsq(constraint, rows, query, sizes=sizes, launch=launch)
+            for b, n in enumerate(sizes):
+                seen = rows[b, :n] if rows.dim() == 3 else rows[:n]
+                one = of_query(answer, b)
+                check_optimal(seen, query[b], constraint, one)
+
+                assert (one.weights[n:] == 0).all()
+
+
+@case_of_values
+def corrective_spectra(library: Library, seed: int) -> None:
+    """12 smooth rows with a condition number of 581, in float32: the weights of float64."""
+    columns = torch.linspace(0, 1, 200, dtype=torch.float64)
+    centers = torch.linspace(0, 1, 12, dtype=torch.float64)
+    pool = torch.exp(-(((columns - centers[:, None]) / 0.16) ** 2)).float()
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.rand(20, 12, generator=generator) ** 3
+    shares /= shares.sum(1, keepdim=True)
+    query = shares @ pool + 0.02 * torch.randn(20, 200, generator=generator)
+    wide = (pool.double(), query.double())
+    for constraint, solve in (
+        ("simplex", hullft_ops.simplex_lstsq),
+        ("non-negative", hullft_ops.nnls),
+    ):
+        answer = library.lstsq(constraint, pool, query, launch=Launch(seed))
+
+        assert (answer.weights - solve(*wide).weights).abs().max() <= 1e-6
+
+
+@case
+def corrective_long_rows(library: Library, seed: int) -> None:
+    """Rows that a plan splits: own pools and a shared one; a query, one that is a row, one without
+    rows, and one that fails."""
+    for dtype, candidates, dim, constraint in (
+        (torch.float32, 33, 32_771, "simplex"),
+        (torch.float64, 6, 32_768, "non-negative"),
+        (torch.float32, 6, 32_768, "simplex"),
+    ):
+        pool, query = hull_problem(6, 4, candidates, dim, dtype)
+        query[1] = pool[1, 2]
+        query[3, 7] = float("nan")
+        sizes = torch.tensor([5, 4, 0, candidates])
+        rows = pool[1] if candidates > 6 else pool
+        launch = Launch(seed)
+        answer = library.lstsq(constraint, rows, query, sizes=sizes, launch=launch)
+        for b in range(2):
+            seen = rows[b, : sizes[b]] if rows.dim() == 3 else rows[: sizes[b]]
+            check_optimal(seen, query[b], constraint, of_query(answer, b))
+
+        assert abs(answer.residual[2] - query[2].norm()) < 1e-6
+        assert answer.residual[3].isnan()
 
 
 @case

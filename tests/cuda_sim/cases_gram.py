@@ -2,7 +2,7 @@
 
 import torch
 
-from cuda_sim.checks import case, hull_problem, permutations
+from cuda_sim.checks import case, case_of_values, hull_problem, permutations
 from cuda_sim.library import Launch, Library
 from problems import DTYPES
 
@@ -106,6 +106,50 @@ def gram_of_a_shared_pool(library: Library, seed: int) -> None:
         check_gram(pool, query[0], gram[0], products[0])
 
         assert torch.equal(products.double(), query.double() @ pool.double().T)
+
+
+@case
+def gram_of_long_rows(library: Library, seed: int) -> None:
+    """Shares that end within a row and one that rows end within; few rows, whose slices several
+    fill a slab, and more than a warp has tiles for; a shared pool; sizes."""
+    for dtype, candidates, stride in (
+        (torch.float32, 7, 2304),
+        (torch.float32, 90, 1100),
+        (torch.bfloat16, 37, 2300),
+        (torch.float64, 40, 1100),
+    ):
+        pool = whole_numbers(2, candidates, stride, dtype=dtype)[..., : stride - 3]
+        query = whole_numbers(2, stride, dtype=dtype)[..., : stride - 3]
+        sizes = torch.tensor([candidates, 5])
+        options = {"share": 1024, "launch": Launch(seed)}
+        gram, products = library.gram(pool, query, sizes=sizes, **options)
+
+        for b, n in enumerate(sizes):
+            check_gram(pool[b, :n], query[b], gram[b], products[b])
+
+        gram, products = library.gram(pool[0], query, **options)
+        for b in range(2):
+            check_gram(pool[0], query[b], gram[0], products[b])
+
+
+@case_of_values
+def sums_of_long_rows(library: Library, seed: int) -> None:
+    """A tenth of what a block adds up of rows of 10^9 numbers: sums of 16 slices in float32, and
+    those in float64, whose error does not grow. float64 adds up the sums of 512 blocks."""
+    columns = 10**9 // 512 // 10
+    for rows in (
+        torch.randn(3, columns, generator=torch.Generator().manual_seed(seed)),
+        torch.full((3, columns), 0.1),
+    ):
+        exact = rows[:2].double() @ rows[:2].double().T
+        gram, products = library.gram(
+            rows[:2], rows[2:], share=200_000, launch=Launch(seed)
+        )
+        largest = exact.diagonal().max()
+
+        assert (gram[0] - exact).abs().max() <= 1e-6 * largest
+        of_queries = products - rows[2:].double() @ rows[:2].double().T
+        assert of_queries.abs().max() <= 1e-6 * largest
 
 
 def nearly_orthogonal(count: int, dim: int) -> torch.Tensor:

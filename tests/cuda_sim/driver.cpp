@@ -84,6 +84,7 @@ struct IntegerizeCase {
 struct GramCase {
   Pool pool;
   void *gram, *products;
+  int64_t share;  // columns, 0: rows are not split
 };
 
 // A list of n tensors of each kind; a step is on the device when its pointer is not null. What lies
@@ -250,7 +251,7 @@ const char* sim_lstsq(const LstsqCase* c, const driver::Schedule* schedule) {
     hullft::FwProblem problem{};
     problem.pool = in.pool_view(p), problem.query = in.query_view(p), problem.batch = p.batch;
     problem.n_select = problem.max_support = p.width;
-    problem.max_iter = 1000;
+    problem.max_iter = 1000, problem.dense = true;
     const Buffer weights("weights", p.batch * p.width * real_bytes(p)),
         residual("residual", p.batch * real_bytes(p)), gap("gap", p.batch * real_bytes(p)),
         support_size("support_size", p.batch * 8), num_iter("num_iter", p.batch * 8);
@@ -438,6 +439,11 @@ const char* sim_gram(const GramCase* c, const driver::Schedule* schedule) {
         products("products", p.batch * p.width * real_bytes(p));
     problem.query = in.query_view(p), problem.queries = int(p.batch / problem.pools);
     problem.gram = gram.get(), problem.products = products.get();
+    if (c->share) problem.shares = {c->share, int((p.d + c->share - 1) / c->share)};
+    const int64_t partial_bytes = problem.pools * problem.shares.count *
+                                  (p.width + problem.queries) * p.width * int64_t(sizeof(double));
+    const Buffer partial("partial", partial_bytes);
+    problem.partial = partial.get<double>();
     const cudaError_t status = hullft::launch_gram(problem, schedule->sms, nullptr);
     products.copy_to(c->products);
     gram.copy_to(c->gram);

@@ -422,16 +422,19 @@ class Library:
         *,
         candidates: torch.Tensor | None = None,
         sizes: torch.Tensor | None = None,
+        share: int = 0,
         launch: Launch = Launch(),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gram matrices [B, K, K], or [1, K, K] of a shared pool, and the products of the pools
-        with their queries [B, K]."""
+        with their queries [B, K]. A block takes ``share`` columns of long rows."""
         view = _pool(pool, query, candidates, sizes)
         pools = 1 if pool.dim() == 2 and candidates is None else view.batch
         dtype = real_dtype(pool.dtype)
         gram = torch.zeros(pools, view.width, view.width, dtype=dtype)
         products = torch.zeros(view.batch, view.width, dtype=dtype)
-        case = GramCase(pool=view, gram=_pointer(gram), products=_pointer(products))
+        case = GramCase(
+            pool=view, gram=_pointer(gram), products=_pointer(products), share=share
+        )
         self._call("sim_gram", case, launch)
         return gram, products
 

@@ -71,6 +71,29 @@ MUTANTS = {
         "kBlocksInTimeOfOne = 1",
         ("gram_plan",),
     ),
+    "a share of long rows forgotten": Mutant(
+        "long_rows",
+        "cuda/long_rows.cu",
+        "int s = me.warp; s <",
+        "int s = me.warp + 1; s <",
+        ("gram_of_long_rows",),
+    ),
+    "no zeros where a strip has no rows": Mutant(
+        "gram_blocks",
+        "cuda/gram_blocks.cu",
+        "if constexpr (kLong) clear(shared.slabs);",
+        "if (problem.queries < 0) clear(shared.slabs);",
+        ("gram_of_long_rows",),
+        "race",
+        RACE,
+    ),
+    "a long residual without a row's weight": Mutant(
+        "long_rows",
+        "cuda/long_rows.cu",
+        "left[e] -= weights[i] * row[e]",
+        "left[e] -= (0 * weights[i] + 1) * row[e]",
+        ("corrective_long_rows",),
+    ),
     # Products of rows
     "a row without its product": Mutant(
         "correlate",
@@ -89,9 +112,9 @@ MUTANTS = {
     # Nearest neighbours, one step
     "no barrier after a reduction": Mutant(
         "knn",
-        "cuda/reduce.cuh",
-        "scratch.values[w], scratch.indices[w]);\n  __syncthreads();",
-        "scratch.values[w], scratch.indices[w]);",
+        "cuda/knn.cu",
+        "picks[round] = last.index;\n    __syncthreads();",
+        "picks[round] = last.index;",
         ("knn",),
         "race",
         RACE,
@@ -240,6 +263,22 @@ MUTANTS = {
         "x_.place[m_] = freed;",
         "x_.place[m_] = 0 * freed;",
         ("corrective_kinds",),
+    ),
+    "a row that leaves as it joined": Mutant(
+        "fw_tableau",
+        "cuda/fw_tableau.cu",
+        "const double sign = joins ? 1 : -1",
+        "const double sign = joins ? 1 : 1",
+        ("corrective_few_rows",),
+    ),
+    "no warp barrier after a row is shown": Mutant(
+        "fw_tableau",
+        "cuda/fw_tableau.cu",
+        "    __syncwarp();\n    const double mine",
+        "    const double mine",
+        ("corrective_few_rows",),
+        "race",
+        RACE,
     ),
     # SIFT
     "columns of another query": Mutant(

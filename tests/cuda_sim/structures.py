@@ -123,6 +123,7 @@ class GramCase:
     pool: Pool
     gram: c_void_p
     products: c_void_p
+    share: c_int64
 
 
 @structure
