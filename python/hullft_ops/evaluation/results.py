@@ -39,7 +39,7 @@ _STRICT = ConfigDict(
 # float64 is exact below 2**53.
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 # Within these, means and ratios of means are finite.
-Measured = Annotated[float, Field(ge=0, le=1e100)]
+Measured = Annotated[float, Field(ge=0, le=1e15)]
 
 
 def _checked_base(value: float) -> float:
