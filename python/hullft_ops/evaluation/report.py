@@ -25,8 +25,11 @@ def print_report(measured: Measurements) -> None:
     columns = list(rows[-1])
     settings = measured.varying()
     for name in columns:
-        side = "left" if name in settings else "right"
-        table.add_column(name, justify=side, no_wrap=name == columns[0])
+        table.add_column(
+            name,
+            justify="left" if name in settings else "right",
+            no_wrap=name == columns[0],
+        )
     for cells in rows:
         table.add_row(*(printable(cells.get(name, "")) for name in columns))
     Console(markup=False).print(table)
