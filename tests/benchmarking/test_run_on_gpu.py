@@ -65,7 +65,7 @@ def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(run: Run) 
 
     measured = json.loads(ran.files["benchmarks.json"])["benchmarks"]
     groups = {one["extra_info"]["group"] for one in measured}
-    of_a_gpu = {"replay_floor", "selection_floor", "selection_kernels"}
+    of_a_gpu = {"lstsq_floor", "replay_floor", "selection_floor", "selection_kernels"}
 
     assert groups == {"selection", *of_a_gpu}
     assert "pyversity is not installed" in ran.files["log.txt"]
