@@ -101,7 +101,7 @@ struct AdamCorrections {
   double first, second;
 };
 
-// Of step t, counted from 1.
+// Step t, counted from 1.
 HULLFT_HD AdamCorrections adam_corrections(const AdamOptions& o, double t) {
   return {1 - power(o.beta1, t), sqrt(1 - power(o.beta2, t))};
 }

@@ -41,17 +41,17 @@ HULLFT_HD S factor_target(S b_i, const FactorTerms<S>& terms) {
   return kConstraint == Constraint::kNonNegative ? b_i : terms.shift;
 }
 
-// The least that is left of A_kk when a row joins a support of m: less is the rounding of m
-// products. A row that depends on the support joins with it. The weights then move along that
-// dependence, on which the distance hardly changes, until one of them is 0. In float32 the least is
-// 1.3e-5 of A_kk at m = 20: a row within 0.4 % of the others' span counts as dependent.
+// Smallest pivot above the rounding of m products, for a row that joins a support of m. A row that
+// depends on the support joins with it. The weights then move along that dependence, on which the
+// distance hardly changes, until one of them is 0. At m = 20 the least is 1.3e-5 of A_kk in
+// float32: a row within 0.4 % of the others' span counts as dependent.
 template <typename S>
 HULLFT_HD S least_pivot(S square, int m, S rounding = epsilon<S>()) {
   return S(4) * S(m + 8) * rounding * square;
 }
 
-// Of a row that joins, where `left` is left of A_kk: 0 where that is so far below 0 that nothing of
-// the row is left in the rounding of an ill-conditioned support.
+// Pivot of the entering row, given what is left of A_kk; 0 if the row is numerically dependent in
+// an ill-conditioned support.
 template <typename S>
 HULLFT_HD S pivot_of(S left, S square, int m, S rounding = epsilon<S>()) {
   const S least = least_pivot(square, m, rounding);

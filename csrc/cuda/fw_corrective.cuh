@@ -477,7 +477,7 @@ class FwCorrective {
   const BlockThread me_;
   int n_ = 0;
   S qq_ = 0, residual_ = 0;
-  // Of warp 0:
+  // State of warp 0:
   Best<S> top_{0, 0};  // the largest correlation over the pool
   bool holds_top_ = false;
   Iterate<S> it_{0, 0};

@@ -20,7 +20,8 @@ struct GramProblem {
   bool wide;        // products in float64, whatever the rows are
 };
 
-// Of a batch, without queries. Each query of a shared pool reads the corner that it sees.
+// The matrices of a batch, without queries. Each query of a shared pool reads the corner that it
+// sees.
 inline GramProblem grams_of(PoolView pool, int64_t batch, void* gram) {
   const int64_t pools = n_pools(pool, batch);
   if (pools == 1) pool.sizes = nullptr;

@@ -85,7 +85,7 @@ class Run {
   }
 
  private:
-  // Of the triangle, square or panel that tile t belongs to.
+  // Row in the triangle, square or panel that tile t belongs to.
   __device__ __forceinline__ int row_of(int t) const {
     return triangle_ ? tile_of(t, 1).row : t / across_;
   }

@@ -15,7 +15,7 @@ constexpr int kMostStrips = 15;    // whose slices fit shared memory three times
 
 inline int parts(int whole, int part) { return (whole + part - 1) / part; }
 
-// Of one pool.
+// Tiles of one pool.
 struct Tiles {
   int strips;   // of the triangle
   int columns;  // strips of the rectangle's columns

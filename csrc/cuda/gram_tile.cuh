@@ -55,7 +55,7 @@ __device__ __forceinline__ bool wants_tile(const GramProblem& p, int64_t b, cons
   return tile.column < n && wants_rows(p, b, tile.row, side);
 }
 
-// Of pool b.
+// Outputs of pool b.
 template <typename S>
 struct GramOutputs {
   S *gram, *products;
@@ -82,7 +82,7 @@ struct GramOutputs {
     row[j] = value;
   }
 
-  // Of what lies above the diagonal.
+  // An element above the diagonal.
   __device__ __forceinline__ void put_upper(int i, int j, S value) const {
     if (i < j && j < width) gram[int64_t(i) * width + j] = value;
   }

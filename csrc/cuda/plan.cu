@@ -40,7 +40,7 @@ double bytes_of_strips(const PoolView& pool, double strips) {
   return strips * kGridSide * double(bytes_of(pool.storage));  // in a column
 }
 
-// Of an SM that runs `blocks`, each of which copies `strips` of 16 rows for its tiles.
+// Cycles of an SM that runs `blocks`, each of which copies `strips` of 16 rows for its tiles.
 double blocks_cycles(const PoolView& pool, double blocks, double strips, double tiles) {
   const double tile = pool.storage == Storage::kFloat32 ? kTileCycles : kNarrowTileCycles;
   const double bytes = bytes_of_strips(pool, strips);

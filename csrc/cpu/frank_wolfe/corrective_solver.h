@@ -71,7 +71,7 @@ class CorrectiveSolver {
       correlations_.look();
     }
     correlations_.look_at_all();
-    answer.gap = violation();
+    answer.gap = kkt_violation();
   }
 
   bool is_full() const { return support_.size() >= options_.max_support; }
@@ -90,9 +90,9 @@ class CorrectiveSolver {
 
   bool converged() {
     if (correlations_.entering().is_optimal || is_full()) return true;
-    if (options_.gap_tol > 0 && violation() <= options_.gap_tol) {
+    if (options_.gap_tol > 0 && kkt_violation() <= options_.gap_tol) {
       correlations_.look_at_all();
-      if (violation() <= options_.gap_tol) return true;
+      if (kkt_violation() <= options_.gap_tol) return true;
     }
     return options_.tol > 0 &&
            correlations_.residual() < options_.tol * std::sqrt(correlations_.query_square());
@@ -100,7 +100,7 @@ class CorrectiveSolver {
 
   // The Frank-Wolfe gap on the simplex. Without the sum, the largest violation of the conditions of
   // an optimum: no correlation is above 0, those of the support are 0.
-  double violation() {
+  double kkt_violation() {
     const double length = correlations_.residual();
     double largest = correlations_.entering().slope;
     for (int64_t i = 0; i < correlations_.size(); ++i) {

@@ -112,7 +112,7 @@ class LargestCorrelation {
       if (estimates_[size_t(k)] > least) working_set_.add(k, *units_);
   }
 
-  // Of the rows of the last search outside the support, the one of the largest estimate; -1 without
+  // The row of the largest estimate in the last search, outside the support; -1 without
   // one above 0.
   int64_t next_of_last_set() const {
     const RowSet& set = *last_set_;

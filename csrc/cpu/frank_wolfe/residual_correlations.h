@@ -111,7 +111,7 @@ class ResidualCorrelations {
   void choose_shift() { shift_ = factor_shift(std::min(qq_, entering_square_), entering_square_); }
   double shift() const { return shift_; }
 
-  // Of the row k that enters: A_ik for the rows i of the support, A_kk, and its target.
+  // The entering row k: A_ik for the rows i of the support, A_kk, and its target.
   void entries(double* out) {
     vectors_.clear();
     for (int64_t j = 0; j < n_support_; ++j) vectors_.push_back(rows_[size_t(j)].get());
@@ -196,7 +196,7 @@ class ResidualCorrelations {
   double slope_of_first_ = 0;
   double slope_of_all_ = 0;  // of the row that the last pass over the pool chose
   AlignedDoubles query_, residual_, entering_row_;
-  // Of the support, in its order; behind them the memory of earlier rows.
+  // The support's rows in its order; behind them the memory of earlier ones.
   std::vector<AlignedDoubles> rows_;
   std::vector<double> lengths_;
   int64_t n_support_ = 0;
