@@ -90,7 +90,7 @@ def written(
     options["max_new_tokens"] = min(
         max_new_tokens + max(map(len, healing.held)), reader.window - healing.length
     )
-    if "min_new_tokens" in options:
+    if options.get("min_new_tokens"):
         options["min_new_tokens"] += max(map(len, taken))
     if options.get("streamer") is not None:
         prompt = torch.tensor([rows[0].ids])
@@ -122,7 +122,8 @@ def _stops(reader: Reader, options: dict[str, Any]) -> list[bytes]:
         options.setdefault("tokenizer", reader.tokenizer)
         return []
     stops = options.pop("stop_strings", None) or []
-    return [stop.encode() for stop in ([stops] if isinstance(stops, str) else stops)]
+    stops = [stops] if isinstance(stops, str) else stops
+    return [stop.encode() for stop in stops if stop]
 
 
 def _generated(
