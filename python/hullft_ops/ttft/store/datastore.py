@@ -62,7 +62,6 @@ class Datastore:
         self.texts: Sequence[str] = Rows(folder, "text")
         self._sources: Sequence[str | None] = Rows(folder, "source")
         self.embeddings = torch.from_numpy(embeddings)
-        self._matrix = embeddings
 
     def __len__(self) -> int:
         return self.info.count
@@ -140,10 +139,11 @@ class Datastore:
                 the index has changed since it was written.
         """
         count, dim = self.info.count, self.info.dim
+        matrix = self.embeddings.numpy()
         what = f"the vectors in {self.folder}"
         if dim:
-            checked_vectors(what, self._matrix, count=count, dim=dim)
-        if identity_of(self.rows, self._matrix) != self.identity:
+            checked_vectors(what, matrix, count=count, dim=dim)
+        if identity_of(self.rows, matrix) != self.identity:
             raise ValueError(
                 f"{self.folder} is damaged: its texts, sources or vectors have changed"
             )
