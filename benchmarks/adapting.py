@@ -24,8 +24,9 @@ from hullft_ops.ttft import (
     load_embedder,
     tiny_lm_path,
 )
+from hullft_ops.ttft.models.weights import rate_scales, trained_parameters
 
-LR = 5e-5
+LR = 2.5e-4
 # Between the ends of two adaptations, as a share of the change. Adam follows the sign of even the
 # smallest gradients. A sum in another order may lose that sign, and bfloat16 loses it far more
 # often. CUDA adds up in more orders: its attention in another one each time.
@@ -93,6 +94,16 @@ class Adapting:
         self.finetuner = TestTimeFinetuner(
             self.model, tokenizer, store, embedder, **options
         )
+        # The loops train what we train, at the same rates.
+        trained = list(trained_parameters(self.model).values())
+        scales = rate_scales(self.model, trained)
+        self.groups: list[dict[str, Any]] = [
+            {"params": [parameter], "lr": LR * scale}
+            for parameter, scale in zip(trained, scales, strict=True)
+        ]
+        self.model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         self.support = self.finetuner.select(self.prompt)
         self._case = case
         self._base = copies(self.model)
@@ -141,7 +152,7 @@ class Adapting:
                 support.input_ids,
                 support.counts,
                 refresh=refresh,
-                lr=LR,
+                groups=self.groups,
                 max_length=positions,
             )
 
@@ -151,7 +162,7 @@ class Adapting:
                 support.input_ids,
                 support.counts,
                 refresh=refresh,
-                lr=LR,
+                groups=self.groups,
                 autocast=autocast,
             )
 

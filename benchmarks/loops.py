@@ -1,6 +1,7 @@
 """Finetuning on a selection, as a user would write it without this package."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,16 +13,17 @@ def padded_cloning_finetune(
     counts: Sequence[int],
     *,
     refresh: int,
-    lr: float,
+    groups: Sequence[dict[str, Any]],
     max_length: int,
 ) -> None:
     """A plain transformers loop, like the published code.
 
     It pads every passage to ``max_length`` and masks the padding out of attention and loss. It
     clones each fresh gradient, and clones it again for every step that reuses it. The optimizer
-    is a new torch.optim.Adam with torch's defaults.
+    is a new torch.optim.Adam with torch's defaults, of these groups of parameters.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(groups)
+    trained = [parameter for group in groups for parameter in group["params"]]
     device = next(model.parameters()).device
     for passage, count in zip(passages, counts, strict=True):
         length = len(passage)
@@ -38,11 +40,9 @@ def padded_cloning_finetune(
                     input_ids=input_ids, attention_mask=attention_mask, labels=labels
                 ).loss
                 loss.backward()
-                cached = [
-                    _gradient(parameter).clone() for parameter in model.parameters()
-                ]
+                cached = [_gradient(parameter).clone() for parameter in trained]
             else:
-                for parameter, gradient in zip(model.parameters(), cached, strict=True):
+                for parameter, gradient in zip(trained, cached, strict=True):
                     parameter.grad = gradient.clone()
             optimizer.step()
 
@@ -61,7 +61,7 @@ def torch_finetune(
     counts: Sequence[int],
     *,
     refresh: int,
-    lr: float,
+    groups: Sequence[dict[str, Any]],
     autocast: torch.dtype | None,
 ) -> None:
     """The same steps, as fast as a plain torch loop can take them.
@@ -70,9 +70,10 @@ def torch_finetune(
     finds it where the backward pass left it.
 
     Args:
+        groups: of parameters, for the optimizer.
         autocast: dtype of the forward pass; None for the model's own.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    optimizer = torch.optim.Adam(groups, fused=True)
     device = next(model.parameters()).device
     for passage, count in zip(passages, counts, strict=True):
         tokens = torch.tensor([passage], device=device)

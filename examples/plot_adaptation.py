@@ -21,7 +21,6 @@ from hullft_ops.ttft import (
     load_embedder,
     load_model,
 )
-from hullft_ops.ttft.techniques import default_lr
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
 PROMPT = "def area_99(side):\n    return 99"
@@ -39,9 +38,7 @@ def main(
     else:
         passages = Datastore.open(store)
     options = {"n_select": 8, "train_on_prompt": 0, "context": 0, "ngrams": 0}
-    ttft = TestTimeFinetuner(
-        *load_model(model), passages, embedder, lr=default_lr(model), **options
-    )
+    ttft = TestTimeFinetuner(*load_model(model), passages, embedder, **options)
     with ttft.adapted(prompt) as adaptation:
         pass
 

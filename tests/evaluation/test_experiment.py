@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from hullft_ops.evaluation.experiment import (
-    Experiment,
     expand,
     read_experiment,
 )
@@ -84,17 +83,14 @@ def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:
 def test_settings_make_the_configuration_again(options: dict[str, Any]) -> None:
     config = TTFTConfig(**options)
     off = {"n_select": 0, "train_on_prompt": 0, "context": 0, "ngrams": 0.0}
-    again = TTFTConfig(**off | config.settings())
+    settings = {
+        name.removeprefix("relative_"): value
+        for name, value in config.settings().items()
+    }
+    again = TTFTConfig(**off | settings)
 
     assert again.settings() == config.settings()
     assert again.active() == config.active() or config.adapter
-
-
-def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
-    settings = [{"n_select": 2}, {"n_select": 2, "lr": 1.0}]
-    for model, default in ((None, 2e-4), ("gpt2", 5e-5)):
-        configs = Experiment(model=model, settings=settings).configs()
-        assert [config.lr for config in configs] == [default, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def make(tokenizer, store, embedder):
         settings = {
             "n_select": 12,
             "pool_size": 30,
-            "lr": 1e-2,
+            "lr": 0.5,
             "context": 0,
             "ngrams": 0,
             "dtype": None,

@@ -46,6 +46,7 @@ def adapt(model, make, store_of):
     """Makes a finetuner that reads and trains on passages, one the prompt itself."""
     store = store_of([PROMPT, "a dog ran"])
     options = {"method": "knn", "n_select": 2, "context": 1, "max_length": 64}
+    options["lr"] = 0.05
     return lambda: make(model, store=store, **options).adapted(PROMPT)
 
 

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from hullft_ops.ttft.models.weights import trained_parameters
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
@@ -38,7 +39,7 @@ def prepared(request):
 def spoil(finetuner, error):
     """Change what a block may change, and leave it by an error."""
     model = finetuner.model
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    names = trained_parameters(model)
     before = state_of(model)
     with finetuner.adapted(PROMPT):
         changed = differences(before, state_of(model))

@@ -1,6 +1,7 @@
 """Training on a support, against Adam of torch that takes one step at a time."""
 
 import math
+from statistics import median
 
 import pytest
 import torch
@@ -14,12 +15,37 @@ from hullft_ops.ttft.training import backward_in_parts
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
-LR = 1e-2
+SHARE = 0.5
+OUTER = "wte", "wpe", "embed", "lm_head"
 TOKENS = torch.arange(5, 35) * 7 % 320
 
 
+def layers_of(model):
+    """The matrices between embeddings and head."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and not any(part in name for part in OUTER)
+    ]
+
+
 def trained_parameters(model):
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [parameter for parameter in layers_of(model) if parameter.requires_grad]
+
+
+def size_of(parameter):
+    return parameter.detach().double().square().mean().sqrt().item()
+
+
+def rates_of(model):
+    """A share of each matrix's root mean square; an adapter's, of the median one of the layers."""
+    trained = trained_parameters(model)
+    sizes = [size_of(parameter) for parameter in trained]
+    frozen = [size_of(p) for p in layers_of(model) if not p.requires_grad]
+    if frozen:
+        sizes = [median(frozen)] * len(trained)
+
+    return [SHARE * size for size in sizes]
 
 
 def values_of(parameters):
@@ -31,7 +57,8 @@ def plain_loop(finetuner, support, clip):
     model = finetuner.model
     parameters = trained_parameters(model)
     before = values_of(parameters)
-    optimizer = torch.optim.Adam(parameters, lr=LR)
+    rates = zip(parameters, rates_of(model), strict=True)
+    optimizer = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in rates])
     losses = []
 
     for one in schedule(support, finetuner.config.refresh, "balanced"):
@@ -65,8 +92,7 @@ def assert_equals_plain_loop(finetuner, clip=None):
         actual = values_of(trained_parameters(finetuner.model))
 
     for value, other in zip(actual, expected, strict=True):
-        # Relative to a step: a parameter's own size says nothing about it.
-        assert (value - other).abs().max() <= LR * 1e-8
+        assert (value - other).abs().max() <= SHARE * 1e-10
 
     assert adaptation.losses == pytest.approx(losses, rel=1e-9)
     assert adaptation.steps == support.counts
@@ -90,6 +116,35 @@ def test_gradients_are_clipped_before_they_are_used(gpt2, make):
 
     with pytest.raises(AssertionError):
         assert_equals_plain_loop(finetuner, clip=None)
+
+
+def test_only_the_matrices_of_layers_are_trained(model, make):
+    before = state_of(model)
+    with make(model).adapted(PROMPT):
+        changed = differences(before, state_of(model))
+
+    layers = {id(parameter) for parameter in layers_of(model)}
+    names = [name for name, p in model.named_parameters() if id(p) in layers]
+    values = [change for change in changed if change.endswith(": bytes")]
+
+    assert values == sorted(f"{name}: bytes" for name in names)
+    assert state_of(model) == before
+
+
+def test_a_model_without_free_memory_is_refused_before_it_changes(
+    gpt2, make, monkeypatch
+):
+    finetuner = make(gpt2)
+    monkeypatch.setattr(training, "available_memory", lambda: 1000)
+    with (
+        unchanged(gpt2),
+        pytest.raises(torch.OutOfMemoryError) as error,
+        finetuner.adapted(PROMPT),
+    ):
+        pass
+
+    needed = sum(p.nbytes for p in layers_of(gpt2)) * (3 + 1 / 16)
+    assert f"needs {needed / 1e9:.1f} GB beside the model, and 0.0 GB" in str(error)
 
 
 def test_only_the_adapters_of_a_peft_model_are_trained(llama, make, with_lora):
@@ -127,7 +182,7 @@ def test_small_steps_of_a_bfloat16_model_are_not_lost(gpt2, make):
         model = gpt2.to(dtype)
         before = values_of(trained_parameters(model))
         # A hundredth of the last place of most weights.
-        with make(model, lr=1e-6).adapted(PROMPT):
+        with make(model, lr=5e-5).adapted(PROMPT):
             after = values_of(trained_parameters(model))
 
         pairs = zip(before, after, strict=True)

@@ -22,7 +22,7 @@ from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
-from hullft_ops.ttft.techniques import TTFTConfig, default_lr
+from hullft_ops.ttft.techniques import TTFTConfig
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 _SOURCE_CHARS = 30
@@ -37,10 +37,7 @@ class _Printer(TextStreamer):
 
 def adapt(
     inputs: Annotated[dict[str, Any], fields_of(ModelConfig)],
-    settings: Annotated[
-        dict[str, Any],
-        fields_of(TTFTConfig, lr="2e-4 for the shipped model, 5e-5"),
-    ],
+    settings: Annotated[dict[str, Any], fields_of(TTFTConfig)],
     files: Annotated[dict[str, Any], fields_of(CorpusConfig)],
     *,
     embedder: str = DEFAULT_EMBEDDER,
@@ -75,8 +72,7 @@ def adapt(
         raise ValueError("give one of --store and --corpus")
     text = _text_of(prompt, prompt_file)
     language_model = ModelConfig(**inputs)
-    values = {"lr": default_lr(language_model.model)} | settings
-    config = TTFTConfig(**values)
+    config = TTFTConfig(**settings)
     if corpus is not None and not config.n_select and config.search is None:
         # The answer would wait until all passages are embedded.
         config = replace(config, search="lexical")

@@ -24,7 +24,7 @@ from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.retrieval import check_prompt
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.techniques import TTFTConfig, default_lr
+from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.validation import parse
 
 # A line of JSONL: an object with a column of prompts, or a conversation's messages.
@@ -48,10 +48,7 @@ class Answer(BaseModel):
 def answer(
     prompts: tyro.conf.Positional[str],
     inputs: Annotated[dict[str, Any], fields_of(ModelConfig)],
-    settings: Annotated[
-        dict[str, Any],
-        fields_of(TTFTConfig, lr="2e-4 for the shipped model, 5e-5"),
-    ],
+    settings: Annotated[dict[str, Any], fields_of(TTFTConfig)],
     *,
     output: Path,
     store: Path | None = None,
@@ -86,8 +83,7 @@ def answer(
         batch_size: prompts to continue together.
     """
     language_model = ModelConfig(**inputs)
-    values = {"lr": default_lr(language_model.model)} | settings
-    config = TTFTConfig(**values)
+    config = TTFTConfig(**settings)
     sources = prompts, store, language_model.model, config.adapter, embedder
     check_output(output, kind="rows", inputs=sources)
     if output.exists():

@@ -12,7 +12,7 @@ _IN_PYTHON = ("techniques",)
 
 
 def fields_of(
-    kind: Any, *, several: bool = False, without: tuple[str, ...] = (), **defaults: Any
+    kind: Any, *, several: bool = False, without: tuple[str, ...] = ()
 ) -> Any:
     """For `Annotated` and a dictionary: an option for each field of a class of options.
 
@@ -23,7 +23,6 @@ def fields_of(
         kind: the class.
         several: whether an option takes any number of values.
         without: fields that are no options.
-        defaults: what the help calls the defaults, where the command has its own.
     """
     # A method of one's own is for Python alone.
     hints = get_type_hints(kind) | {"method": MethodName}
@@ -32,10 +31,9 @@ def fields_of(
         if field.name in (*without, *_IN_PYTHON):
             continue
         hint = hints[field.name]
-        default = defaults.get(field.name, field.default)
         described = tyro.conf.arg(
             help=_description(kind, field.name),
-            help_behavior_hint="" if several else f"(default: {default})",
+            help_behavior_hint="" if several else f"(default: {field.default})",
         )
         options[field.name] = Annotated[
             tuple[hint, ...] if several else hint, described  # type: ignore[valid-type]

@@ -12,7 +12,7 @@ from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import CorpusConfig
-from hullft_ops.ttft.techniques import TTFTConfig, default_lr
+from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.validation import options_class, parse
 
 _SHIPPED = Path(__file__).with_name("experiments")
@@ -64,8 +64,7 @@ class Experiment(ModelConfig, CorpusConfig):
     def configs(self) -> list[TTFTConfig]:
         """Every configuration of the grid; see `expand`."""
         # Prompts are scored.
-        defaults = {"lr": default_lr(self.model), "train_on_prompt": 0}
-        return expand([defaults | grid for grid in self.settings])
+        return expand([{"train_on_prompt": 0} | grid for grid in self.settings])
 
 
 def read_experiment(source: str | Path) -> Experiment:

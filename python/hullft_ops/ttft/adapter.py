@@ -27,6 +27,7 @@ from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.models.modes import Precision
+from hullft_ops.ttft.models.weights import layer_scale
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.training import MIN_TOKENS
@@ -69,8 +70,9 @@ class AdapterConfig:
     epochs: PositiveInt = 1
     """How often to train on each passage."""
 
-    lr: PositiveFloat = 1e-3
-    """Learning rate of the first step; it falls linearly to 0 over the passages or minutes."""
+    lr: PositiveFloat = 5e-3
+    """Learning rate of the first step, as a share of the median root mean square of the layers'
+    weights; it falls linearly to 0 over the passages or minutes."""
 
     batch_size: PositiveInt = 1
     """Passages for each optimizer step."""
@@ -199,11 +201,12 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
     """Train the LoRA, from the last checkpoint on."""
     from transformers import Trainer, TrainingArguments
 
+    lr = config.lr * layer_scale(model)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
-        learning_rate=config.lr,
+        learning_rate=lr,
         bf16=config.dtype == "bfloat16",
         use_cpu=model.device.type == "cpu",
         seed=config.seed,
@@ -226,7 +229,7 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         data_collator=_padded,
     )
     if config.minutes is not None:
-        trainer.add_callback(_until(config.minutes, config.lr))
+        trainer.add_callback(_until(config.minutes, lr))
     last = _last_checkpoint(folder)
     if last is not None:
         progress_line(f"going on from {last}")

@@ -43,14 +43,15 @@ class TestTimeFinetuner:
     The method is that of Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
     Reconstruction and Gradient Caching*, arXiv:2605.30337.
 
-    It trains every parameter with ``requires_grad``: all of a plain model, only the adapters of a
-    PEFT model. Training runs in eval mode, without dropout or gradient checkpointing, and with a
-    fresh state of Adam. The CPU repeats an adaptation exactly; torch's attention on CUDA may not.
+    It trains the matrices of the layers that have ``requires_grad``, but not embeddings, head,
+    norms and biases; of a PEFT model, the adapters. Training runs in eval mode, without dropout or
+    gradient checkpointing, and with a fresh state of Adam. The CPU repeats an adaptation exactly;
+    torch's attention on CUDA may not.
 
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one passage. On a
-    CPU it is four times and the largest gradient, unless gradients are clipped or kept. Moments
-    and copy stay for the next prompt.
+    CPU it is four times and the largest gradient, unless gradients are clipped or kept. What will
+    not fit into the CPU's memory is refused before. Moments and copy stay for the next prompt.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or cast it, or
@@ -260,6 +261,10 @@ class TestTimeFinetuner:
         """Change the weights in turn, and restore them at the end of the body."""
         changes = [each.change_weights for each in prepared if each.change_weights]
         trained = self._weights.trained if changes else []
+        if changes:
+            trains = any(each.trains for each in self.techniques)
+            with out_of_memory_explained(OUT_OF_MEMORY):
+                self._weights.check_memory(trains=trains)
         with (
             exclusive(self.model, adapts=True),
             restored(self.model, trained, self._weights.copies),

@@ -79,7 +79,6 @@ class _State:
     def __init__(
         self, model: nn.Module, trained: Sequence[nn.Parameter], copies: list[Tensor]
     ) -> None:
-        self._trained = trained
         self._copies = copies
         # A tensor made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
@@ -89,16 +88,16 @@ class _State:
                 copies[:] = [torch.empty_like(parameter) for parameter in trained]
             if copies:  # torch refuses an empty list
                 torch._foreach_copy_(copies, self._values)
+            self._parameters = [
+                (parameter, parameter.detach(), parameter.grad, parameter.requires_grad)
+                for parameter in model.parameters()
+            ]
             self._buffers = [
                 (module, name, buffer, buffer.clone())
                 for module in model.modules()
                 for name, buffer in module._buffers.items()
                 if buffer is not None
             ]
-        self._parameters = [
-            (parameter, parameter.grad, parameter.requires_grad)
-            for parameter in model.parameters()
-        ]
         self._modes = [(module, module.training) for module in model.modules()]
 
     def put_back(self) -> None:
@@ -106,10 +105,10 @@ class _State:
         with torch.no_grad():
             if self._copies:
                 torch._foreach_copy_(self._values, self._copies)
-            for parameter, values in zip(self._trained, self._values, strict=True):
-                # The body may have given it another shape.
-                parameter.data = values
-            for parameter, gradient, requires_grad in self._parameters:
+            for parameter, values, gradient, requires_grad in self._parameters:
+                if requires_grad:
+                    # The body may have given it another shape.
+                    parameter.data = values
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
             for module, name, buffer, content in self._buffers:

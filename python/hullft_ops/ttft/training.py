@@ -19,7 +19,9 @@ from hullft_ops._terminal import progress
 from hullft_ops.ttft.clock import Deadline, StageClock
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
+from hullft_ops.ttft.models.memory import available_memory
 from hullft_ops.ttft.models.modes import ReadingOptions, autocast, eval_mode
+from hullft_ops.ttft.models.weights import rate_scales, trained_parameters
 from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.validation import options_class
 
@@ -39,8 +41,8 @@ _LEAST_BYTES = 8 * 2**20
 class TrainingOptions(ReadingOptions):
     """How to take optimizer steps."""
 
-    lr: PositiveFloat = 5e-5
-    """Adam's learning rate."""
+    lr: PositiveFloat = 2.5e-4
+    """Adam's learning rate, as a share of the root mean square of each matrix's weights."""
 
     refresh: PositiveInt = 2
     """Optimizer steps with each gradient. A passage with c steps takes ceil(c / refresh)
@@ -73,17 +75,40 @@ class Weights:
 
     Attributes:
         model: the model.
-        trained: its parameters with ``requires_grad``, each once.
+        trained: what is trained of it; see `trained_parameters`.
         copies: memory for their copies.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.model = model
-        self.trained = _trained_parameters(model)
+        self.trained = _checked_parameters(model)
         self.copies: list[Tensor] = []
+        scales = rate_scales(model, self.trained)
+        group = {"params": self.trained, "lr_scales": scales}
         # Rounding to nearest would lose most steps of bfloat16 parameters.
-        self.optimizer = ReplayAdam(self.trained, rounding_seed=0)
+        self.optimizer = ReplayAdam([group], rounding_seed=0)
         self.loss = MeanLoss(model)
+
+    def check_memory(self, *, trains: bool) -> None:
+        """MemoryError if what is still to be allocated does not fit into the CPU's memory."""
+        size = sum(parameter.nbytes for parameter in self.trained)
+        needed = 0.0 if self.copies else size
+        if trains and not self.optimizer.state:
+            # Two moments, and the gradients of a part.
+            needed += (2 + _SHARE) * size
+        available = available_memory()
+        on_cpu = self.model.device.type == "cpu"
+        if on_cpu and available is not None and needed > available:
+            raise MemoryError(
+                f"adapting needs {needed / 1e9:.1f} GB beside the model, and "
+                f"{available / 1e9:.1f} GB are free"
+            )
+
+    def freeze_others(self) -> None:
+        """No gradients of what is not trained; `restored` puts the flags back."""
+        self.model.requires_grad_(False)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
 
 
 class Training:
@@ -133,6 +158,7 @@ class Training:
             # The moments stay, so they are allocated before any memory that is freed again.
             optimizer.make_state()
             optimizer.reset()
+            self.weights.freeze_others()
         for group in optimizer.param_groups:
             group["lr"] = self.options.lr
         with _training_mode(self.weights.model):
@@ -219,19 +245,20 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """The parameters with ``requires_grad``, each once. Warns if they are float16."""
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+def _checked_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
+    """What is trained of a model. Warns if it is float16."""
+    named = trained_parameters(model)
     if not named:
         raise ValueError(
             "TestTimeFinetuner: model must have a parameter with requires_grad, got none; PEFT "
             "adapters are loaded with is_trainable=True"
         )
-    for name, parameter in named.items():
+    for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ValueError(
                 f"TestTimeFinetuner: model must have its weights, {name} is on the meta device"
             )
+    for name, parameter in named.items():
         if parameter.dtype == torch.float16:
             warnings.warn(
                 f"TestTimeFinetuner: {name} is float16, in which the square of a small gradient is "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops._terminal import listed
+from hullft_ops.ttft.models.weights import trained_parameters
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 # The settings of a LoRA that is no more than a product added to each linear layer's weight.
@@ -96,6 +97,7 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
     _check_tensors(folder, adapted)
     modules: dict[str, Any] = dict(model.named_modules())
     uses = parameter_uses(model)
+    trained = {id(parameter) for parameter in trained_parameters(model).values()}
     layers = []
     for name, layer in adapted.get_base_model().named_modules():
         if not isinstance(layer, BaseTunerLayer):
@@ -103,7 +105,7 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
         if type(layer) is not Linear:
             raise ValueError(f"must be of linear layers, has {name}")
         weight = modules[name].weight
-        if not weight.requires_grad or uses[id(weight)] > 1:
+        if id(weight) not in trained or uses[id(weight)] > 1:
             raise ValueError(f"the model must train {name}, and use it only there")
         _check_factors(name, layer, weight)
         layers.append((weight, layer))

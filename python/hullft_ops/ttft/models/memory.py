@@ -2,8 +2,10 @@
 
 import ctypes
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -30,6 +32,16 @@ def keep_freed_memory() -> bool:
     # Before 2.35 glibc refuses a threshold of this size. Then forbid separate mappings altogether.
     large = libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) or libc.mallopt(_MMAP_MAX, 0)
     return bool(large and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def available_memory() -> int | None:
+    """Bytes that the system can still give on the CPU's side; None where it does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    line = re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE)
+    return None if line is None else 1024 * int(line[1])
 
 
 @contextmanager

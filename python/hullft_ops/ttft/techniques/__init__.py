@@ -54,9 +54,3 @@ class TTFTConfig(
             if value != field.default:
                 values[field.name] = value
         return values
-
-
-def default_lr(model: str | None) -> float:
-    """The learning rate for a model if none is given; ``model`` is None for the shipped toy."""
-    # The paper's rate suits models of GPT-2's size.
-    return 2e-4 if model is None else TTFTConfig.lr

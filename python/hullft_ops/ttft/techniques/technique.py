@@ -83,4 +83,9 @@ def stated(options: Any) -> dict[str, Any]:
     shared = {field.name for field in fields(ReadingOptions)}
     names = [name for kind in type(options).__mro__ for name in get_annotations(kind)]
     values = {name: getattr(options, name) for name in names if name not in shared}
-    return {name: value for name, value in values.items() if value is not None}
+    # Rows of before have Adam's own rate by the name of lr.
+    return {
+        "relative_lr" if name == "lr" else name: value
+        for name, value in values.items()
+        if value is not None
+    }
