@@ -60,8 +60,10 @@ def one_by_one(
     """The Gram matrix counts: of a pool that queries share, [1, K, d], once."""
     grams, transposed = pools @ pools.mT, pools.mT
     products = (queries[:, None] @ transposed)[:, 0]
-    grams = np.broadcast_to(grams, (len(queries), *grams.shape[1:]))
-    weights = [solve(g, p, on_simplex) for g, p in zip(grams, products, strict=True)]
+    weights = [
+        solve(grams[b % len(grams)], product, on_simplex)
+        for b, product in enumerate(products)
+    ]
     return torch.from_numpy(np.stack(weights).clip(min=0))
 
 
@@ -69,9 +71,10 @@ def jaxnnls(pools: np.ndarray, queries: np.ndarray) -> Callable[[], torch.Tensor
     """Its primal-dual interior point, compiled for the batch. It knows no sum."""
     import jax
     import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)  # before jaxnnls looks
     from jaxnnls.pdip import solve_nnls
 
-    jax.config.update("jax_enable_x64", True)
     is_shared = len(pools) == 1
     x, q = jnp.asarray(pools[0] if is_shared else pools), jnp.asarray(queries)
 

@@ -22,7 +22,6 @@ NNLS_KINDS = ["positive", "deconvolution"]
 REGULAR = [
     "synthetic-control",
     "mixtures",
-    "text",
     "unmixing",
     "large-support",
     "deconvolution",

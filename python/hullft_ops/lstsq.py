@@ -55,10 +55,10 @@ def simplex_lstsq(
 
     A query takes some ``10 * K * d`` multiply-adds, and ``m * (d + m)`` for each cycle with a
     support of m. A pool that queries share is read in place. On the CPU each thread that works on a
-    query needs ``2 * K * d`` bytes, and ``8 * m * (d + m)``. Rows that are 8 times as long as they
-    are many take one pass for their Gram matrix instead, and up to 64 rows that eight or more
-    queries share take some ``3 * K * d`` multiply-adds a query: the solutions differ from those of
-    single queries within rounding.
+    query needs ``2 * K * d`` bytes, and ``8 * m * (d + m)``. Rows much longer than they are many
+    (``d >= 8 * K`` and ``4 * d >= K * K``) take one pass for their Gram matrix instead. Up to 64
+    rows that eight or more queries share take some ``3 * K * d`` multiply-adds a query; there the
+    solutions differ from those of single queries within rounding.
 
     The squared residual is exact to some 1e-14 of the largest squared norm. On CUDA, where the
     solver sees the rows through their Gram matrix, that is 1e-6 in float32, and rows that are close
