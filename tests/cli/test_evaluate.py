@@ -106,8 +106,12 @@ def test_a_row_says_what_the_finetuner_does(
 
     for row in rows:
         off = {"context": 0, "ngrams": 0, "train_on_prompt": 0}
+        settings = {
+            name.removeprefix("relative_"): value
+            for name, value in row.settings.items()
+        }
         finetuner = TestTimeFinetuner(
-            model, tokenizer, Datastore.open(store), embedder, **off | row.settings
+            model, tokenizer, Datastore.open(store), embedder, **off | settings
         )
         text = texts_of[row.prompt]
 
