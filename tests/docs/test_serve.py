@@ -259,22 +259,16 @@ def test_an_editor_asks_for_what_stands_between(served: Served) -> None:
     assert served.ask("/infill", body)[1]["content"] == expected
     assert served.ask("/infill", body | {"n_predict": 0})[1]["content"] == ""
 
-    written: list[Any] = []
-
-    def generate(prompt: Any, **options: Any) -> str:
-        written.append(prompt)
-        return "x"
-
     tokens = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     adaptation = "hullft_ops.ttft.adaptation.Adaptation.generate"
     with (
         patch.object(served.finetuner.tokenizer, "get_vocab", lambda: {*tokens}),
-        patch(adaptation, lambda self, prompt, **options: generate(prompt)),
+        patch(adaptation, return_value="x") as written,
     ):
         served.ask("/infill", body)
         served.client.completions.create(prompt="a", suffix="b", **ASKED)
 
-    assert written == [
+    assert [call.args[0] for call in written.call_args_list] == [
         "<|fim_prefix|>import math\n\ndef area(<|fim_suffix|>\n\nprint(area(2))"
         "<|fim_middle|>",
         "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
