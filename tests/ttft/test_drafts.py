@@ -91,7 +91,7 @@ def test_a_text_takes_fewer_passes_than_tokens(make_copier, passes, monkeypatch)
         {"stopping_criteria": [lambda ids, scores: ids[:, -1] == 283]},
         {"max_new_tokens": 1},
     ],
-    ids=str,
+    ids=",".join,
 )
 def test_every_option_gives_the_text_of_one_token_at_a_time(
     make_copier, monkeypatch, options
