@@ -108,7 +108,7 @@ def imports_of(folder: Path) -> set[str]:
 
 def test_what_is_imported_is_required() -> None:
     """By an extra that users install; those of tests and documentation are none."""
-    installed = {"torch"}.union(*map(required, ("ttft", "ray")))
+    installed = {"torch"}.union(*map(required, ("sklearn", "ttft", "ray")))
     distributions = importlib.metadata.packages_distributions()
 
     for package in imports_of(Path(hullft_ops.__file__).parent):

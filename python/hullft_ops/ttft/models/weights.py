@@ -18,10 +18,13 @@ _SMALLEST = 1e-3
 def trained_parameters(model: "PreTrainedModel") -> dict[str, nn.Parameter]:
     """The matrices of layers that have ``requires_grad``, by name, each once.
 
-    If there are none, all parameters with ``requires_grad``. Embeddings, head, norms and biases
-    would add nothing to two steps on a prompt, and half as much memory again.
+    If there are none, and for a PEFT model, all parameters with ``requires_grad``. Embeddings,
+    head, norms and biases would add nothing to two steps on a prompt, and half as much memory
+    again.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if getattr(model, "peft_config", None):
+        return named
     layers = {id(p) for p in _layers(model)}
     return {name: p for name, p in named.items() if id(p) in layers} or named
 
