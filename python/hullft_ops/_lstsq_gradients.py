@@ -32,9 +32,8 @@ def _adjoint_operator(
     mask = torch.arange(m, device=pool.device) < counts  # [B, m]
     batch = torch.arange(len(weights), device=pool.device)[:, None]
     g = gradient.gather(1, places).double()
-    if (
-        on_simplex
-    ):  # differences from the row of the largest weight, whose value is the rest
+    if on_simplex:
+        # Differences from the row of the largest weight, whose value is the rest.
         g, mask = g[:, 1:] - g[:, :1], mask[:, 1:]
     if is_gram:
         grams = pool.expand(len(weights), -1, -1) if pool.dim() == 2 else pool

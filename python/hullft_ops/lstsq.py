@@ -93,9 +93,16 @@ def simplex_lstsq(
 
     The errors are as in `fw_select`.
     """
-    gram_form = (gram, products, square)
     return _lstsq(
-        "simplex_lstsq", pool, query, gram_form, pool_sizes, gap_tol, max_iter
+        "simplex_lstsq",
+        pool,
+        query,
+        gram=gram,
+        products=products,
+        square=square,
+        pool_sizes=pool_sizes,
+        gap_tol=gap_tol,
+        max_iter=max_iter,
     )
 
 
@@ -123,21 +130,32 @@ def nnls(
 
     Arguments, cost, gradients and errors are as in `simplex_lstsq`.
     """
-    gram_form = (gram, products, square)
-    return _lstsq("nnls", pool, query, gram_form, pool_sizes, gap_tol, max_iter)
+    return _lstsq(
+        "nnls",
+        pool,
+        query,
+        gram=gram,
+        products=products,
+        square=square,
+        pool_sizes=pool_sizes,
+        gap_tol=gap_tol,
+        max_iter=max_iter,
+    )
 
 
 def _lstsq(
     op: str,
     pool: Any,
     query: Any,
-    gram_form: tuple[Any, Any, Any],
+    *,
+    gram: Any,
+    products: Any,
+    square: Any,
     pool_sizes: Tensor | None,
     gap_tol: float,
     max_iter: int | None,
 ) -> LstsqSolution:
     """Check the arguments and run the operator, which takes a Gram matrix for a pool."""
-    gram, products, square = gram_form
     is_gram = gram is not None or products is not None or square is not None
     if is_gram and not (pool is None and query is None):
         raise ValueError(f"{op}: takes pool and query, or gram and products, not both")
