@@ -1,7 +1,7 @@
 """A finetuner with a prompt, and the loops of `benchmarks.loops` on the same selection."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from benchmarks.loops import padded_cloning_finetune, torch_finetune
+from benchmarks.loops import finetune
 from benchmarks.passages import TrigramEmbedder, build_store
 from benchmarks.timing import Call
 from hullft_ops.ttft import (
@@ -142,31 +142,20 @@ class Adapting:
         return float(torch.stack(off).norm() / torch.stack(change).norm())
 
     def loops(self) -> dict[str, Call]:
-        support, refresh = self.support, self._case.refresh
-        positions = self.model.config.max_position_embeddings
+        loop = partial(
+            finetune,
+            self.model,
+            self.support.input_ids,
+            self.support.counts,
+            refresh=self._case.refresh,
+            groups=self.groups,
+        )
         autocast = None if self._case.dtype is None else torch.bfloat16
-
-        def padded() -> None:
-            padded_cloning_finetune(
-                self.model,
-                support.input_ids,
-                support.counts,
-                refresh=refresh,
-                groups=self.groups,
-                max_length=positions,
-            )
-
-        def without_padding() -> None:
-            torch_finetune(
-                self.model,
-                support.input_ids,
-                support.counts,
-                refresh=refresh,
-                groups=self.groups,
-                autocast=autocast,
-            )
-
-        return {"padded loop": padded, "torch loop": without_padding}
+        positions = self.model.config.max_position_embeddings
+        return {
+            "padded loop": partial(loop, padded_to=positions),
+            "torch loop": partial(loop, autocast=autocast),
+        }
 
     def restoring(self, loop: Call) -> Call:
         def loop_and_restore() -> None:

@@ -16,32 +16,37 @@ def check_selection() -> None:
     pool = torch.randn(60, 24, generator=generator)
     pool = pool / pool.norm(dim=-1, keepdim=True)
     query = pool[:8].mean(0)
-    sel = hullft_ops.fw_select(pool, query, 9)
-    expected = reference.fw_select(pool, query, 9)
-    m = len(expected.indices)
-    torch.testing.assert_close(sel.indices[:m], expected.indices, rtol=0, atol=0)
-    torch.testing.assert_close(sel.counts[:m], expected.counts, rtol=0, atol=0)
+    selected = hullft_ops.fw_select(pool, query, 9)
     indexed = hullft_ops.fw_select_indexed(pool, torch.arange(60), query, 9)
-    torch.testing.assert_close(indexed.counts, sel.counts, rtol=0, atol=0)
-    solution = hullft_ops.simplex_lstsq(pool.double(), query.double())
-    weights = reference.simplex_lstsq(pool, query).weights
-    torch.testing.assert_close(solution.weights, weights)
-    solution = hullft_ops.nnls(pool.double(), query.double())
-    torch.testing.assert_close(solution.weights, reference.nnls(pool, query).weights)
-    near = hullft_ops.knn_select(pool, query, 5)
-    torch.testing.assert_close(
-        near.indices, reference.knn_select(pool, query, 5).indices
-    )
-    sift = hullft_ops.sift_select(pool, query, 9)
-    picks = reference.sift_select(pool, query, 9).picks
-    torch.testing.assert_close(sift.picks, torch.as_tensor(picks))
-    step = hullft_ops.fw_lmo(pool, query, pool[0])
-    vertex = reference.fw_lmo(pool, query, pool[0]).vertex
-    torch.testing.assert_close(step.vertex, torch.as_tensor(vertex))
-    counts = hullft_ops.integerize(pool[:6], query, torch.ones(6), 11)
-    torch.testing.assert_close(
-        counts, reference.integerize(pool[:6], query, torch.ones(6), 11)
-    )
+    m = int(selected.support_size)
+    wide, weights = (pool.double(), query.double()), torch.ones(6)
+    for ours, expected in (
+        (selected.indices[:m], reference.fw_select(pool, query, 9).indices),
+        (selected.counts[:m], reference.fw_select(pool, query, 9).counts),
+        (indexed.counts, selected.counts),
+        (
+            hullft_ops.simplex_lstsq(*wide).weights,
+            reference.simplex_lstsq(pool, query).weights,
+        ),
+        (hullft_ops.nnls(*wide).weights, reference.nnls(pool, query).weights),
+        (
+            hullft_ops.knn_select(pool, query, 5).indices,
+            reference.knn_select(pool, query, 5).indices,
+        ),
+        (
+            hullft_ops.sift_select(pool, query, 9).picks,
+            reference.sift_select(pool, query, 9).picks,
+        ),
+        (
+            hullft_ops.fw_lmo(pool, query, pool[0]).vertex,
+            reference.fw_lmo(pool, query, pool[0]).vertex,
+        ),
+        (
+            hullft_ops.integerize(pool[:6], query, weights, 11),
+            reference.integerize(pool[:6], query, weights, 11),
+        ),
+    ):
+        torch.testing.assert_close(ours, torch.as_tensor(expected))
 
 
 def check_replay() -> None:

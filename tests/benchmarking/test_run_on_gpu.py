@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import pytest
 from benchmarks import run_on_gpu
-from benchmarks.gpu.kernels import Launch, mean_of_last, short_name
 
 ROOT = run_on_gpu.ROOT
 # A machine with a GPU lacks them. Python imports this module at its start.
@@ -191,33 +190,3 @@ def test_the_build_is_for_the_card_that_torch_sees(
 
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
     assert "cmake.define.HULLFT_CUDA_ARCHITECTURES=90-real" in command
-
-
-def test_overlap_counts_once_and_lost_launches_not_at_all() -> None:
-    gram, solver = Launch("gram", 0, 10), Launch("solver", 8, 30)
-    later = [
-        Launch(name, start + 100, end + 102) for name, start, end in (gram, solver)
-    ]
-    # Of three calls, the first has lost its first launch.
-    found = [
-        solver,
-        *later,
-        *(
-            launch._replace(start=launch.start + 200, end=launch.end + 200)
-            for launch in later
-        ),
-    ]
-
-    assert mean_of_last(found, calls=2, made=3) == {"gram": 12, "solver": 20}
-
-    with pytest.raises(ValueError, match="lost some of the launches of 3 calls"):
-        mean_of_last([*found[:-2], found[-1]], calls=2, made=3)
-
-
-def test_kernels_have_short_names() -> None:
-    name = (
-        "void hullft::(anonymous namespace)::gram_kernel<float, 32>(hullft::View, int)"
-    )
-
-    assert short_name(name) == "gram_kernel"
-    assert short_name("Memcpy DtoD (Device -> Device)").startswith("Memcpy DtoD")
