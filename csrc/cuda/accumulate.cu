@@ -31,36 +31,24 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
 template <typename T, typename R>
 cudaError_t launch(const AccumulateEntry* entries, int64_t n, Storage grad, double alpha,
                    double beta, cudaStream_t stream) {
-  return for_each_batch(entries, n, kSweepChunk, cudaSuccess,
-                        [&](const SweepBatch<AccumulateEntry>& batch, uint32_t n_blocks) {
-                          HULLFT_LAUNCH((accumulate_kernel<T, R>), dim3(n_blocks),
-                                        dim3(kSweepThreads), 0, stream, batch, grad, R(alpha),
-                                        R(beta));
-                          return cudaGetLastError();
-                        });
-}
-
-template <typename T>
-cudaError_t launch_for(const AccumulateEntry* entries, int64_t n, Storage grad, double alpha,
-                       double beta, cudaStream_t stream) {
-  return grad == Storage::kFloat64 ? launch<T, double>(entries, n, grad, alpha, beta, stream)
-                                   : launch<T, float>(entries, n, grad, alpha, beta, stream);
+  return for_each_batch(
+      entries, n, kSweepChunk, [&](const SweepBatch<AccumulateEntry>& batch, uint32_t n_blocks) {
+        HULLFT_LAUNCH((accumulate_kernel<T, R>), dim3(n_blocks), dim3(kSweepThreads), 0, stream,
+                      batch, grad, R(alpha), R(beta));
+        return cudaGetLastError();
+      });
 }
 
 }  // namespace
 
 cudaError_t launch_accumulate(const AccumulateEntry* entries, int64_t n, Storage cache,
                               Storage grad, double alpha, double beta, cudaStream_t stream) {
-  switch (cache) {
-    case Storage::kFloat64:
-      return launch<double, double>(entries, n, grad, alpha, beta, stream);
-    case Storage::kBFloat16:
-      return launch_for<BFloat16>(entries, n, grad, alpha, beta, stream);
-    case Storage::kFloat16:
-      return launch_for<Float16>(entries, n, grad, alpha, beta, stream);
-    default:
-      return launch_for<float>(entries, n, grad, alpha, beta, stream);
-  }
+  return for_storage(cache, [&](auto x) {
+    using T = decltype(x);
+    return grad == Storage::kFloat64
+               ? launch<T, double>(entries, n, grad, alpha, beta, stream)
+               : launch<T, Arithmetic<T>>(entries, n, grad, alpha, beta, stream);
+  });
 }
 
 }  // namespace hullft

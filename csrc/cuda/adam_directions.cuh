@@ -10,8 +10,6 @@ namespace hullft {
 
 template <typename R>
 struct DeviceMath {
-  __device__ __forceinline__ R root(R v) const { return sqrt(v); }
-  __device__ __forceinline__ R quotient(R a, R b) const { return a / b; }
   __device__ __forceinline__ R fma(R a, R b, R c) const {
     if constexpr (sizeof(R) == 8)
       return ::fma(a, b, c);

@@ -1,4 +1,5 @@
 #include <unordered_set>
+#include <vector>
 
 #include "../core/arithmetic.h"
 #include "../core/stochastic_rounding.h"
@@ -151,7 +152,7 @@ cudaError_t launch(const AdamEntry* entries, int64_t n, Storage grad, const Adam
                    cudaStream_t stream) {
   // The number of steps comes from the device in graphs, where a backward pass runs beside them.
   const int chunk = call.device_repeats ? kSweepChunkBeside : kSweepChunk;
-  return for_each_batch(entries, n, chunk, cudaSuccess,
+  return for_each_batch(entries, n, chunk,
                         [&](const SweepBatch<AdamEntry>& batch, uint32_t n_blocks) {
                           HULLFT_LAUNCH((adam_kernel<T, kStochastic>), dim3(n_blocks),
                                         dim3(kSweepThreads), 0, stream, batch, grad, call);
@@ -163,38 +164,27 @@ cudaError_t launch(const AdamEntry* entries, int64_t n, Storage grad, const Adam
 
 cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage param, Storage grad,
                                const AdamCall& call, cudaStream_t stream) {
-  switch (param) {
-    case Storage::kFloat64:
-      return launch<double>(entries, n, grad, call, stream);
-    case Storage::kBFloat16:
-      return call.stochastic ? launch<BFloat16, true>(entries, n, grad, call, stream)
-                             : launch<BFloat16>(entries, n, grad, call, stream);
-    case Storage::kFloat16:
-      return launch<Float16>(entries, n, grad, call, stream);
-    default:
-      return launch<float>(entries, n, grad, call, stream);
-  }
+  if (call.stochastic && param == Storage::kBFloat16)
+    return launch<BFloat16, true>(entries, n, grad, call, stream);
+  return for_storage(param,
+                     [&](auto x) { return launch<decltype(x)>(entries, n, grad, call, stream); });
 }
 
 cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, const AdamCall& call,
                                  cudaStream_t stream) {
-  SweepBatch<AdamEntry> batch;
-  batch.n = 0;
+  std::vector<AdamEntry> with_step;
   std::unordered_set<const void*> advanced;  // tensors may share a step
-  const auto flush = [&] {
-    HULLFT_LAUNCH(advance_kernel, dim3(1), dim3(kSweepThreads), 0, stream, batch, call.repeats,
-                  call.device_repeats);
-    batch.n = 0;
-    return cudaGetLastError();
-  };
   for (int64_t i = 0; i < n; ++i) {
     if (!entries[i].device_step || !advanced.insert(entries[i].device_step).second) continue;
-    batch.entries[batch.n++] = entries[i];
-    if (batch.n < SweepBatch<AdamEntry>::kMax) continue;
-    const cudaError_t status = flush();
-    if (status != cudaSuccess) return status;
+    with_step.push_back(entries[i]);
+    with_step.back().numel = 1;  // of an empty tensor too
   }
-  return batch.n ? flush() : cudaSuccess;
+  return for_each_batch(with_step.data(), int64_t(with_step.size()), kSweepChunk,
+                        [&](const SweepBatch<AdamEntry>& batch, uint32_t) {
+                          HULLFT_LAUNCH(advance_kernel, dim3(1), dim3(kSweepThreads), 0, stream,
+                                        batch, call.repeats, call.device_repeats);
+                          return cudaGetLastError();
+                        });
 }
 
 }  // namespace hullft

@@ -9,7 +9,7 @@
 
 namespace hullft {
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__)  // the simulator has its own: tests/cuda_sim/cusim/async_copy.h
 
 // Both addresses are multiples of 16. Past L1: no other block of the SM reads these rows.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
@@ -46,26 +46,6 @@ __device__ __forceinline__ void load_shared(SharedPlace place, int index, uint32
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(place + unsigned(index) * 16), "n"(kFurther * 16)
                : "memory");
-}
-
-#else
-
-using SharedPlace = const uint4*;
-
-inline SharedPlace place_of(const uint4* shared) { return shared; }
-
-template <int kFurther>
-void load_shared(SharedPlace place, int index, uint32_t (&words)[4]) {
-  memcpy(words, place + index + kFurther, sizeof words);
-}
-
-inline void copy_async(void* shared, const void* global) { cusim::copy_async(shared, global); }
-
-inline void close_group() { cusim::close_group(); }
-
-template <int kLeft>
-void wait_for_groups() {
-  cusim::wait_for_groups(kLeft);
 }
 
 #endif

@@ -7,9 +7,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRowsPerBlock = kThreads / kWarp * kTileRows;
 
-template <typename T, typename S>
+template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
-    residual_kernel(QueryView query, QueryView current, int64_t d, S* vectors) {
+    residual_kernel(QueryView query, QueryView current, int64_t d, void* to) {
+  using S = Arithmetic<T>;
+  S* const vectors = static_cast<S*>(to);
   const int64_t b = blockIdx.x;
   const T* q = static_cast<const T*>(query.base) + b * query.stride;
   const T* x = static_cast<const T*>(current.base) + b * current.stride;
@@ -35,24 +37,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// A grid has at most 2^31 - 1 blocks. A batch has no more queries, and the products of so many
-// blocks, 32 each, have no memory on any device.
-int64_t blocks_of_query(const PoolView& pool) {
-  return (int64_t(pool.width) + kRowsPerBlock - 1) / kRowsPerBlock;
-}
-
-template <typename T, typename S>
-cudaError_t residual(const QueryView& query, const QueryView* current, int64_t batch, int64_t d,
-                     void* vectors, cudaStream_t stream) {
-  HULLFT_LAUNCH((residual_kernel<T, S>), dim3(unsigned(batch)), dim3(kThreads), 0, stream, query,
-                current ? *current : QueryView{nullptr, 0}, d, static_cast<S*>(vectors));
-  return cudaGetLastError();
-}
-
 template <typename S>
 cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, void* products,
                       cudaStream_t stream) {
-  const int64_t blocks = blocks_of_query(pool);
+  // No device has memory for the products of 2^31 blocks.
+  const int64_t blocks = (int64_t(pool.width) + kRowsPerBlock - 1) / kRowsPerBlock;
   PoolView view = pool;
   view.vectors = aligned16(pool.base, pool.row_stride, pool.storage) &&
                  aligned16(pool.base, pool.batch_stride, pool.storage) &&
@@ -67,16 +56,10 @@ cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, 
 cudaError_t launch_residual(const QueryView& query, const QueryView* current, int64_t batch,
                             int64_t d, Storage storage, void* vectors, cudaStream_t stream) {
   if (batch == 0) return cudaSuccess;
-  switch (storage) {
-    case Storage::kFloat64:
-      return residual<double, double>(query, current, batch, d, vectors, stream);
-    case Storage::kBFloat16:
-      return residual<BFloat16, float>(query, current, batch, d, vectors, stream);
-    case Storage::kFloat16:
-      return residual<Float16, float>(query, current, batch, d, vectors, stream);
-    default:
-      return residual<float, float>(query, current, batch, d, vectors, stream);
-  }
+  const auto kernel = for_storage(storage, [](auto x) { return residual_kernel<decltype(x)>; });
+  HULLFT_LAUNCH(kernel, dim3(unsigned(batch)), dim3(kThreads), 0, stream, query,
+                current ? *current : QueryView{nullptr, 0}, d, vectors);
+  return cudaGetLastError();
 }
 
 cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* vectors,

@@ -7,6 +7,11 @@
 
 namespace hullft {
 
+// Bytes of a vector and of its products, for every query.
+inline int64_t correlation_bytes(const PoolView& pool, int64_t batch) {
+  return batch * (pool.d + pool.width) * real_bytes_of(pool.storage);
+}
+
 // vectors [batch, d] = query - current, or query where current is null; float64 for float64 pools
 // and float32 for all others.
 cudaError_t launch_residual(const QueryView& query, const QueryView* current, int64_t batch,

@@ -4,8 +4,6 @@
 
 #include <driver_types.h>
 
-#include <cstddef>
-
 #include "../core/frank_wolfe.h"
 #include "plan.h"
 
@@ -30,21 +28,7 @@ struct FwOutputs {
   void *weights, *residual, *gap;
 };
 
-// Where a launch keeps what. csrc/cuda/README.md has the arithmetic behind the choices.
-struct FwPlan {
-  bool gram;          // whole Gram matrices before the solve, or columns as atoms are picked
-  bool shared_state;  // O(K) state of a query in shared or in global memory
-  bool warp;          // one warp takes the steps: small pools with their Gram and products
-  int threads;
-  int slots;               // atoms whose column is kept
-  int64_t shared_limit;    // bytes of the largest state that lies in shared memory
-  int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
-  int64_t state_bytes;     // of one query
-  int64_t columns_offset;  // into the workspace, after the states or products that lie there
-  int64_t part;            // queries that are solved at a time
-  int64_t workspace_bytes;
-  int64_t sms;  // of the device
-};
+using FwPlan = SolverPlan;
 
 FwPlan plan_frank_wolfe(const FwProblem& problem, const LaunchLimits& limits);
 
@@ -52,9 +36,20 @@ FwPlan plan_frank_wolfe(const FwProblem& problem, const LaunchLimits& limits);
 FwPlan plan_columns(const FwProblem& problem, const LaunchLimits& limits, bool gram,
                     bool warp = true);
 
+// Where one warp takes the steps: the most candidates of a pool, and threads of a block. They are
+// fewer where other queries fill the device.
+constexpr int kWarpCandidates = 256, kFwWarpThreads = 256;
+inline int fw_warp_threads(int64_t batch, int64_t full_device) {
+  return batch <= full_device ? kFwWarpThreads : 64;
+}
+
 // workspace: plan.workspace_bytes, a multiple of 16 bytes. An input or product that is not finite,
 // and a size or candidate out of range, show in the outputs: see csrc/cuda/README.md.
 cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, void* workspace,
                                const FwOutputs& outputs, cudaStream_t stream);
+
+// The same after the Gram matrices, by one warp.
+cudaError_t launch_fw_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
+                           const FwOutputs& outputs, cudaStream_t stream);
 
 }  // namespace hullft

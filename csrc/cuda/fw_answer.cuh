@@ -11,8 +11,8 @@
 namespace hullft {
 
 // ||q - X^T w|| from the rows of the support: near 0 the recurrence loses half its digits. A thread
-// has kElements elements of four rows under way, and a sum for each.
-template <int kElements, typename S>
+// has four rows under way, and a sum for each.
+template <typename S>
 __device__ __forceinline__ S exact_residual(const FwProblem& p, int64_t query, int n,
                                             const FwTable<S>& table, int support_size,
                                             BlockScratch& scratch, const BlockThread& me) {
@@ -20,31 +20,19 @@ __device__ __forceinline__ S exact_residual(const FwProblem& p, int64_t query, i
   S squared = 0;
   with_rows<S>(p.pool, query, n, [&](const auto& rows) {
     const auto* q = query_at(rows, p.query, query);
-    for (int64_t first = me.thread; first < rows.d; first += kElements * me.n_threads) {
-      int64_t at[kElements];
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const int64_t i = first + e * me.n_threads;
-        at[e] = i < rows.d ? i : first;
-      }
-      S sums[kElements][kTileRows] = {};
+    for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
+      S sums[kTileRows] = {};
 #pragma unroll 1  // nvcc 13.0 would unroll it: fw_kernel would spill
       for (int j = 0; j < m; j += kTileRows) {
 #pragma unroll
         for (int r = 0; r < kTileRows; ++r) {
           const int entry = j + r < m ? j + r : m - 1;
           const S w = j + r < m ? table.weight[entry] : S(0);
-          const auto* row = rows[table.atom[entry]];
-#pragma unroll
-          for (int e = 0; e < kElements; ++e) sums[e][r] += w * widen_to<S>(row[at[e]]);
+          sums[r] += w * widen_to<S>(rows[table.atom[entry]][i]);
         }
       }
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) {
-        const S sum = (sums[e][0] + sums[e][1]) + (sums[e][2] + sums[e][3]);
-        const S r = widen_to<S>(q[at[e]]) - sum;
-        if (e == 0 || at[e] != first) squared += r * r;
-      }
+      const S r = widen_to<S>(q[i]) - ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+      squared += r * r;
     }
   });
   return S(sqrt(block_sum(squared, scratch, me)));

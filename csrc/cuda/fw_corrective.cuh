@@ -1,49 +1,39 @@
 // One block solves one query to the optimum: the schedule of core/corrective.h on the GPU. All
-// warps compute u = G w anew in each major cycle; between two barriers warp 0 lets a row join the
-// support and solves for its weights.
+// warps compute u = G w anew in each major cycle; warp 0 lets a row join the support and solves for
+// its weights.
 #pragma once
 
 #include "../core/corrective.h"
-#include "fw_answer.cuh"
+#include "block_solver.cuh"
 #include "fw_corrective.h"
 
 namespace hullft {
 
 // Rows of the support stand in the order in which they joined.
 template <typename S>
-struct CorrectiveState {
-  S *b, *u;          // [width]
-  S* factor;         // L: row i starts at i (i + 1) / 2
-  S *y, *solution;   // [capacity]
-  FwTable<S> table;  // [capacity]
-  int* place;        // [capacity]: which of the columns is a row's. Past the support, free ones
-  CountArrays counts;
+struct CorrectiveState : FwState<S> {
+  S* factor;        // L: row i starts at i (i + 1) / 2
+  S *y, *solution;  // [capacity]
+  int* place;       // [capacity]: which of the columns is a row's. Past the support, free ones
 };
 
-inline int64_t triangle(int64_t n) { return n * (n + 1) / 2; }
+HULLFT_HD int64_t triangle(int64_t n) { return n * (n + 1) / 2; }
 
 inline int64_t corrective_state_bytes(int64_t width, int64_t capacity, int64_t real_bytes) {
-  const int64_t reals = 2 * width + triangle(capacity) + 3 * capacity;
-  return aligned_bytes(reals * real_bytes + capacity * (kCountBytes + 3 * int64_t(sizeof(int))));
+  return fw_state_bytes(width, capacity, real_bytes, triangle(capacity) + 2 * capacity, capacity);
 }
 
-// The widest type first, so that every array is aligned.
 template <typename S>
 __device__ __forceinline__ CorrectiveState<S> carve_corrective(unsigned char* memory, int width,
                                                                int capacity) {
+  const int64_t elements = triangle(capacity);
   CorrectiveState<S> state;
-  state.counts.gain = reinterpret_cast<double*>(memory);
-  state.b = reinterpret_cast<S*>(state.counts.gain + capacity);
-  state.u = state.b + width;
+  static_cast<FwState<S>&>(state) =
+      carve_state<S>(memory, width, capacity, elements + 2 * capacity);
   state.factor = state.u + width;
-  state.y = state.factor + int64_t(capacity) * (capacity + 1) / 2;
+  state.y = state.factor + elements;
   state.solution = state.y + capacity;
-  state.table.weight = state.solution + capacity;
-  state.table.atom = reinterpret_cast<int*>(state.table.weight + capacity);
-  state.table.order = state.table.atom + capacity;
-  state.place = state.table.order + capacity;
-  state.counts.counts = state.place + capacity;
-  state.counts.givers = state.counts.counts + capacity;
+  state.place = state.counts.givers + capacity;
   return state;
 }
 
@@ -60,7 +50,7 @@ HULLFT_HD LongRows<S> long_rows_of(const CorrectivePlan& plan, void* workspace) 
   LongRows<S> rows;
   rows.squares = reinterpret_cast<S*>(static_cast<unsigned char*>(workspace) + plan.long_offset);
   rows.weights = rows.squares + plan.part;
-  rows.atoms = reinterpret_cast<int*>(rows.weights + plan.part * plan.capacity);
+  rows.atoms = reinterpret_cast<int*>(rows.weights + plan.part * plan.slots);
   return rows;
 }
 
@@ -68,101 +58,35 @@ inline double* partial_of(const CorrectivePlan& plan, void* workspace) {
   return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.partial_offset);
 }
 
-// What warp 0 tells the other warps, and they tell it.
-template <typename S>
-struct CorrectiveControl {
-  Action action;
-  int picked, picked_place;  // of kColumn
-  int support_size, iterations;
-  S gap;
-  S best_value[kMaxBlockWarps];
-  int best_index[kMaxBlockWarps];
-};
-
 template <Constraint kConstraint, typename S>
-class FwCorrective {
+class FwCorrective : public BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>> {
+  using Base = BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>>;
+  friend Base;
+  using Base::columns_, Base::control_, Base::me_, Base::n_, Base::p_, Base::qq_;
+  using Base::query_, Base::residual_, Base::x_;
+
  public:
-  // products: of the rows with the query, and columns: the Gram matrix; or where to keep columns.
   __device__ __forceinline__ FwCorrective(const FwProblem& problem, const CorrectivePlan& plan,
                                           int64_t query, const CorrectiveState<S>& state,
                                           const S* products, S* columns, const LongRows<S>& rows,
-                                          CorrectiveControl<S>& control, BlockScratch& scratch)
-      : p_(problem),
+                                          FwControl<S>& control, BlockScratch& scratch)
+      : Base(problem, query, state, plan.gram ? products : nullptr,
+             plan.shares.count > 0 ? rows.squares + query : nullptr, columns, control, scratch),
         plan_(plan),
-        query_(query),
-        x_(state),
-        products_(products),
-        columns_(columns),
-        long_(rows),
-        control_(control),
-        scratch_(scratch) {}
-
-  // Every product with the rows stands at one place in this loop, as in FwBlock.
-  __device__ __forceinline__ void solve(const FwOutputs& out) {
-    if (sees_nothing(p_.pool, query_)) {
-      write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, scratch_, me_);
-      return;
-    }
-    n_ = checked_size(p_.pool, query_, me_);
-    if (n_ == 0) return fail(out);
-    clear();
-    while (control_.action < Action::kDone) {
-      const Action action = control_.action;
-      if (action == Action::kCorrelate || action == Action::kColumn) multiply(action);
-      if (action == Action::kResidual)
-        residual_ =
-            exact_residual<1>(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
-      if (action == Action::kCorrelate && !correlations_finite()) return fail(out);
-      if (action == Action::kCorrelate || action == Action::kStep) update();
-      __syncthreads();
-      if (me_.warp == 0) decide(action);
-      __syncthreads();
-    }
-    if (control_.action == Action::kFail) return fail(out);
-    write(out);
-  }
+        long_(rows) {}
 
  private:
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
   static constexpr int kColumnsAtOnce = 8;
-
-  __device__ __forceinline__ void fail(const FwOutputs& out) const {
-    write_failure<S>(query_, p_.n_select, out, me_);
-  }
 
   __device__ __forceinline__ bool is_long() const { return plan_.shares.count > 0; }
 
   // ---- all warps
 
   __device__ __forceinline__ void clear() {
-    for (int i = me_.thread; i < plan_.capacity; i += me_.n_threads) x_.place[i] = i;
+    for (int i = me_.thread; i < plan_.slots; i += me_.n_threads) x_.place[i] = i;
     if (me_.thread == 0) control_.action = Action::kCorrelate, control_.support_size = 0;
     __syncthreads();
-  }
-
-  // The rows' products with the query into b, or with the picked row into its column.
-  __device__ __forceinline__ void multiply(Action action) {
-    const bool correlate = action == Action::kCorrelate;
-    S* out = correlate ? x_.b : columns_ + int64_t(control_.picked_place) * p_.pool.width;
-    S qq = 0;
-    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
-      const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
-      if (!plan_.gram) multiply_rows(rows, 0, rows.n, x, out, me_);
-      if (!correlate || is_long()) return;
-      for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads)
-        qq += widen_to<S>(x[i]) * widen_to<S>(x[i]);
-    });
-    if (!correlate) return;
-    if (plan_.gram)
-      for (int k = me_.thread; k < n_; k += me_.n_threads) x_.b[k] = products_[k];
-    qq_ = is_long() ? long_.squares[query_] : S(block_sum(qq, scratch_, me_));
-  }
-
-  // A row that is not finite makes its correlation so, whatever the query: no pass of its own.
-  __device__ __forceinline__ bool correlations_finite() {
-    bool bad = !finite(qq_);
-    for (int k = me_.thread; k < n_; k += me_.n_threads) bad = bad || !finite(x_.b[k]);
-    return !__syncthreads_or(bad);
   }
 
   __device__ __forceinline__ const S* column(int row) const {
@@ -186,11 +110,7 @@ class FwCorrective {
       x_.u[k] = u;
       see(best, x_.b[k] - u, k);
     }
-    best = warp_best(best);
-    if (me_.lane == 0) {
-      control_.best_value[me_.warp] = best.value;
-      control_.best_index[me_.warp] = best.index;
-    }
+    Base::publish_best(best);
   }
 
   // ---- warp 0: every lane holds the same members
@@ -204,22 +124,15 @@ class FwCorrective {
     if (next == Action::kColumn && has_column) next = enter();
     if (me_.lane != 0) return;
     control_.action = next;
-    if (next == Action::kColumn) control_.picked = top_.index, control_.picked_place = x_.place[m_];
+    if (next == Action::kColumn) control_.picked = top_.index, control_.picked_entry = x_.place[m_];
     control_.support_size = m_, control_.iterations = iterations_;
     control_.gap = gap_;
-  }
-
-  __device__ __forceinline__ Best<S> best_of_warps() const {
-    Best<S> best = no_best<S>();
-    if (me_.lane < me_.n_warps)
-      best = {control_.best_value[me_.lane], control_.best_index[me_.lane]};
-    return warp_best(best);
   }
 
   __device__ __forceinline__ FwStopping rules() const { return stopping_of<S>(p_, double(qq_)); }
 
   __device__ __forceinline__ Action begin_cycle() {
-    top_ = best_of_warps();
+    top_ = Base::best_of_pool();
     if (kSimplex && m_ == 0) return Action::kColumn;
     measure();
     if (!finite(top_.value) || !finite(gap_) || !finite(it_.wu)) return Action::kFail;
@@ -249,7 +162,7 @@ class FwCorrective {
   }
 
   __device__ __forceinline__ bool is_last() const {
-    if (holds_top_ || m_ >= plan_.capacity || iterations_ >= p_.max_iter) return true;
+    if (holds_top_ || m_ >= plan_.slots || iterations_ >= p_.max_iter) return true;
     if (double(gap_) <= rules().gap_floor) return true;
     const Atom<S> top{top_.value, x_.u[top_.index], S(0)};
     return is_optimal<kConstraint>(kSimplex ? gap_ : top_.value, top, it_);
@@ -438,23 +351,14 @@ class FwCorrective {
   __device__ __forceinline__ void write(const FwOutputs& out) {
     const int m = control_.support_size;
     if (kSimplex && out.indices)
-      write_selection(m, out);
+      Base::write_selection(x_.y - x_.b, out);
     else
       write_dense(m, out);
-    if (me_.thread == 0)
-      write_scalars<S>(query_, m, residual_, control_.gap, control_.iterations, out);
     if (!is_long()) return;
     for (int i = me_.thread; i < m; i += me_.n_threads) {
-      long_.weights[query_ * plan_.capacity + i] = x_.table.weight[i];
-      long_.atoms[query_ * plan_.capacity + i] = x_.table.atom[i];
+      long_.weights[query_ * plan_.slots + i] = x_.table.weight[i];
+      long_.atoms[query_ * plan_.slots + i] = x_.table.atom[i];
     }
-  }
-
-  __device__ __forceinline__ void write_selection(int m, const FwOutputs& out) {
-    const auto b = [this](int atom) { return x_.b[atom]; };
-    const auto of_row = [this](int row) { return column(row); };
-    const FwAnswer<S> answer{x_.table, x_.counts, x_.b, x_.y - x_.b, m};
-    write_answer(p_, query_, answer, b, of_row, out, me_);
   }
 
   __device__ __forceinline__ void write_dense(int m, const FwOutputs& out) const {
@@ -465,18 +369,8 @@ class FwCorrective {
       weights[x_.table.atom[i]] = x_.table.weight[i];
   }
 
-  const FwProblem& p_;
   const CorrectivePlan& plan_;
-  const int64_t query_;
-  const CorrectiveState<S> x_;
-  const S* const products_;
-  S* const columns_;
   const LongRows<S> long_;
-  CorrectiveControl<S>& control_;
-  BlockScratch& scratch_;
-  const BlockThread me_;
-  int n_ = 0;
-  S qq_ = 0, residual_ = 0;
   // State of warp 0:
   Best<S> top_{0, 0};  // the largest correlation over the pool
   bool holds_top_ = false;

@@ -10,25 +10,14 @@
 
 namespace hullft {
 
-// Where a launch keeps what.
-struct CorrectivePlan {
-  bool gram;          // whole Gram matrices before the solve, or columns as rows join
-  bool shared_state;  // the state of a query in shared or in global memory
-  bool tableau;       // one warp solves a query of few rows, see fw_tableau.cu
-  bool wide;          // its products are float64 where the rows are not
-  int threads;
-  int capacity;            // rows of the support at most
-  int64_t shared_limit;    // bytes of the largest state that lies in shared memory
-  int64_t state_bytes;     // of one query
-  int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
-  int64_t states_offset;   // into the workspace, after the products of the rows with their query
-  int64_t columns_offset;  // after the states that lie there
+// The workspace begins with the products of the rows with their query, if there are Gram matrices.
+// `warp` is the solver of fw_tableau.cu.
+struct CorrectivePlan : SolverPlan {
+  bool wide;               // products are float64 where the rows are not
   Shares shares;           // of long rows, over which the device sums up products and squares
-  int64_t partial_offset;  // after the columns
-  int64_t long_offset;  // after the sums of the shares: what a solve takes and leaves of its rows
-  int64_t part;         // queries that are solved at a time
-  int64_t workspace_bytes;
-  int64_t sms;  // of the device
+  int64_t states_offset;   // after the products
+  int64_t partial_offset;  // after the columns: the sums of the shares
+  int64_t long_offset;     // after them: what a solve takes and leaves of its long rows
 };
 
 CorrectivePlan plan_corrective(const FwProblem& problem, const LaunchLimits& limits);
@@ -43,5 +32,11 @@ CorrectivePlan plan_corrective_columns(const FwProblem& problem, const LaunchLim
 cudaError_t launch_corrective(const FwProblem& problem, Constraint constraint,
                               const CorrectivePlan& plan, void* workspace, const FwOutputs& outputs,
                               cudaStream_t stream);
+
+// The same after the Gram matrices, of few rows: one warp solves a query.
+constexpr int kTableauRows = 32;
+cudaError_t launch_tableau(const FwProblem& problem, Constraint constraint,
+                           const CorrectivePlan& plan, void* workspace, const FwOutputs& outputs,
+                           cudaStream_t stream);
 
 }  // namespace hullft

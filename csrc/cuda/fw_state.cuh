@@ -1,4 +1,4 @@
-// What both solvers share: when a solve ends, the state of a query, laid out in shared or global
+// What the solvers share: when a solve ends, the state of a query, laid out in shared or global
 // memory, and what the warps tell one another.
 #pragma once
 
@@ -43,7 +43,7 @@ struct FwControl {
   Action action;
   S scale, toward;
   const S* column;           // of the atom that the step goes toward; null: u stays
-  int picked, picked_entry;  // of kColumn
+  int picked, picked_entry;  // of kColumn: the row, and where its column goes
   int support_size, iterations;
   S gap;
   S best_value[kMaxBlockWarps];
@@ -67,19 +67,23 @@ struct FwState {
 
 inline int64_t aligned_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
-inline int64_t fw_state_bytes(int width, int slots, int64_t real_bytes) {
-  const int64_t table_bytes = 2 * int64_t(sizeof(int)) + real_bytes;
-  return aligned_bytes(2 * int64_t(width) * real_bytes + slots * (kCountBytes + table_bytes));
+// Besides, `reals` numbers and `ints` integers of a solver's own.
+inline int64_t fw_state_bytes(int64_t width, int64_t slots, int64_t real_bytes, int64_t reals = 0,
+                              int64_t ints = 0) {
+  return aligned_bytes((2 * width + slots + reals) * real_bytes + slots * kCountBytes +
+                       (2 * slots + ints) * int64_t(sizeof(int)));
 }
 
-// The widest type first, so that every array is aligned.
+// The widest type first, so that every array is aligned. `reals` numbers follow u, integers the
+// givers.
 template <typename S>
-__device__ __forceinline__ FwState<S> carve_state(unsigned char* memory, int width, int slots) {
+__device__ __forceinline__ FwState<S> carve_state(unsigned char* memory, int width, int slots,
+                                                  int64_t reals = 0) {
   FwState<S> state;
   state.counts.gain = reinterpret_cast<double*>(memory);
   state.b = reinterpret_cast<S*>(state.counts.gain + slots);
   state.u = state.b + width;
-  state.table.weight = state.u + width;
+  state.table.weight = state.u + width + reals;
   state.table.atom = reinterpret_cast<int*>(state.table.weight + slots);
   state.table.order = state.table.atom + slots;
   state.counts.counts = state.table.order + slots;

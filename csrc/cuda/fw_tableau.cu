@@ -3,7 +3,6 @@
 // for the row that joins or leaves gives the best weights for the support and what the other rows
 // would gain, without solving a system. It is float64, since its rounding adds up over steps.
 #include "fw_corrective.cuh"
-#include "fw_tableau.h"
 
 namespace hullft {
 namespace {
@@ -124,7 +123,7 @@ class FwTableau {
     const bool may_join = is_row_ && !in_support_;
     const Best<double> top =
         warp_best(may_join ? Best<double>{target_, me_.lane} : no_best<double>());
-    if (m_ >= plan_.capacity || top.index == kNoIndex || iterations_ >= p_.max_iter) return false;
+    if (m_ >= plan_.slots || top.index == kNoIndex || iterations_ >= p_.max_iter) return false;
     if (is_optimal(top) || !join(top.index)) return false;
     ++iterations_;
     return correct(top.index);
@@ -224,8 +223,8 @@ class FwTableau {
     if (me_.lane == 0) write_scalars<S>(query_, m, S(sqrt(squared)), S(gap), iterations_, out);
     if (!is_long || !(S(weight_) > S(0))) return;
     const int at = __popc(support & ((1u << me_.lane) - 1));
-    long_.weights[query_ * plan_.capacity + at] = S(weight_);
-    long_.atoms[query_ * plan_.capacity + at] = me_.lane;
+    long_.weights[query_ * plan_.slots + at] = S(weight_);
+    long_.atoms[query_ * plan_.slots + at] = me_.lane;
   }
 
   const FwProblem& p_;
@@ -261,16 +260,14 @@ __global__ void __launch_bounds__(kThreads, kRows <= 16 ? 4 : 2)
   solver.solve(outputs);
 }
 
-template <typename S, typename P, int kConstraint>
-auto kernel_of(int width) {
-  return width <= 16 ? fw_tableau_kernel<S, P, kConstraint, 16>
-                     : fw_tableau_kernel<S, P, kConstraint, kTableauRows>;
-}
-
 template <typename S, typename P>
 auto kernel_of(Constraint constraint, int width) {
-  return constraint == Constraint::kSimplex ? kernel_of<S, P, int(Constraint::kSimplex)>(width)
-                                            : kernel_of<S, P, int(Constraint::kNonNegative)>(width);
+  constexpr int kSum = int(Constraint::kSimplex), kNone = int(Constraint::kNonNegative);
+  if (constraint == Constraint::kSimplex)
+    return width <= 16 ? fw_tableau_kernel<S, P, kSum, 16>
+                       : fw_tableau_kernel<S, P, kSum, kTableauRows>;
+  return width <= 16 ? fw_tableau_kernel<S, P, kNone, 16>
+                     : fw_tableau_kernel<S, P, kNone, kTableauRows>;
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #include "early_launch.cuh"
 #include "fw_warp.cuh"
-#include "fw_warp.h"
 
 namespace hullft {
 namespace {
@@ -17,22 +16,21 @@ __global__ void __launch_bounds__(kFwWarpThreads, 8 / int(sizeof(S)))
 }
 
 template <typename S>
-cudaError_t launch_of(const FwProblem& problem, const void* products, const void* grams,
-                      int64_t gram_stride, int threads, const FwOutputs& outputs,
-                      cudaStream_t stream) {
-  return launch_early(fw_warp_kernel<S>, dim3(unsigned(problem.batch)), dim3(unsigned(threads)),
-                      stream, problem, static_cast<const S*>(products),
-                      static_cast<const S*>(grams), gram_stride, outputs);
+cudaError_t launch(const FwProblem& problem, const FwPlan& plan, void* workspace,
+                   const FwOutputs& outputs, cudaStream_t stream) {
+  const void* grams = static_cast<unsigned char*>(workspace) + plan.columns_offset;
+  return launch_early(fw_warp_kernel<S>, dim3(unsigned(problem.batch)),
+                      dim3(unsigned(plan.threads)), stream, problem,
+                      static_cast<const S*>(workspace), static_cast<const S*>(grams),
+                      plan.column_stride / int64_t(sizeof(S)), outputs);
 }
 
 }  // namespace
 
-cudaError_t launch_fw_warp(const FwProblem& problem, const void* products, const void* grams,
-                           int64_t gram_stride, int threads, const FwOutputs& outputs,
-                           cudaStream_t stream) {
+cudaError_t launch_fw_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
+                           const FwOutputs& outputs, cudaStream_t stream) {
   const bool wide = problem.pool.storage == Storage::kFloat64;
-  const auto launch = wide ? launch_of<double> : launch_of<float>;
-  return launch(problem, products, grams, gram_stride, threads, outputs, stream);
+  return (wide ? launch<double> : launch<float>)(problem, plan, workspace, outputs, stream);
 }
 
 }  // namespace hullft

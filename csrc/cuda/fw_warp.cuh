@@ -6,7 +6,6 @@
 
 #include "early_launch.cuh"
 #include "fw_answer.cuh"
-#include "fw_warp.h"
 
 namespace hullft {
 
@@ -84,8 +83,8 @@ class FwWarp {
       __syncthreads();
       const Action action = shared_.control.action;
       if (action == Action::kFail) return write_failure<S>(query_, p_.n_select, out, me_);
-      residual_ = exact_residual<2>(p_, query_, n_, table(), shared_.control.support_size,
-                                    shared_.scratch, me_);
+      residual_ = exact_residual(p_, query_, n_, table(), shared_.control.support_size,
+                                 shared_.scratch, me_);
       if (action == Action::kDone || double(residual_) < stopping_.residual) return write(out);
     }
   }
@@ -98,9 +97,7 @@ class FwWarp {
     n_ = checked_size(p_.pool, query_, me_);
     S qq = 0;
     with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
-      const auto* q = query_at(rows, p_.query, query_);
-      for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads)
-        qq += widen_to<S>(q[i]) * widen_to<S>(q[i]);
+      qq = square_of<S>(query_at(rows, p_.query, query_), rows.d, me_);
     });
     qq_ = double(S(block_sum(qq, shared_.scratch, me_)));
   }
@@ -141,13 +138,9 @@ class FwWarp {
 
   __device__ __forceinline__ int candidate(int slot) const { return slot * kWarp + me_.lane; }
 
-  __device__ __forceinline__ bool is_mine(int k) const {
-    return unsigned(k) % kWarp == unsigned(me_.lane);
-  }
-
   // A bit for the slot of candidate k, none in all lanes but its own.
   __device__ __forceinline__ unsigned bit_of(int k) const {
-    return is_mine(k) ? 1u << unsigned(k) / kWarp : 0;
+    return unsigned(k) % kWarp == unsigned(me_.lane) ? 1u << unsigned(k) / kWarp : 0;
   }
 
   // The lane's candidate of the largest value, the lowest on ties. One that is not a number is

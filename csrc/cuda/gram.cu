@@ -218,8 +218,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int s = 0; s < kSide; ++s) shared.shares[group][i + r * kSpan][j + s * kSpan] = sums[r][s];
   __syncthreads();
-  const GramOutputs<double> out =
-      kLong ? GramOutputs<double>(problem, b, mine.share) : GramOutputs<double>(problem, b);
+  const GramOutputs<double> out(problem, b, mine.share);
   for (int e = int(threadIdx.x); e < kWideSide * kWideSide; e += kThreads) {
     const int i = tile.row + e / kWideSide, j = tile.column + e % kWideSide;
     double total = 0;
@@ -238,30 +237,6 @@ cudaError_t launch_tiles(void (*kernel)(GramProblem, Tiles), const GramProblem& 
   return cudaGetLastError();
 }
 
-auto spread_kernel_of(Storage storage) {
-  switch (storage) {
-    case Storage::kBFloat16:
-      return gram_spread_kernel<BFloat16>;
-    case Storage::kFloat16:
-      return gram_spread_kernel<Float16>;
-    default:
-      return gram_spread_kernel<float>;
-  }
-}
-
-auto wide_kernel_of(Storage storage) {
-  switch (storage) {
-    case Storage::kFloat64:
-      return gram_float64_kernel<double, false>;
-    case Storage::kBFloat16:
-      return gram_float64_kernel<BFloat16, false>;
-    case Storage::kFloat16:
-      return gram_float64_kernel<Float16, false>;
-    default:
-      return gram_float64_kernel<float, false>;
-  }
-}
-
 // The products of every share, and their sums.
 cudaError_t launch_long_gram(const GramProblem& problem, cudaStream_t stream) {
   const cudaError_t status =
@@ -277,20 +252,13 @@ cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t st
   if (problem.pools == 0) return cudaSuccess;
   if (problem.shares.count) return launch_long_gram(problem, stream);
   const Storage storage = problem.pool.storage;
+  const auto wide = [](auto x) { return gram_float64_kernel<decltype(x), false>; };
   if (storage == Storage::kFloat64 || problem.wide)
-    return launch_tiles(wide_kernel_of(storage), problem, kWideSide, stream);
+    return launch_tiles(for_storage(storage, wide), problem, kWideSide, stream);
   const GramPlan plan = plan_gram(problem.pool, problem.pools, problem.queries, sms);
   if (plan.warp_tiles) return launch_gram_blocks(problem, plan.warp_tiles, stream);
-  return launch_tiles(spread_kernel_of(storage), problem, kTileSide, stream);
-}
-
-cudaError_t launch_gram(const PoolView& pool, int64_t pools, void* gram, cudaStream_t stream) {
-  LaunchLimits limits{};
-  const cudaError_t status = device_limits(&limits);
-  if (status != cudaSuccess) return status;
-  GramProblem problem{};
-  problem.pool = pool, problem.pools = pools, problem.gram = gram;
-  return launch_gram(problem, limits.sms, stream);
+  const auto spread = [](auto x) { return gram_spread_kernel<decltype(x)>; };
+  return launch_tiles(for_narrow_storage(storage, spread), problem, kTileSide, stream);
 }
 
 }  // namespace hullft

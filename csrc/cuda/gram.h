@@ -16,7 +16,7 @@ struct GramProblem {
   void* gram;       // [pools, width, width]
   void* products;   // [pools, queries, width], of the rows with the queries of their pool
   Shares shares;    // of long rows, whose products are summed up here:
-  double* partial;  // [pools, shares, width + queries, width]
+  void* partial;    // [pools, shares, width + queries, width], float64
   bool wide;        // products in float64, whatever the rows are
 };
 
@@ -28,12 +28,13 @@ inline GramProblem grams_of(PoolView pool, int64_t batch, void* gram) {
   return {pool, pools, {nullptr, 0}, 0, gram, nullptr, {pool.d, 0}, nullptr, false};
 }
 
+inline void add_queries(GramProblem& grams, const QueryView& query, int64_t batch, void* products) {
+  grams.query = query, grams.products = products, grams.queries = int(batch / grams.pools);
+}
+
 // float64 for float64 pools and float32 for all others. Gram matrices are symmetric bit for bit.
 // Rows past a pool's size are left unset. Aligned vectors: pool.vectors speaks for the queries too.
 cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t stream);
-
-// Without queries, on the current device.
-cudaError_t launch_gram(const PoolView& pool, int64_t pools, void* gram, cudaStream_t stream);
 
 // The launch of tiles by blocks, see gram_blocks.cu. warp_tiles: of a warp. Of long rows, the
 // products of each share.
@@ -42,5 +43,23 @@ constexpr int kLongWarpTiles = 2;
 
 // Adds up the products of the shares, see long_rows.cu.
 cudaError_t launch_gram_sum(const GramProblem& problem, cudaStream_t stream);
+
+// Of supports: rows of the pool as the query sees it, and their weights.
+struct DistanceProblem {
+  PoolView pool;
+  QueryView query;
+  int64_t batch;
+  Shares shares;
+  double* partial;                    // [batch, shares]
+  void* out;                          // [batch], of the type of the outputs
+  const int* support = nullptr;       // [batch, slots], or null
+  const void* weights = nullptr;      // [batch, slots], of the type of the outputs
+  const int64_t* sizes = nullptr;     // of the supports
+  const int64_t* num_iter = nullptr;  // below 0: the query has failed, and keeps its output
+  int slots = 0;
+};
+
+// ||q - X^T w||, and without supports the square of q.
+cudaError_t launch_distances(const DistanceProblem& problem, cudaStream_t stream);
 
 }  // namespace hullft

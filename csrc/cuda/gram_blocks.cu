@@ -21,15 +21,10 @@ static_assert(kTileSide == kGridSide);
 // Piece t of row r of a slice. Eight lanes, of two rows, read 128 bytes that lie side by side.
 using Slab = uint4[kMostRows][kRowLanes];
 
-using WarpProducts = float[kTileSide][kTileSide + 1];
-
 template <typename T>
 struct BlockShared {
   const T* rows[kMostRows];  // null: no tile of the pool has it
-  union {
-    Slab slabs[kStages];
-    WarpProducts products[kBlockWarps];  // at the end
-  };
+  Slab slabs[kStages];
 };
 
 // The tiles of a block. Its strips have slots in shared memory: those of the columns come first,
@@ -196,8 +191,10 @@ class WarpTiles {
         for (int c = 0; c < 4; ++c) totals_[k][n][c] += double(sums_[k][n][c]), sums_[k][n][c] = 0;
   }
 
-  __device__ __forceinline__ void write_totals(const Run& run, int lane,
-                                               const GramOutputs<double>& out) const {
+  // Lanes have 8 products of a row of the tile, or of its mirror image, side by side.
+  __device__ __forceinline__ void write(const GramProblem& problem, const BlockShare& mine,
+                                        const Run& run, int lane) const {
+    const GramOutputs<std::conditional_t<kLong, double, float>> out(problem, mine.pool, mine.share);
     const int g = lane / kRowLanes, t = lane % kRowLanes;
 #pragma unroll
     for (int k = 0; k < kMost; ++k) {
@@ -207,34 +204,14 @@ class WarpTiles {
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int c = 0; c < 4; ++c)
-          out.put_lower(row + c / 2 * kFragmentRows, column + n * kFragmentRows + c % 2,
-                        totals_[k][n][c]);
-    }
-  }
-
-  // Through shared memory, so that a row of 16 products is written at once.
-  __device__ __forceinline__ void write(const Run& run, int lane, const GramOutputs<float>& out,
-                                        WarpProducts& products) const {
-    const int g = lane / kRowLanes, t = lane % kRowLanes;
-#pragma unroll
-    for (int k = 0; k < kMost; ++k) {
-      if (row_[k] < 0) continue;
-      __syncwarp();  // all have read the tile before
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c)
-          products[g + c / 2 * kFragmentRows][n * kFragmentRows + 2 * t + c % 2] = sums_[k][n][c];
-      __syncwarp();
-      const int row = run.row_of_slot(row_[k] / kStripPieces);
-      const int column = run.row_of_slot(column_[k] / kStripPieces);
-#pragma unroll 1  // once a block: unrolled it is half of the kernel
-      for (int e = lane; e < kTileSide * kTileSide; e += kWarp) {
-        const int i = e / kTileSide, j = e % kTileSide;
-        out.put_lower(row + i, column + j, products[i][j]);
-        out.put_upper(column + i, row + j, products[j][i]);
-      }
+        for (int c = 0; c < 4; ++c) {
+          const int i = row + c / 2 * kFragmentRows, j = column + n * kFragmentRows + c % 2;
+          if constexpr (kLong) {
+            out.put_lower(i, j, totals_[k][n][c]);
+          } else {
+            out.put(i, j, sums_[k][n][c]);
+          }
+        }
     }
   }
 
@@ -291,36 +268,22 @@ __global__ void __launch_bounds__(kThreads, 2)
     added += depth;
     if (kLong && added + depth > kSlicesOfTotal) tiles.add_to_totals(), added = 0;
   }
-  if constexpr (kLong) {
-    tiles.add_to_totals();
-    tiles.write_totals(run, lane, GramOutputs<double>(problem, b, mine.share));
-  } else {
-    __syncthreads();  // all have read the last slab
-    tiles.write(run, lane, GramOutputs<float>(problem, b), shared.products[warp]);
-  }
-}
-
-template <typename T>
-cudaError_t launch(const GramProblem& problem, const TileGrid& grid, cudaStream_t stream) {
-  const bool is_long = problem.shares.count > 0;
-  const auto kernel = is_long ? gram_blocks_kernel<T, true> : gram_blocks_kernel<T, false>;
-  const int64_t blocks = grid.blocks * problem.pools * std::max(problem.shares.count, 1);
-  HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem, grid);
-  return cudaGetLastError();
+  if (kLong) tiles.add_to_totals();
+  tiles.write(problem, mine, run, lane);
 }
 
 }  // namespace
 
 cudaError_t launch_gram_blocks(const GramProblem& problem, int warp_tiles, cudaStream_t stream) {
   const TileGrid grid = tile_grid(problem.pool.width, problem.queries, warp_tiles);
-  switch (problem.pool.storage) {
-    case Storage::kBFloat16:
-      return launch<BFloat16>(problem, grid, stream);
-    case Storage::kFloat16:
-      return launch<Float16>(problem, grid, stream);
-    default:
-      return launch<float>(problem, grid, stream);
-  }
+  const bool is_long = problem.shares.count > 0;
+  const int64_t blocks = grid.blocks * problem.pools * std::max(problem.shares.count, 1);
+  const auto kernel = for_narrow_storage(problem.pool.storage, [&](auto x) {
+    using T = decltype(x);
+    return is_long ? gram_blocks_kernel<T, true> : gram_blocks_kernel<T, false>;
+  });
+  HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem, grid);
+  return cudaGetLastError();
 }
 
 }  // namespace hullft

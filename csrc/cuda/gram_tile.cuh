@@ -55,25 +55,22 @@ __device__ __forceinline__ bool wants_tile(const GramProblem& p, int64_t b, cons
   return tile.column < n && wants_rows(p, b, tile.row, side);
 }
 
-// Outputs of pool b.
+// Outputs of pool b, or of one share of its columns, whose products are float64.
 template <typename S>
 struct GramOutputs {
   S *gram, *products;
   int width, queries;
 
-  __device__ __forceinline__ GramOutputs(const GramProblem& p, int64_t b)
+  __device__ __forceinline__ GramOutputs(const GramProblem& p, int64_t b, int share = -1)
       : gram(static_cast<S*>(p.gram) + b * p.pool.width * p.pool.width),
         products(static_cast<S*>(p.products) + b * p.queries * p.pool.width),
         width(p.pool.width),
-        queries(p.queries) {}
-
-  // Outputs of a share alone.
-  __device__ __forceinline__ GramOutputs(const GramProblem& p, int64_t b, int share)
-      : gram(p.partial +
-             (b * p.shares.count + share) * int64_t(p.pool.width + p.queries) * p.pool.width),
-        products(gram + int64_t(p.pool.width) * p.pool.width),
-        width(p.pool.width),
-        queries(p.queries) {}
+        queries(p.queries) {
+    if (share < 0) return;
+    const int64_t rows = width + queries;
+    gram = static_cast<S*>(p.partial) + (b * p.shares.count + share) * rows * width;
+    products = gram + int64_t(width) * width;
+  }
 
   // Element (i, j) of the lower triangle. Rows from `width` on have the products with the queries.
   __device__ __forceinline__ void put_lower(int i, int j, S value) const {
@@ -96,14 +93,14 @@ struct GramOutputs {
 
 // What a block multiplies.
 struct BlockShare {
-  int64_t pool, part;  // part of the blocks of a pool
-  int share;
+  int64_t pool, part;   // part of the blocks of a pool
+  int share;            // -1: there are none
   int64_t first, last;  // columns
 
   __device__ __forceinline__ BlockShare(const GramProblem& p, int64_t blocks_of_pool, bool is_long)
       : pool(int64_t(blockIdx.x) / blocks_of_pool),
         part(int64_t(blockIdx.x) % blocks_of_pool),
-        share(0),
+        share(-1),
         first(0),
         last(p.pool.d) {
     if (!is_long) return;

@@ -16,23 +16,12 @@ int64_t gram_bytes(const IntegerizeProblem& p) {
   return aligned(p.batch * m * m * real_bytes_of(p.support.storage));
 }
 
-// Bytes of one query: its CountArrays, used where shared memory does not hold them, and products.
+// Bytes of one query: its CountArrays, and products.
 int64_t state_bytes(const IntegerizeProblem& p) {
   return aligned(int64_t(p.support.width) * (kCountBytes + real_bytes_of(p.support.storage)));
 }
 
-// A support that the lanes of a warp take at once.
-template <typename S>
-struct SmallSupport {
-  S gram[kSmallGram<S>];
-  double gain[kAtomsAtOnce];
-  int counts[kAtomsAtOnce], givers[kAtomsAtOnce];
-};
-
-template <typename S>
-__device__ __forceinline__ CountArrays arrays_of(unsigned char* memory, int m,
-                                                 SmallSupport<S>& small) {
-  if (m <= kAtomsAtOnce) return {small.gain, small.counts, small.givers};
+__device__ __forceinline__ CountArrays arrays_of(unsigned char* memory, int m) {
   double* gain = reinterpret_cast<double*>(memory);
   int* counts = reinterpret_cast<int*>(gain + m);
   return {gain, counts, counts + m};
@@ -72,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     integerize_kernel(IntegerizeProblem p, const S* grams, unsigned char* states, int64_t bytes,
                       int64_t* counts) {
   __shared__ BlockScratch scratch;
-  __shared__ SmallSupport<S> small;
+  __shared__ S small_gram[kSmallGram<S>];
   const BlockThread me;
   const int64_t query = blockIdx.x;
   const int width = p.support.width;
@@ -88,11 +77,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     multiply_rows(pool, 0, pool.n, query_at(pool, p.query, query), products, me);
   });
   __syncthreads();
-  const CountArrays x = arrays_of(memory, m, small);
+  const CountArrays x = arrays_of(memory, m);
   const bool failed = has_bad_value(rows, products, m, weight, scratch, me);
   if (!failed) {
     for (int i = me.thread; i < m; i += me.n_threads) x.gain[i] = double(products[i]);
-    count_units(rows, weight, x, m, p.n_select, p.swap_passes, small.gram, kSmallGram<S>, me);
+    count_units(rows, weight, x, m, p.n_select, p.swap_passes, small_gram, kSmallGram<S>, me);
   }
   for (int i = me.thread; i < width; i += me.n_threads)
     counts[query * width + i] = failed ? -1 : i < m ? x.counts[i] : 0;
@@ -102,7 +91,9 @@ template <typename S>
 cudaError_t launch(const IntegerizeProblem& p, void* workspace, int64_t* counts,
                    cudaStream_t stream) {
   unsigned char* memory = static_cast<unsigned char*>(workspace);
-  const cudaError_t status = launch_gram(p.support, p.batch, memory, stream);
+  GramProblem grams{};
+  grams.pool = p.support, grams.pools = p.batch, grams.gram = memory;
+  const cudaError_t status = launch_gram(grams, p.sms, stream);
   if (status != cudaSuccess) return status;
   HULLFT_LAUNCH(integerize_kernel<S>, dim3(unsigned(p.batch)), dim3(kThreads), 0, stream, p,
                 reinterpret_cast<const S*>(memory), memory + gram_bytes(p), state_bytes(p), counts);

@@ -14,6 +14,7 @@ struct IntegerizeProblem {
   bool wide_weights;    // float64 rather than float32
   int64_t batch;
   int n_select, swap_passes;
+  int64_t sms;  // of the device
 };
 
 int64_t integerize_workspace_bytes(const IntegerizeProblem& problem);

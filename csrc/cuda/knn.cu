@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 
 // The queries' sizes, or 0 where a pool is too small, or its products are not finite.
 template <typename S>
-__device__ __forceinline__ int solvable_size(const KnnProblem& p, int64_t query, const S* products,
+__device__ __forceinline__ int solvable_size(const FwProblem& p, int64_t query, const S* products,
                                              const BlockThread& me) {
   const int n = checked_size(p.pool, query, me);
   bool bad = n < p.n_select;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void pick_nearest(int n, int n_select, const S* produ
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 2)
-    knn_kernel(KnnProblem p, const S* products, S* residuals, FwOutputs out) {
+    knn_kernel(FwProblem p, const S* products, S* residuals, FwOutputs out) {
   __shared__ BlockScratch scratch;
   const BlockThread me;
   const int64_t query = blockIdx.x, first = query * p.n_select;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // without candidates.
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 2)
-    knn_gap_kernel(KnnProblem p, const S* products, FwOutputs out) {
+    knn_gap_kernel(FwProblem p, const S* products, FwOutputs out) {
   __shared__ BlockScratch scratch;
   const BlockThread me;
   const int64_t query = blockIdx.x;
@@ -98,20 +98,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <typename S>
-cudaError_t launch(const KnnProblem& p, void* workspace, const FwOutputs& out,
-                   cudaStream_t stream) {
+cudaError_t launch(const FwProblem& p, void* workspace, const FwOutputs& out, cudaStream_t stream) {
   S* vectors = static_cast<S*>(workspace);
   S* products = vectors + p.batch * p.pool.d;
   cudaError_t status =
       launch_residual(p.query, nullptr, p.batch, p.pool.d, p.pool.storage, vectors, stream);
-  if (status != cudaSuccess) return status;
-  status = launch_correlate(p.pool, p.batch, vectors, products, stream);
+  if (status == cudaSuccess) status = launch_correlate(p.pool, p.batch, vectors, products, stream);
   if (status != cudaSuccess) return status;
   HULLFT_LAUNCH(knn_kernel<S>, dim3(unsigned(p.batch)), dim3(kThreads), 0, stream, p, products,
                 vectors, out);
   status = cudaGetLastError();
-  if (status != cudaSuccess) return status;
-  status = launch_correlate(p.pool, p.batch, vectors, products, stream);
+  if (status == cudaSuccess) status = launch_correlate(p.pool, p.batch, vectors, products, stream);
   if (status != cudaSuccess) return status;
   HULLFT_LAUNCH(knn_gap_kernel<S>, dim3(unsigned(p.batch)), dim3(kThreads), 0, stream, p, products,
                 out);
@@ -120,11 +117,7 @@ cudaError_t launch(const KnnProblem& p, void* workspace, const FwOutputs& out,
 
 }  // namespace
 
-int64_t knn_workspace_bytes(const KnnProblem& p) {
-  return p.batch * (p.pool.d + p.pool.width) * real_bytes_of(p.pool.storage);
-}
-
-cudaError_t launch_knn(const KnnProblem& problem, void* workspace, const FwOutputs& outputs,
+cudaError_t launch_knn(const FwProblem& problem, void* workspace, const FwOutputs& outputs,
                        cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
   return problem.pool.storage == Storage::kFloat64

@@ -7,17 +7,9 @@
 
 namespace hullft {
 
-struct KnnProblem {
-  PoolView pool;
-  QueryView query;
-  int64_t batch;
-  int n_select;
-};
-
-int64_t knn_workspace_bytes(const KnnProblem& problem);
-
-// A pool smaller than n_select counts as an error of its query, as in launch_frank_wolfe.
-cudaError_t launch_knn(const KnnProblem& problem, void* workspace, const FwOutputs& outputs,
+// n_select rows of FwProblem, whatever its other options. A pool smaller than that counts as an
+// error of its query, as in launch_frank_wolfe. workspace: correlation_bytes.
+cudaError_t launch_knn(const FwProblem& problem, void* workspace, const FwOutputs& outputs,
                        cudaStream_t stream);
 
 }  // namespace hullft

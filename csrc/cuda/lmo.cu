@@ -75,8 +75,8 @@ cudaError_t launch(const LmoProblem& p, void* workspace, const LmoOutputs& outpu
   S* products = residuals + p.batch * p.pool.d;
   cudaError_t status =
       launch_residual(p.query, &p.current, p.batch, p.pool.d, p.pool.storage, residuals, stream);
-  if (status != cudaSuccess) return status;
-  status = launch_correlate(p.pool, p.batch, residuals, products, stream);
+  if (status == cudaSuccess)
+    status = launch_correlate(p.pool, p.batch, residuals, products, stream);
   if (status != cudaSuccess) return status;
   HULLFT_LAUNCH(lmo_kernel<S>, dim3(unsigned(p.batch)), dim3(kThreads), 0, stream, p, residuals,
                 products, outputs);
@@ -84,10 +84,6 @@ cudaError_t launch(const LmoProblem& p, void* workspace, const LmoOutputs& outpu
 }
 
 }  // namespace
-
-int64_t lmo_workspace_bytes(const LmoProblem& p) {
-  return p.batch * (p.pool.d + p.pool.width) * real_bytes_of(p.pool.storage);
-}
 
 cudaError_t launch_lmo(const LmoProblem& problem, void* workspace, const LmoOutputs& outputs,
                        cudaStream_t stream) {

@@ -19,8 +19,7 @@ struct LmoOutputs {
   void *correlation, *gamma, *gap;
 };
 
-int64_t lmo_workspace_bytes(const LmoProblem& problem);
-
+// workspace: correlation_bytes.
 cudaError_t launch_lmo(const LmoProblem& problem, void* workspace, const LmoOutputs& outputs,
                        cudaStream_t stream);
 

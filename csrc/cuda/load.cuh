@@ -3,8 +3,10 @@
 
 #include <type_traits>
 
+#include "../core/arithmetic.h"
 #include "../core/dtypes.h"
 #include "device.cuh"
+#include "pool_view.h"
 
 namespace hullft {
 
@@ -15,6 +17,24 @@ constexpr int kVector = 16 / int(sizeof(T));
 template <typename T, int kCount>
 using Word = std::conditional_t<kCount * sizeof(T) % 16 == 0, uint4,
                                 std::conditional_t<kCount * sizeof(T) == 8, uint2, uint32_t>>;
+
+// body(T{}) for the storage type, on the host: which kernel of a template.
+template <typename Body>
+auto for_narrow_storage(Storage storage, const Body& body) {
+  switch (storage) {
+    case Storage::kBFloat16:
+      return body(BFloat16{});
+    case Storage::kFloat16:
+      return body(Float16{});
+    default:
+      return body(float{});
+  }
+}
+
+template <typename Body>
+auto for_storage(Storage storage, const Body& body) {
+  return storage == Storage::kFloat64 ? body(double{}) : for_narrow_storage(storage, body);
+}
 
 // Hides from the compiler how a pointer to global memory was made, so that it keeps the pointer and
 // not its parts: nvcc 13.0 would add the parts up anew for each load.
@@ -59,13 +79,6 @@ __device__ __forceinline__ void load_words(const T* p, S* out) {
 #pragma unroll
     for (int j = 0; j < kStep; ++j) out[i + j] = widen_to<S>(values[j]);
   }
-}
-
-// p must be a multiple of 16 bytes.
-template <int kCount, typename S, typename T>
-__device__ __forceinline__ void load_wide(const T* p, S (&out)[kCount]) {
-  static_assert(kCount % kVector<T> == 0, "whole vectors only");
-  load_words<kCount>(p, out);
 }
 
 }  // namespace hullft

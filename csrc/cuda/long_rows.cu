@@ -1,7 +1,6 @@
 // Sums over the shares of long rows: see csrc/cuda/README.md.
 #include "gram.h"
 #include "gram_tile.cuh"
-#include "long_rows.h"
 #include "rows.cuh"
 
 namespace hullft {
@@ -24,7 +23,8 @@ __global__ void __launch_bounds__(kThreads, 4) gram_sum_kernel(GramProblem probl
   const bool is_product = at < products && j <= i && j < n && (i < n || i >= width);
   double sum = 0;
   if (is_product) {
-    const double* share = problem.partial + b * problem.shares.count * products + at;
+    const double* share =
+        static_cast<const double*>(problem.partial) + b * problem.shares.count * products + at;
 #pragma unroll 4
     for (int s = me.warp; s < problem.shares.count; s += kWarps) sum += share[s * products];
   }
@@ -61,10 +61,9 @@ __global__ void __launch_bounds__(kThreads, 2) distance_kernel(DistanceProblem p
   const BlockThread me;
   const int64_t query = int64_t(blockIdx.x) / problem.shares.count;
   const int64_t share = int64_t(blockIdx.x) % problem.shares.count;
-  const SupportView& support = problem.support;
-  const int m = support.rows ? int(support.sizes[query]) : 0;
-  const int* listed = support.rows + query * support.capacity;
-  const S* weights = static_cast<const S*>(support.weights) + query * support.capacity;
+  const int m = problem.support ? int(problem.sizes[query]) : 0;
+  const int* listed = problem.support + query * problem.slots;
+  const S* weights = static_cast<const S*>(problem.weights) + query * problem.slots;
   const int64_t first = share * problem.shares.columns;
   double total = 0;
   with_rows<S>(problem.pool, query, problem.pool.width, [&](const auto& rows) {
@@ -90,13 +89,12 @@ __global__ void __launch_bounds__(kThreads, 4) distance_sum_kernel(DistanceProbl
   __shared__ BlockScratch scratch;
   const BlockThread me;
   const int64_t query = blockIdx.x;
-  const SupportView& support = problem.support;
   const double* partial = problem.partial + query * problem.shares.count;
   double total = 0;
   for (int s = me.thread; s < problem.shares.count; s += kThreads) total += partial[s];
   total = block_sum(total, scratch, me);
-  if (me.thread != 0 || (support.rows && support.num_iter[query] < 0)) return;
-  static_cast<S*>(problem.out)[query] = S(support.rows ? sqrt(total) : total);
+  if (me.thread != 0 || (problem.support && problem.num_iter[query] < 0)) return;
+  static_cast<S*>(problem.out)[query] = S(problem.support ? sqrt(total) : total);
 }
 
 template <typename S>

@@ -44,20 +44,10 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const
 
 #else
 
-// The numbers of a word.
-template <typename T>
-struct WordOf {
-  static constexpr int kCount = 4 / int(sizeof(T));
-  static float at(uint32_t word, int i) {
-    if constexpr (kCount == 2) return to_float(T{uint16_t(word >> 16 * i)});
-    return bits_to_float(word & ~kTf32Mask ? 0x7fffffffu : word);  // undefined by the PTX ISA
-  }
-};
-
 template <typename T>
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
          int line = __builtin_LINE()) {
-  cusim::mma<WordOf<T> >(c, a, b, line);
+  cusim::mma<T>(c, a, b, line);
 }
 
 #endif

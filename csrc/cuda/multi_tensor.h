@@ -2,6 +2,8 @@
 // launch, so that nothing is copied to the device and a launch can be captured in a graph.
 #pragma once
 
+#include <driver_types.h>
+
 #include <cstdint>
 
 namespace hullft {
@@ -26,15 +28,14 @@ struct SweepBatch {
   int chunk;  // elements of a block
 };
 
-// launch(batch, n_blocks) for batches that hold every entry with elements once. Stops at the first
-// status that is not `ok`.
-template <typename Entry, typename Status, typename Launch>
-Status for_each_batch(const Entry* entries, int64_t n, int chunk, Status ok, const Launch& launch) {
+// launch(batch, n_blocks) for batches that hold every entry with elements once, until an error.
+template <typename Entry, typename Launch>
+cudaError_t for_each_batch(const Entry* entries, int64_t n, int chunk, const Launch& launch) {
   constexpr uint32_t kMaxBlocks = 0x7fffffff;
   SweepBatch<Entry> batch;  // 32 KB that need no zeros
   batch.n = 0, batch.chunk = chunk, batch.first_block[0] = 0;
   const auto flush = [&] {
-    const Status status = launch(batch, batch.first_block[batch.n]);
+    const cudaError_t status = launch(batch, batch.first_block[batch.n]);
     batch.n = 0;
     return status;
   };
@@ -44,14 +45,14 @@ Status for_each_batch(const Entry* entries, int64_t n, int chunk, Status ok, con
     const bool full = batch.n == SweepBatch<Entry>::kMax ||
                       (batch.n && batch.first_block[batch.n] + blocks > kMaxBlocks);
     if (full) {
-      const Status status = flush();
-      if (status != ok) return status;
+      const cudaError_t status = flush();
+      if (status != cudaSuccess) return status;
     }
     batch.entries[batch.n] = entries[i];
     batch.first_block[batch.n + 1] = batch.first_block[batch.n] + uint32_t(blocks);
     ++batch.n;
   }
-  return batch.n ? flush() : ok;
+  return batch.n ? flush() : cudaSuccess;
 }
 
 }  // namespace hullft

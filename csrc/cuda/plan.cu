@@ -5,10 +5,7 @@
 #include "frank_wolfe.h"
 #include "fw_corrective.cuh"
 #include "fw_state.cuh"
-#include "fw_tableau.h"
-#include "fw_warp.h"
 #include "gram_grid.h"
-#include "parts.h"
 #include "plan.h"
 #include "sift.h"
 #include "sift_block.cuh"
@@ -64,6 +61,52 @@ double grid_cycles(const PoolView& pool, int64_t pools, int queries, int64_t sms
   return all / double(grid.blocks);
 }
 
+bool fits_tableau(const FwProblem& problem) {
+  return problem.dense && problem.pool.width <= kTableauRows;
+}
+
+// Products of one pool with all queries take little longer in float64, and keep what it keeps.
+bool wants_wide_products(const FwProblem& problem) {
+  constexpr int64_t kMostColumns = 4096;  // of which few blocks make the Gram matrix
+  return fits_tableau(problem) && problem.pool.d <= kMostColumns &&
+         n_pools(problem.pool, problem.batch) == 1;
+}
+
+// What all plans begin with, for a state of so many bytes.
+template <typename Plan>
+Plan plan_of_state(const PoolView& pool, int64_t batch, const LaunchLimits& limits, bool gram,
+                   int64_t state_bytes) {
+  Plan plan{};
+  plan.gram = gram, plan.sms = limits.sms;
+  plan.state_bytes = state_bytes;
+  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
+  plan.shared_state = state_bytes <= plan.shared_limit;
+  plan.threads =
+      solver_threads(pool.width, pool.storage, batch, plan.shared_state ? state_bytes : 0, limits);
+  return plan;
+}
+
+int64_t global_state_bytes(const SolverPlan& plan) {
+  return plan.shared_state ? 0 : plan.state_bytes;
+}
+
+// What comes after the columns: of a query, and of all.
+struct Behind {
+  int64_t query, all;
+};
+
+// Divides the batch, and puts columns behind what a query has before them. Gives where they end.
+int64_t lay_out(SolverPlan& plan, const PoolView& pool, int64_t batch, const LaunchLimits& limits,
+                int64_t before, int64_t column_bytes, const Behind& behind) {
+  constexpr int64_t kAligned = 3 * 16;
+  plan.column_stride = plan.gram && n_pools(pool, batch) == 1 ? 0 : column_bytes;
+  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
+  plan.part = queries_of_part(batch, before + plan.column_stride + behind.query,
+                              all_bytes + behind.all + kAligned, limits.workspace_bytes);
+  plan.columns_offset = plan.part * before;
+  return aligned_bytes(plan.columns_offset + plan.part * plan.column_stride + all_bytes);
+}
+
 }  // namespace
 
 cudaError_t device_limits(LaunchLimits* limits) {
@@ -106,35 +149,21 @@ bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms
 }
 
 FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
-  return choose_columns(
-      p.pool, p.batch, int64_t(p.max_support) + 1, limits,
-      [&](const LaunchLimits& within, bool gram) { return plan_columns(p, within, gram); });
+  const auto plan_of = [](const auto&... arguments) { return plan_columns(arguments...); };
+  return choose_columns(p, int64_t(p.max_support) + 1, limits, plan_of);
 }
 
 FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
-  const int64_t real_bytes = real_bytes_of(p.pool.storage);
-  const int64_t width = p.pool.width;
-  FwPlan plan;
-  plan.gram = gram;
-  plan.sms = limits.sms;
+  const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
+  const int slots = int(std::min(width, int64_t(p.max_support) + 1));
+  FwPlan plan = plan_of_state<FwPlan>(p.pool, p.batch, limits, gram,
+                                      fw_state_bytes(width, slots, real_bytes));
+  plan.slots = slots;
   plan.warp = gram && warp && width <= kWarpCandidates;
-  plan.slots = int(std::min(width, int64_t(p.max_support) + 1));
-  plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
-  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
-  plan.shared_state = plan.state_bytes <= plan.shared_limit;
-  plan.threads = plan.warp ? fw_warp_threads(p.batch, limits.full_device())
-                           : solver_threads(p.pool.width, p.pool.storage, p.batch,
-                                            plan.shared_state ? plan.state_bytes : 0, limits);
-  const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
-  plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
-  const int64_t state_bytes = plan.warp ? aligned_bytes(width * real_bytes)  // its products
-                              : plan.shared_state ? 0
-                                                  : plan.state_bytes;
-  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
-  plan.part =
-      queries_of_part(p.batch, state_bytes + plan.column_stride, all_bytes, limits.workspace_bytes);
-  plan.columns_offset = plan.part * state_bytes;
-  plan.workspace_bytes = plan.columns_offset + plan.part * plan.column_stride + all_bytes;
+  if (plan.warp) plan.threads = fw_warp_threads(p.batch, limits.full_device());
+  const int64_t before = plan.warp ? aligned_bytes(width * real_bytes) : global_state_bytes(plan);
+  plan.workspace_bytes = lay_out(plan, p.pool, p.batch, limits, before,
+                                 (gram ? width : slots) * width * real_bytes, {0, 0});
   return plan;
 }
 
@@ -143,78 +172,51 @@ CorrectivePlan plan_corrective(const FwProblem& p, const LaunchLimits& limits) {
     const CorrectivePlan plan = plan_corrective_columns(p, limits, true);
     if (plan.workspace_bytes <= limits.workspace_bytes) return plan;
   }
-  return choose_columns(p.pool, p.batch, std::min(p.max_support, kCorrectiveColumns), limits,
-                        [&](const LaunchLimits& within, bool gram) {
-                          return plan_corrective_columns(p, within, gram);
-                        });
+  const int columns = std::min(p.max_support, kCorrectiveColumns);
+  return choose_columns(p, columns, limits, plan_corrective_columns);
 }
 
 CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& limits, bool gram) {
   const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
-  CorrectivePlan plan;
-  plan.gram = gram;
-  plan.tableau = gram && fits_tableau(p), plan.wide = gram && wants_wide_products(p);
-  plan.sms = limits.sms;
   // At most d + 1 rows are affinely independent, and one more joins before another leaves.
-  plan.capacity = int(std::min({width, p.pool.d + 2, int64_t(p.max_support)}));
-  plan.state_bytes = corrective_state_bytes(width, plan.capacity, real_bytes);
-  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
-  plan.shared_state = plan.state_bytes <= plan.shared_limit;
-  plan.threads = solver_threads(p.pool.width, p.pool.storage, p.batch,
-                                plan.shared_state ? plan.state_bytes : 0, limits);
+  const int slots = int(std::min({width, p.pool.d + 2, int64_t(p.max_support)}));
+  CorrectivePlan plan = plan_of_state<CorrectivePlan>(
+      p.pool, p.batch, limits, gram, corrective_state_bytes(width, slots, real_bytes));
+  plan.slots = slots;
+  plan.warp = gram && fits_tableau(p), plan.wide = gram && wants_wide_products(p);
   plan.shares = gram ? shares_of(p.pool.d, p.pool.width) : Shares{p.pool.d, 0};
   const int64_t gram_bytes = plan.wide ? sizeof(double) : real_bytes;
   const int64_t product_bytes = gram ? aligned_bytes(width * gram_bytes) : 0;
-  const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
-  const int64_t column_bytes = (gram ? width * gram_bytes : plan.capacity * real_bytes) * width;
-  plan.column_stride = gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
-  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
+  const bool is_shared = gram && n_pools(p.pool, p.batch) == 1;
   // Every share's products of the rows, with one another and with the query.
   const int64_t share_bytes = plan.shares.count * width * int64_t(sizeof(double));
-  const int64_t partial_bytes = share_bytes * (plan.column_stride ? width + 1 : 1);
-  const int64_t shared_partial_bytes = plan.column_stride ? 0 : share_bytes * width;
+  const int64_t partial_bytes = share_bytes * (is_shared ? 1 : width + 1);
+  const int64_t shared_partial_bytes = is_shared ? share_bytes * width : 0;
   const int64_t long_bytes =
-      plan.shares.count ? real_bytes + plan.capacity * (real_bytes + int64_t(sizeof(int))) : 0;
-  constexpr int64_t kAligned = 3 * 16;
-  plan.part = queries_of_part(
-      p.batch, product_bytes + state_bytes + plan.column_stride + partial_bytes + long_bytes,
-      all_bytes + shared_partial_bytes + kAligned, limits.workspace_bytes);
-  plan.states_offset = plan.part * product_bytes;
-  plan.columns_offset = plan.states_offset + plan.part * state_bytes;
+      plan.shares.count ? real_bytes + slots * (real_bytes + int64_t(sizeof(int))) : 0;
   plan.partial_offset =
-      aligned_bytes(plan.columns_offset + plan.part * plan.column_stride + all_bytes);
+      lay_out(plan, p.pool, p.batch, limits, product_bytes + global_state_bytes(plan),
+              (gram ? width * gram_bytes : slots * real_bytes) * width,
+              {partial_bytes + long_bytes, shared_partial_bytes});
+  plan.states_offset = plan.part * product_bytes;
   plan.long_offset = plan.partial_offset + plan.part * partial_bytes + shared_partial_bytes;
   plan.workspace_bytes = plan.long_offset + aligned_bytes(plan.part * long_bytes);
   return plan;
 }
 
 SiftPlan plan_sift(const SiftProblem& p, const LaunchLimits& limits) {
-  return choose_columns(
-      p.pool, p.batch, p.n_select, limits,
-      [&](const LaunchLimits& within, bool gram) { return plan_sift_columns(p, within, gram); });
+  return choose_columns(p, p.n_select, limits, plan_sift_columns);
 }
 
 SiftPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, bool gram) {
   const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
-  const auto aligned = [](int64_t bytes) { return (bytes + 15) / 16 * 16; };
-  SiftPlan plan;
-  plan.gram = gram;
-  plan.sms = limits.sms;
+  SiftPlan plan = plan_of_state<SiftPlan>(
+      p.pool, p.batch, limits, gram, sift_state_bytes(width, p.n_select, p.n_targets, real_bytes));
   plan.threads = threads_for(p.pool.width, p.pool.storage);
-  plan.state_bytes = sift_state_bytes(width, p.n_select, p.n_targets, real_bytes);
-  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
-  plan.shared_state = plan.state_bytes <= plan.shared_limit;
-  const int64_t gram_bytes = gram ? width * width * real_bytes : 0;
-  const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
-  const int64_t column_bytes = p.n_select * width * real_bytes;
-  plan.gram_stride = n_pools(p.pool, p.batch) == 1 ? 0 : gram_bytes;
-  const int64_t all_bytes = plan.gram_stride ? 0 : gram_bytes;
-  plan.part = queries_of_part(p.batch, state_bytes + plan.gram_stride + column_bytes,
-                              all_bytes + 15,  // of alignment
-                              limits.workspace_bytes);
-  plan.gram_offset = plan.part * state_bytes;
-  plan.columns_offset = plan.gram_offset + aligned(plan.part * plan.gram_stride + all_bytes);
-  plan.workspace_bytes = plan.columns_offset + plan.part * column_bytes;
+  const int64_t conditional_bytes = p.n_select * width * real_bytes;
+  plan.conditional_offset = lay_out(plan, p.pool, p.batch, limits, global_state_bytes(plan),
+                                    gram ? width * width * real_bytes : 0, {conditional_bytes, 0});
+  plan.workspace_bytes = plan.conditional_offset + plan.part * conditional_bytes;
   return plan;
 }
 

@@ -19,6 +19,23 @@ struct LaunchLimits {
   int64_t full_device() const { return 2 * sms; }
 };
 
+// Where a solver that gives a query a block keeps what. csrc/cuda/README.md has the arithmetic
+// behind the choices.
+struct SolverPlan {
+  bool gram;          // whole Gram matrices before the solve, or columns as rows are picked
+  bool shared_state;  // the state of a query in shared or in global memory
+  bool warp;          // one warp takes the steps: few rows with their Gram matrix and products
+  int threads;
+  int slots;               // rows of the support at most
+  int64_t shared_limit;    // bytes of the largest state that lies in shared memory
+  int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
+  int64_t state_bytes;     // of one query
+  int64_t columns_offset;  // into the workspace, after the states or products that lie there
+  int64_t part;            // queries that are solved at a time
+  int64_t workspace_bytes;
+  int64_t sms;  // of the device
+};
+
 // Limits of the current device.
 cudaError_t device_limits(LaunchLimits* limits);
 
@@ -39,22 +56,24 @@ GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms
 bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms);
 
 // The plan with whole Gram matrices if they take less time, at most kMoreForGrams bytes more, and
-// leave parts that fill the device; else the one with columns. plan_of(limits, gram) makes either.
+// leave parts that fill the device; else the one with columns. plan_of(problem, limits, gram) makes
+// either.
 constexpr int64_t kMoreForGrams = 512 << 20;
-template <typename PlanOf>
-auto choose_columns(const PoolView& pool, int64_t batch, int64_t columns,
-                    const LaunchLimits& limits, const PlanOf& plan_of) {
-  const auto with_columns = plan_of(limits, false);
+template <typename Problem, typename PlanOf>
+auto choose_columns(const Problem& problem, int64_t columns, const LaunchLimits& limits,
+                    const PlanOf& plan_of) {
+  const PoolView& pool = problem.pool;
+  const auto with_columns = plan_of(problem, limits, false);
   LaunchLimits for_grams = limits;
   for_grams.workspace_bytes =
       std::min(limits.workspace_bytes, with_columns.workspace_bytes + kMoreForGrams);
   // In double: 64 bits do not hold the bytes of every Gram matrix.
   if (4.0 * double(pool.width) * double(pool.width) > double(for_grams.workspace_bytes))
     return with_columns;
-  const auto with_grams = plan_of(for_grams, true);
+  const auto with_grams = plan_of(problem, for_grams, true);
   const bool fits = with_grams.workspace_bytes <= for_grams.workspace_bytes &&
-                    with_grams.part >= std::min(batch, limits.full_device());
-  return fits && gram_pays(pool, batch, columns, limits.sms) ? with_grams : with_columns;
+                    with_grams.part >= std::min(problem.batch, limits.full_device());
+  return fits && gram_pays(pool, problem.batch, columns, limits.sms) ? with_grams : with_columns;
 }
 
 }  // namespace hullft

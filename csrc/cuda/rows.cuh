@@ -89,8 +89,8 @@ __device__ __forceinline__ void dot_lane(const T* const (&rows)[kTileRows], cons
   for (int64_t i = int64_t(lane) * kStep; i < whole; i += kWarp * kStep) {
     S wide[kTileRows][kStep], other[kStep];
 #pragma unroll
-    for (int r = 0; r < kTileRows; ++r) load_wide(rows[r] + i, wide[r]);
-    load_wide(x + i, other);
+    for (int r = 0; r < kTileRows; ++r) load_words<kStep>(rows[r] + i, wide[r]);
+    load_words<kStep>(x + i, other);
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)
 #pragma unroll
@@ -121,6 +121,15 @@ __device__ __forceinline__ void multiply_rows(const Rows<T>& rows, int first, in
       if (me.lane == 0 && k + r < last) out[k + r] = total;
     }
   }
+}
+
+// The thread's share of the square of a vector of n numbers.
+template <typename S, typename T>
+__device__ __forceinline__ S square_of(const T* x, int64_t n, const BlockThread& me) {
+  S square = 0;
+  for (int64_t i = me.thread; i < n; i += me.n_threads)
+    square += widen_to<S>(x[i]) * widen_to<S>(x[i]);
+  return square;
 }
 
 // x - x is 0 for finite x alone.

@@ -22,18 +22,25 @@ __device__ __forceinline__ void write_scalars(int64_t query, int support_size, S
   write_gap<S>(query, gap, out);
 }
 
+// No rows, the first of them `times` times.
+template <typename S>
+__device__ __forceinline__ void write_no_rows(int64_t query, int n_select, S weight, int times,
+                                              const FwOutputs& out, const BlockThread& me) {
+  const int64_t first = query * n_select;
+  for (int i = me.thread; i < n_select; i += me.n_threads) {
+    static_cast<S*>(out.weights)[first + i] = weight;
+    if (!out.indices) continue;
+    out.indices[first + i] = -1;
+    out.counts[first + i] = i == 0 ? times : 0;
+  }
+}
+
 // An error without a synchronisation: nothing selected, NaN, -1 steps. The counts still sum to
 // n_select, on index -1, so that a multiset made of them holds only -1.
 template <typename S>
 __device__ __forceinline__ void write_failure(int64_t query, int n_select, const FwOutputs& out,
                                               const BlockThread& me) {
-  const int64_t first = query * n_select;
-  for (int i = me.thread; i < n_select; i += me.n_threads) {
-    static_cast<S*>(out.weights)[first + i] = S(NAN);
-    if (!out.indices) continue;
-    out.indices[first + i] = -1;
-    out.counts[first + i] = i == 0 ? n_select : 0;
-  }
+  write_no_rows(query, n_select, S(NAN), n_select, out, me);
   if (me.thread == 0) write_scalars<S>(query, 0, S(NAN), S(NAN), -1, out);
 }
 
@@ -63,13 +70,7 @@ __device__ __forceinline__ double write_nothing(const PoolView& pool, const Quer
     write_failure<S>(query, n_select, out, me);
     return squares;
   }
-  const int64_t first = query * n_select;
-  for (int i = me.thread; i < n_select; i += me.n_threads) {
-    static_cast<S*>(out.weights)[first + i] = S(0);
-    if (!out.indices) continue;
-    out.indices[first + i] = -1;
-    out.counts[first + i] = 0;
-  }
+  write_no_rows(query, n_select, S(0), 0, out, me);
   if (me.thread == 0) write_scalars<S>(query, 0, residual, S(0), 0, out);
   return squares;
 }

@@ -23,19 +23,9 @@ struct SiftOutputs {
   void* variance;
 };
 
-// Where a launch keeps what.
-struct SiftPlan {
-  bool gram;          // whole Gram matrices before the picks, or a column for each pick
-  bool shared_state;  // O(K) state of a query in shared or in global memory
-  int threads;
-  int64_t shared_limit;    // bytes of the largest state that lies in shared memory
-  int64_t state_bytes;     // of one query
-  int64_t gram_stride;     // bytes from the Gram matrix of a query to the next, 0: one for all
-  int64_t gram_offset;     // into the workspace, after the states that lie there
-  int64_t columns_offset;  // the conditional columns, [part, n_select, width]
-  int64_t part;            // queries that are solved at a time
-  int64_t workspace_bytes;
-  int64_t sms;  // of the device
+// Columns are those of Gram matrices.
+struct SiftPlan : SolverPlan {
+  int64_t conditional_offset;  // after them: columns given earlier picks, [part, n_select, width]
 };
 
 SiftPlan plan_sift(const SiftProblem& problem, const LaunchLimits& limits);

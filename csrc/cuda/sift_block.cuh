@@ -76,9 +76,13 @@ class SiftBlock {
 
   __device__ __forceinline__ void fail(const SiftOutputs& out) const {
     write_failure<S>(query_, p_.n_select, out.selection, me_);
+    write_no_picks(S(NAN), out);
+  }
+
+  __device__ __forceinline__ void write_no_picks(S variance, const SiftOutputs& out) const {
     for (int i = me_.thread; i < p_.n_select; i += me_.n_threads) {
       out.picks[query_ * p_.n_select + i] = -1;
-      static_cast<S*>(out.variance)[query_ * p_.n_select + i] = S(NAN);
+      static_cast<S*>(out.variance)[query_ * p_.n_select + i] = variance;
     }
   }
 
@@ -87,10 +91,7 @@ class SiftBlock {
     const S squares = S(write_nothing<S>(p_.pool, p_.query, query_, p_.n_targets, p_.n_select,
                                          out.selection, scratch_, me_));
     if (!finite(squares)) return fail(out);
-    for (int i = me_.thread; i < p_.n_select; i += me_.n_threads) {
-      out.picks[query_ * p_.n_select + i] = -1;
-      static_cast<S*>(out.variance)[query_ * p_.n_select + i] = squares;
-    }
+    write_no_picks(squares, out);
   }
 
   // The rows' products with a picked row or, when that is negative, with a target.
@@ -107,9 +108,7 @@ class SiftBlock {
   __device__ __forceinline__ bool start() {
     S qq = 0;
     with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
-      const auto* q = query_at(rows, p_.query, query_);
-      for (int64_t i = me_.thread; i < p_.n_targets * rows.d; i += me_.n_threads)
-        qq += widen_to<S>(q[i]) * widen_to<S>(q[i]);
+      qq = square_of<S>(query_at(rows, p_.query, query_), p_.n_targets * rows.d, me_);
       if (gram_) return;
       for (int k = me_.warp; k < rows.n; k += me_.n_warps) {
         S squared = 0;

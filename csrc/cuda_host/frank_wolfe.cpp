@@ -11,14 +11,6 @@
 namespace hullft {
 namespace {
 
-void solve_in_steps(const char* op, const Tensor& pool, const FwProblem& problem,
-                    const FwOutputs& outputs, const CudaContext& context) {
-  const FwPlan plan = plan_frank_wolfe(problem, context.limits());
-  const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
-  check_cuda(op, launch_frank_wolfe(problem, plan, workspace.mutable_data_ptr(), outputs,
-                                    context.stream()));
-}
-
 SelectionTensors::Tuple fw_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                   int64_t max_iter, double tol, double gap_tol,
                                   const std::string& variant, int64_t swap_passes,
@@ -38,10 +30,15 @@ SelectionTensors::Tuple fw_select(const Tensor& pool, const Tensor& query, int64
       inputs.pool(), inputs.query(),   arguments.batch, int(n_select),   int(options.max_support),
       int(max_iter), int(swap_passes), options.tol,     options.gap_tol, options.variant};
   const SelectionTensors tensors(pool, arguments.batch, n_select);
-  if (options.variant == Variant::kCorrective)
-    solve_corrective(op, pool, problem, Constraint::kSimplex, outputs_of(tensors), context);
-  else
-    solve_in_steps(op, pool, problem, outputs_of(tensors), context);
+  const FwOutputs outputs = outputs_of(tensors);
+  if (options.variant == Variant::kCorrective) {
+    solve_corrective(op, pool, problem, Constraint::kSimplex, outputs, context);
+  } else {
+    const FwPlan plan = plan_frank_wolfe(problem, context.limits());
+    const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
+    check_cuda(op, launch_frank_wolfe(problem, plan, workspace.mutable_data_ptr(), outputs,
+                                      context.stream()));
+  }
   return tensors.tuple();
 }
 

@@ -30,7 +30,8 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
                                   weights.scalar_type() == ScalarType::Double,
                                   arguments.batch,
                                   int(n_select),
-                                  int(swap_passes)};
+                                  int(swap_passes),
+                                  context.limits().sms};
   const Tensor workspace = context.workspace(support, integerize_workspace_bytes(problem));
   const std::array<int64_t, 2> out_shape{arguments.batch, arguments.width};
   const Tensor counts = empty_beside(support, out_shape, ScalarType::Long);

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../cuda/correlate.h"
 #include "context.h"
 #include "views.h"
 
@@ -22,8 +23,10 @@ SelectionTensors::Tuple knn_select(const Tensor& pool, const Tensor& query, int6
   check_workspace(op, 8.0 * double(batch) * (double(arguments.dim) + double(arguments.width)));
   const SelectionInputs inputs(arguments);
   const CudaContext context(op, pool);
-  const KnnProblem problem{inputs.pool(), inputs.query(), batch, int(n_select)};
-  const Tensor workspace = context.workspace(pool, knn_workspace_bytes(problem));
+  FwProblem problem{};
+  problem.pool = inputs.pool(), problem.query = inputs.query(), problem.batch = batch;
+  problem.n_select = int(n_select);
+  const Tensor workspace = context.workspace(pool, correlation_bytes(problem.pool, batch));
   const SelectionTensors tensors(pool, batch, n_select);
   check_cuda(
       op, launch_knn(problem, workspace.mutable_data_ptr(), outputs_of(tensors), context.stream()));

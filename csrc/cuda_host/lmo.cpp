@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../cuda/correlate.h"
 #include "context.h"
 #include "views.h"
 
@@ -23,7 +24,7 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
   const Tensor at = with_dense_rows(current);
   const LmoProblem problem{
       inputs.pool(), inputs.query(), {at.const_data_ptr(), at.stride(0)}, batch};
-  const Tensor workspace = context.workspace(pool, lmo_workspace_bytes(problem));
+  const Tensor workspace = context.workspace(pool, correlation_bytes(problem.pool, batch));
   const LmoTensors out(pool, batch);
   const LmoOutputs raw{out.vertex.mutable_data_ptr<int64_t>(), out.correlation.mutable_data_ptr(),
                        out.gamma.mutable_data_ptr(), out.gap.mutable_data_ptr()};

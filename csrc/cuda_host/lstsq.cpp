@@ -11,10 +11,11 @@
 namespace hullft {
 namespace {
 
-LstsqTensors::Tuple solve(const char* op, Constraint constraint, const Tensor& pool,
-                          const Tensor& query, double gap_tol,
+template <Constraint kConstraint>
+LstsqTensors::Tuple solve(const Tensor& pool, const Tensor& query, double gap_tol,
                           const std::optional<int64_t>& max_iter,
                           const std::optional<Tensor>& pool_sizes, bool is_gram) {
+  constexpr const char* op = kConstraint == Constraint::kSimplex ? "simplex_lstsq" : "nnls";
   const SelectionArguments arguments = check_lstsq(op, pool, query, pool_sizes, is_gram);
   if (is_gram)
     value_error(op, "gram= runs on the CPU for now, gram is on ", device_name(pool.device()));
@@ -32,36 +33,15 @@ LstsqTensors::Tuple solve(const char* op, Constraint constraint, const Tensor& p
   problem.gap_tol = gap_tol;
   problem.variant = Variant::kCorrective, problem.dense = true;
   const LstsqTensors tensors(pool, arguments.batch, rows);
-  const FwOutputs outputs{nullptr,
-                          nullptr,
-                          tensors.support_size.mutable_data_ptr<int64_t>(),
-                          tensors.num_iter.mutable_data_ptr<int64_t>(),
-                          tensors.weights.mutable_data_ptr(),
-                          tensors.residual.mutable_data_ptr(),
-                          tensors.gap.mutable_data_ptr()};
-  solve_corrective(op, pool, problem, constraint, outputs, context);
+  solve_corrective(op, pool, problem, kConstraint, outputs_of(tensors), context);
   return tensors.tuple();
-}
-
-LstsqTensors::Tuple simplex_lstsq(const Tensor& pool, const Tensor& query, double gap_tol,
-                                  const std::optional<int64_t>& max_iter,
-                                  const std::optional<Tensor>& pool_sizes, bool is_gram) {
-  return solve("simplex_lstsq", Constraint::kSimplex, pool, query, gap_tol, max_iter, pool_sizes,
-               is_gram);
-}
-
-LstsqTensors::Tuple nnls(const Tensor& pool, const Tensor& query, double gap_tol,
-                         const std::optional<int64_t>& max_iter,
-                         const std::optional<Tensor>& pool_sizes, bool is_gram) {
-  return solve("nnls", Constraint::kNonNegative, pool, query, gap_tol, max_iter, pool_sizes,
-               is_gram);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CUDA, m) {
-  m.impl("simplex_lstsq", TORCH_BOX(&simplex_lstsq));
-  m.impl("nnls", TORCH_BOX(&nnls));
+  m.impl("simplex_lstsq", TORCH_BOX(&solve<Constraint::kSimplex>));
+  m.impl("nnls", TORCH_BOX(&solve<Constraint::kNonNegative>));
 }
 
 }  // namespace hullft

@@ -97,14 +97,20 @@ class SelectionInputs {
   std::optional<Tensor> candidates_, sizes_;
 };
 
-inline FwOutputs outputs_of(const SelectionTensors& t) {
-  return {t.indices.mutable_data_ptr<int64_t>(),
-          t.counts.mutable_data_ptr<int64_t>(),
-          t.support_size.mutable_data_ptr<int64_t>(),
-          t.num_iter.mutable_data_ptr<int64_t>(),
+// Indices and counts: of a selection, null for dense weights.
+template <typename Tensors>
+FwOutputs outputs_of(const Tensors& t, int64_t* indices = nullptr, int64_t* counts = nullptr) {
+  return {indices,
+          counts,
+          t.support_size.template mutable_data_ptr<int64_t>(),
+          t.num_iter.template mutable_data_ptr<int64_t>(),
           t.weights.mutable_data_ptr(),
           t.residual.mutable_data_ptr(),
           t.gap.mutable_data_ptr()};
+}
+
+inline FwOutputs outputs_of(const SelectionTensors& t) {
+  return outputs_of(t, t.indices.mutable_data_ptr<int64_t>(), t.counts.mutable_data_ptr<int64_t>());
 }
 
 }  // namespace hullft

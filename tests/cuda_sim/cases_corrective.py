@@ -77,20 +77,29 @@ def check_optimal(
     assert abs(gap - answer.gap) <= tolerance
 
 
+def check_kinds(
+    library: Library,
+    constraint: str,
+    problem: tuple[torch.Tensor, ...],
+    launch: Launch,
+) -> None:
+    """Of a pool that queries share, too."""
+    pool, query, sizes = problem
+    answer = library.lstsq(constraint, pool, query, sizes=sizes, launch=launch)
+    for b, n in enumerate(sizes):
+        seen = pool[b, :n] if pool.dim() == 3 else pool[:n]
+        one = of_query(answer, b)
+        check_optimal(seen, query[b], constraint, one)
+
+        assert (one.weights[n:] == 0).all()
+
+
 @case
 def corrective_kinds(library: Library, seed: int) -> None:
     """The state of 16-bit pools is float32's; test_frank_wolfe_equals_reference loads them."""
     dtypes = (torch.float32, torch.float64)
     for dtype, gram, constraint in product(dtypes, (True, False), CONSTRAINTS):
-        pool, query, sizes = kinds(dtype)
-        launch = Launch(seed, gram, 32)
-        answer = library.lstsq(constraint, pool, query, sizes=sizes, launch=launch)
-
-        for b, n in enumerate(sizes):
-            one = of_query(answer, b)
-            check_optimal(pool[b, :n], query[b], constraint, one)
-
-            assert (one.weights[n:] == 0).all()
+        check_kinds(library, constraint, kinds(dtype), Launch(seed, gram, 32))
 
 
 @case
@@ -103,13 +112,7 @@ def corrective_few_rows(library: Library, seed: int) -> None:
         pool, sizes = pool[:, :candidates].contiguous(), sizes.clamp(max=candidates)
         for rows in (pool, pool[5]):
             launch = Launch(seed, gram=True)
-            answer = library.lstsq(constraint, rows, query, sizes=sizes, launch=launch)
-            for b, n in enumerate(sizes):
-                seen = rows[b, :n] if rows.dim() == 3 else rows[:n]
-                one = of_query(answer, b)
-                check_optimal(seen, query[b], constraint, one)
-
-                assert (one.weights[n:] == 0).all()
+            check_kinds(library, constraint, (rows, query, sizes), launch)
 
 
 @case_of_values
@@ -174,7 +177,12 @@ def corrective_small(library: Library, seed: int) -> None:
 @case
 def corrective_stopping(library: Library, seed: int) -> None:
     pool, query = hull_problem(5, 1, 20, 8, torch.float32)
-    rules = (({"max_iter": 2}, 2), ({"gap_tol": 9.0}, 0), ({"tol": 9.0}, 0))
+    rules = (
+        ({"max_iter": 2}, 2),
+        ({"max_support": 3}, 2),
+        ({"gap_tol": 9.0}, 0),
+        ({"tol": 9.0}, 0),
+    )
     for rule, cycles in rules:
         options = {"variant": "corrective", "launch": Launch(seed)}
         answer = library.frank_wolfe(pool, query, 9, **rule, **options)

@@ -8,9 +8,7 @@ from cuda_sim.checks import (
     check_empty,
     check_equals,
     check_failed,
-    check_scaled,
     hull_problem,
-    permutations,
     scaled_problems,
 )
 from cuda_sim.library import Launch, Library
@@ -220,38 +218,17 @@ def knn(library: Library, seed: int) -> None:
         check_empty(of_query(answer, 3), query[3])
         check_failed(of_query(answer, 4), n_select)
 
+        rows = torch.arange(candidates).flip(0).repeat(5, 1)
+        rows[1, n_select:] = candidates  # past its size
+        rows[0, 3] = -1
+        picked = library.knn(
+            pool[1], query, n_select, candidates=rows, sizes=sizes, launch=Launch(seed)
+        )
+        seen = pool[1, rows[1, :n_select]]
+        expected = reference.knn_select(seen, query[1], n_select)
 
-@case
-def knn_indexed(library: Library, seed: int) -> None:
-    embeddings, query = make_problem(9, 3, 40, 9, torch.float32)
-    embeddings = embeddings[0]
-    candidates = permutations(3, 40)[:, :20].contiguous()
-    candidates[1, 12] = 40  # past its size
-    candidates[2, 0] = -1
-    sizes = torch.tensor([20, 12, 20])
-    answer = library.knn(
-        embeddings,
-        query,
-        5,
-        candidates=candidates,
-        sizes=sizes,
-        launch=Launch(seed),
-    )
-
-    for b in range(2):
-        rows = embeddings[candidates[b, : int(sizes[b])]]
-        check_equals(of_query(answer, b), reference.knn_select(rows, query[b], 5))
-
-    check_failed(of_query(answer, 2), 5)
-
-
-@case_of_values
-def knn_scaled(library: Library, seed: int) -> None:
-    for pool, query, scales in scaled_problems(16, 12, 5):
-        expected = library.knn(pool, query, 4, launch=Launch(seed))
-        for scale in scales:
-            answer = library.knn(pool * scale, query * scale, 4, launch=Launch(seed))
-            check_scaled(answer, expected, scale)
+        check_equals(of_query(picked, 1), expected)
+        check_failed(of_query(picked, 0), n_select)
 
 
 @case
@@ -269,37 +246,16 @@ def knn_overflow(library: Library, seed: int) -> None:
 
 @case
 def sizes_of_64_bits(library: Library, seed: int) -> None:
-    """Sizes out of range whose lower 32 bits are a size in range, or one past the pool."""
+    """Sizes out of range whose lower 32 bits are a size in range, or one past the pool: of a block,
+    and of the warp that solves few rows."""
     pool, query = hull_problem(3, 5, 10, 4, torch.float32)
-    sizes = torch.tensor(
-        [
-            -(2**32) + 100,
-            2**32 + 5,
-            -(2**32) + 5,
-            -(2**63),
-            10,
-        ]
-    )
+    sizes = torch.tensor([-(2**32) + 100, 2**32 + 5, -(2**32) + 5, -(2**63), 10])
     options = {"sizes": sizes, "launch": Launch(seed)}
-
-    step = library.lmo(pool, query, query, **options)
-    expected = reference.fw_lmo(pool[4], query[4], query[4])
-
-    assert (step.vertex[:4] == -1).all()
-    assert step.vertex[4] == expected.vertex
-
-    weights = torch.full((5, 10), 0.1)
-    counts = library.integerize(pool, query, weights, 3, **options)
-
-    assert (counts[:4] == -1).all()
-    assert counts[4].sum() == 3
-
     nearest = library.knn(pool, query, 3, **options)
-    frank_wolfe = library.frank_wolfe(pool, query, 3, **options)
-    sift = library.sift(pool, query, 3, **options)
+    few_rows = library.lstsq("simplex", pool, query, **options)
 
-    for answer in (nearest, frank_wolfe, sift):
-        for b in range(4):
-            check_failed(of_query(answer, b), 3)
+    for b in range(4):
+        check_failed(of_query(nearest, b), 3)
 
-        assert answer.counts[4].sum() == 3
+    assert nearest.counts[4].sum() == 3
+    assert (few_rows.num_iter >= 0).tolist() == [False] * 4 + [True]

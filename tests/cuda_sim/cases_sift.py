@@ -83,13 +83,6 @@ def sift(library: Library, seed: int) -> None:
 
 
 @case
-def sift_global_state(library: Library, seed: int) -> None:
-    for gram in (True, False):
-        launch = Launch(seed, gram, 64, SMALL_SHARED)
-        sift_matches(library, torch.float64, launch, [(150, 9, 8)])
-
-
-@case
 def sift_repeats(library: Library, seed: int) -> None:
     """Much noise: the same rows again and again, more picks than rows."""
     for gram in (True, False):
@@ -101,37 +94,16 @@ def sift_repeats(library: Library, seed: int) -> None:
 def sift_targets(library: Library, seed: int) -> None:
     """Four targets, each at a multiple of 16 bytes or only the first of a query; the rows are."""
     for dim in (8, 9):
-        pool, _ = hull_problem(11, 2, 40, dim, torch.float64)
-        targets = []
-        for target_seed in range(4):
-            _, target = hull_problem(target_seed, 2, 3, dim, torch.float64)
-            targets.append(target)
-
+        pool, targets = hull_problem(11, 8, 40, dim, torch.float64)
         for dtype in (torch.float64, torch.float32):
-            query = torch.stack(targets, dim=1).to(dtype)
+            query = targets.view(2, 4, dim).to(dtype)
             wide = torch.zeros(2, 40, 12, dtype=dtype)
-            rows = wide[..., :dim].copy_(pool)
+            rows = wide[..., :dim].copy_(pool[:2])
             launch = Launch(seed, False, 64)
             answer = library.sift(rows, query, 6, noise=0.1, launch=launch)
 
             for b in range(2):
                 check_sift(answer, b, rows[b], query[b], 0.1)
-
-
-@case_of_values
-def sift_ties(library: Library, seed: int) -> None:
-    """Equal rows, in the shares of three threads: the lowest index wins."""
-    for gram in (True, False):
-        for dtype in (torch.float32, torch.float64):
-            pool = torch.zeros(1, 200, 4, dtype=dtype)
-            pool[0, :, 1] = 1
-            pool[0, [70, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
-            query = torch.tensor([[2.0, 0.5, 0, 0]], dtype=dtype)
-            launch = Launch(seed, gram, 64)
-            answer = library.sift(pool, query, 3, launch=launch)
-
-            assert answer.picks.tolist() == [[70, 0, 70]]
-            assert answer.indices.tolist() == [[70, 0, -1]]
 
 
 @case

@@ -31,6 +31,7 @@ def check_adam(
     *,
     steps_done: float = 0.0,
     device_steps: bool = False,
+    device_lr: torch.Tensor | None = None,
     step_dtype: torch.dtype = torch.float32,
     misalign: int = 0,
     **options: float | bool | list[float],
@@ -38,7 +39,8 @@ def check_adam(
     tensors = make_tensors(sizes, dtype, grad_dtype=grad_dtype, steps_done=steps_done)
     steps = [count.to(step_dtype) for count in tensors.steps]
     tensors = tensors._replace(steps=steps)
-    all_options = OPTIONS | options
+    rate = {} if device_lr is None else {"lr": device_lr}
+    all_options = OPTIONS | options | rate
     expected = reference.adam_replay(*tensors, repeats=repeats, **all_options)
 
     got = tensors.clone()
@@ -46,6 +48,7 @@ def check_adam(
         got,
         repeats,
         device_steps=device_steps,
+        device_lr=device_lr,
         misalign=misalign,
         launch=launch,
         **options,
@@ -138,19 +141,11 @@ def adam_device_repeats(library: Library, seed: int) -> None:
 @case
 def adam_device_lr(library: Library, seed: int) -> None:
     """A learning rate on the device takes the place of the one in the launch."""
-    tensors = make_tensors([3, 0, 50])
-    options = OPTIONS | {"weight_decay": 0.1, "decoupled": True}
-
+    options = {"weight_decay": 0.1, "decoupled": True, "lr_scales": [0.5, 1.0, 3.0]}
     for dtype in (F32, F64):
         rate = torch.tensor(4e-3, dtype=dtype)
-        scales = {"lr_scales": [0.5, 1.0, 3.0]}
-        exact = options | scales | {"lr": rate}
-        expected = reference.adam_replay(*tensors, repeats=3, **exact)
-        got = tensors.clone()
-        in_launch = options | scales | {"launch": Launch(seed)}
-        library.adam_replay_(got, 3, device_lr=rate, **in_launch)
-
-        check_near(got.params, expected.params, 4e-7)
+        sizes, launch = [3, 0, 50], Launch(seed)
+        check_adam(library, F32, F32, sizes, 3, launch, device_lr=rate, **options)
 
 
 @case

@@ -119,43 +119,6 @@ def check_equals(answer: Selection, expected: reference.ReferenceSelection) -> N
     assert_equals_reference(answer, expected, weight_tolerance=tolerance)
 
 
-def check_consistent(
-    pool: torch.Tensor, query: torch.Tensor, n_select: int, answer: AnySelection
-) -> None:
-    """What holds of any answer to one query, whichever path the variant took to it."""
-    m = int(answer.support_size)
-    x = pool.double()
-    q = query.double()
-    w = answer.weights[:m].double()
-    tolerance = 1e-10 if answer.weights.dtype == torch.float64 else 1e-5
-
-    assert 1 <= m <= min(n_select, len(x))
-    assert len(set(answer.indices[:m].tolist())) == m
-    assert (w[:-1] >= w[1:]).all()
-    assert (w >= 0).all()
-    assert abs(w.sum() - 1) <= tolerance
-
-    chosen = x[answer.indices[:m]]
-    mix = chosen.T @ w
-    r = q - mix
-    gap = (x @ r).max() - r @ mix
-
-    assert abs(answer.residual - r.norm()) <= tolerance
-    assert abs(answer.gap - gap) <= tolerance
-
-    counts = answer.counts[:m]
-
-    assert (counts >= 0).all()
-    assert answer.counts.sum() == n_select
-
-    best = reference.integerize(chosen, q, w, n_select).double()
-
-    def loss(c: torch.Tensor) -> torch.Tensor:
-        return (q - chosen.T @ (c / n_select)).square().sum()
-
-    assert loss(counts.double()) <= loss(best) + tolerance
-
-
 def check_empty(answer: AnySelection, query: torch.Tensor) -> None:
     """How a query [d] without candidates shows: nothing of it is explained."""
     assert (answer.indices == -1).all()

@@ -6,6 +6,7 @@
 
 #include "cuda/accumulate.h"
 #include "cuda/adam_replay.h"
+#include "cuda/correlate.h"
 #include "cuda/frank_wolfe.h"
 #include "cuda/fw_corrective.h"
 #include "cuda/gram.h"
@@ -293,8 +294,10 @@ const char* sim_knn(const KnnCase* c, const driver::Schedule* schedule) {
   return driver::run(*schedule, [&] {
     const Pool& p = c->pool;
     const DeviceInputs in(p);
-    const hullft::KnnProblem problem{in.pool_view(p), in.query_view(p), p.batch, c->n_select};
-    const Buffer workspace("workspace", hullft::knn_workspace_bytes(problem));
+    hullft::FwProblem problem{};
+    problem.pool = in.pool_view(p), problem.query = in.query_view(p), problem.batch = p.batch;
+    problem.n_select = c->n_select;
+    const Buffer workspace("workspace", hullft::correlation_bytes(problem.pool, p.batch));
     const DeviceSelection out(p, c->n_select);
     const cudaError_t status =
         hullft::launch_knn(problem, workspace.get(), out.pointers(), nullptr);
@@ -332,7 +335,7 @@ const char* sim_lmo(const LmoCase* c, const driver::Schedule* schedule) {
     const Buffer current("current", c->current, p.batch * p.d * DeviceInputs::bytes(p));
     const hullft::LmoProblem problem{
         in.pool_view(p), in.query_view(p), {current.get(), p.d}, p.batch};
-    const Buffer workspace("workspace", hullft::lmo_workspace_bytes(problem)),
+    const Buffer workspace("workspace", hullft::correlation_bytes(problem.pool, p.batch)),
         index("index", p.batch * 8), correlation("correlation", p.batch * real_bytes(p)),
         gamma("gamma", p.batch * real_bytes(p)), gap("gap", p.batch * real_bytes(p));
     const cudaError_t status = hullft::launch_lmo(
@@ -350,9 +353,9 @@ const char* sim_integerize(const IntegerizeCase* c, const driver::Schedule* sche
     const DeviceInputs in(p);
     const int64_t rows = p.batch * p.width;
     const Buffer weights("weights", c->weights, rows * (c->wide_weights ? 8 : 4));
-    const hullft::IntegerizeProblem problem{in.pool_view(p),      in.query_view(p), weights.get(),
-                                            c->wide_weights != 0, p.batch,          c->n_select,
-                                            c->swap_passes};
+    const hullft::IntegerizeProblem problem{
+        in.pool_view(p), in.query_view(p), weights.get(),  c->wide_weights != 0,
+        p.batch,         c->n_select,      c->swap_passes, schedule->limits().sms};
     const Buffer workspace("workspace", hullft::integerize_workspace_bytes(problem)),
         counts("counts", rows * 8);
     const cudaError_t status =

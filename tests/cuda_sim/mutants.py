@@ -175,7 +175,7 @@ MUTANTS = {
     # Frank-Wolfe by a block
     "state that is never set": Mutant(
         "frank_wolfe",
-        "cuda/fw_block.cuh",
+        "cuda/frank_wolfe.cu",
         "me_.n_threads) x_.u[k] = 0;",
         "me_.n_threads) x_.u[0] = 0;",
         ("fw_gram",),
@@ -363,8 +363,8 @@ MUTANTS = {
     "a step on the device not advanced": Mutant(
         "adam_replay",
         "cuda/adam_replay.cu",
-        "return batch.n ? flush() : cudaSuccess;",
-        "return cudaSuccess;",
+        "int64_t(with_step.size())",
+        "0 * int64_t(with_step.size())",
         ("adam_device_steps",),
     ),
     "a float64 learning rate read as float32": Mutant(

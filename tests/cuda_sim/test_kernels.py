@@ -56,7 +56,7 @@ def test_race(library: Libraries, name: str) -> None:
 @pytest.mark.parametrize("name", OF_ACCESSES)
 def test_asan(workers: Workers, name: str) -> None:
     library = build.build("asan")
-    report = workers.run_cases(library, "asan", [name], seed=0, timeout=120)
+    report = workers.run_case(library, "asan", name, seed=0, timeout=120)
 
     assert report == ""
 
@@ -137,7 +137,6 @@ def test_the_limit_of_a_kernels_shared_memory_is_never_lowered(
     for candidates in (2000, 20):
         pool, query = hull_problem(0, 1, candidates, 4, torch.float32)
         library("plain").frank_wolfe(pool, query, 2, max_iter=1, launch=launch)
-        library("plain").sift(pool, query, 2, launch=launch)
 
 
 @pytest.mark.skipif(
@@ -171,15 +170,28 @@ def test_adam_gives_the_bits_of_the_cpu(
 
 
 @pytest.mark.parametrize(
-    ("batch", "candidates", "dim", "gram", "warp", "shared_state"),
+    ("batch", "candidates", "dim", "shared", "gram", "part", "threads"),
     [
-        (1024, 200, 1024, True, True, True),
-        (1, 256, 1024, True, True, True),
-        (1, 257, 1024, True, False, True),
-        (1024, 1000, 1024, False, False, True),
-        (1, 5000, 4096, True, False, True),
-        (1024, 5000, 1024, False, False, True),
-        (1, 65_536, 1024, False, False, False),
+        (1024, 200, 1024, False, True, 1024, 64),  # one warp takes the steps
+        (1, 256, 1024, False, True, 1, 256),
+        (1, 257, 1024, False, True, 1, 256),
+        (1, 5000, 4096, False, True, 1, 512),
+        (1024, 5000, 1024, False, False, 1024, 512),
+        (1, 65_536, 1024, False, False, 1, 512),  # its state in global memory
+        (
+            4096,
+            20_000,
+            384,
+            True,
+            True,
+            4096,
+            512,
+        ),  # a matrix of 1.6 GB, not columns of 16.7
+        (100, 20_000, 384, True, False, 100, 512),  # columns take more than 512 MB less
+        (10_000, 200, 384, False, True, 5000, 64),
+        # Parts of 180 queries would leave the device half empty.
+        (1024, 1000, 384, False, False, 1024, 64),
+        (4096, 20_000, 384, False, False, 512, 512),
     ],
 )
 def test_plan(
@@ -187,36 +199,16 @@ def test_plan(
     batch: int,
     candidates: int,
     dim: int,
+    shared: bool,
     gram: bool,
-    warp: bool,
-    shared_state: bool,
+    part: int,
+    threads: int,
 ) -> None:
-    plan = library("plain").plan(batch, candidates, dim, 50)
+    plan = library("plain").plan(batch, candidates, dim, 50, shared=shared)
 
-    assert (plan.gram, plan.warp, plan.shared_state) == (gram, warp, shared_state)
-
-    if warp:
-        assert plan.threads == (256 if batch == 1 else 64)
-
-
-@pytest.mark.parametrize(
-    ("batch", "candidates", "shared", "gram", "part"),
-    [
-        (4096, 20_000, True, True, 4096),  # one matrix of 1.6 GB, columns of 16.7 GB
-        (100, 20_000, True, False, 100),  # columns take more than 512 MB less
-        (10_000, 200, False, True, 5000),
-        # Parts of 180 queries would leave the device half empty.
-        (1024, 1000, False, False, 1024),
-        (4096, 20_000, False, False, 512),
-    ],
-)
-def test_plan_of_large_batches(
-    library: Libraries, batch: int, candidates: int, shared: bool, gram: bool, part: int
-) -> None:
-    plan = library("plain").plan(batch, candidates, 384, 50, shared=shared)
-
-    assert plan.gram == gram
-    assert plan.part == part
+    assert plan.warp == (gram and candidates <= 256)
+    assert plan.shared_state == (candidates < 65_536)
+    assert (plan.gram, plan.part, plan.threads) == (gram, part, threads)
     assert plan.workspace_bytes <= WORKSPACE_BYTES
 
 

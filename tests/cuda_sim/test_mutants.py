@@ -15,7 +15,7 @@ def test_caught(workers: Workers, name: str, tmp_path: Path) -> None:
     m = MUTANTS[name]
     library = build.build_patched(m.kind, m.unit, m.file, m.right, m.wrong, tmp_path)
     for check in m.checks:
-        report = workers.run_cases(library, m.kind, [check], seed=0, timeout=60)
+        report = workers.run_case(library, m.kind, check, seed=0, timeout=60)
         assert re.search(m.report, report), (
             f"{check}: wanted {m.report!r}, got:\n{report[-2000:]}"
         )

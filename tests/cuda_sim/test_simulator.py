@@ -18,20 +18,3 @@ def test_selftest(kind: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "selftest passed\n"), (
         done.stdout + done.stderr
     )
-
-
-def test_a_build_that_breaks_fails(tmp_path: Path) -> None:
-    with pytest.raises(build.BuildError, match="this_is_not_cuda"):
-        build.build_patched(
-            "plain",
-            "gram",
-            "cuda/gram.cu",
-            "return cudaSuccess;",
-            "this_is_not_cuda;",
-            tmp_path,
-        )
-
-
-def test_a_mutant_that_does_not_apply_fails(tmp_path: Path) -> None:
-    with pytest.raises(build.BuildError, match="occurs 0 times"):
-        build.build_patched("plain", "gram", "cuda/gram.cu", "not there", "", tmp_path)

@@ -58,8 +58,8 @@ class Workers:
             text=True,
         )
 
-    def run_cases(
-        self, library: Path, kind: str, cases: list[str], seed: int, timeout: int
+    def run_case(
+        self, library: Path, kind: str, case: str, seed: int, timeout: int
     ) -> str:
         """What went wrong, or an empty string; ``timeout`` in seconds."""
         asan = kind == "asan"
@@ -73,7 +73,7 @@ class Workers:
 
         request = {
             "library": str(library),
-            "cases": cases,
+            "case": case,
             "seed": seed,
             "timeout": timeout,
         }
@@ -87,25 +87,21 @@ class Workers:
         return report
 
 
-def _check(library: str, cases: list[str], seed: int) -> None:
+def _check(library: str, case: str, seed: int) -> None:
     from cuda_sim.cases import CASES
     from cuda_sim.library import Library
 
-    loaded = Library(Path(library))
-    for name in cases:
-        CASES[name](loaded, seed)
+    CASES[case](Library(Path(library)), seed)
 
 
-def _in_child(
-    log: int, library: str, cases: list[str], seed: int, timeout: int
-) -> None:
+def _in_child(log: int, library: str, case: str, seed: int, timeout: int) -> None:
     """Never returns; the alarm's default action ends even a loop in compiled code."""
     signal.alarm(timeout)
     os.dup2(log, 1)
     os.dup2(log, 2)
     status = 1
     try:
-        _check(library, cases, seed)
+        _check(library, case, seed)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -114,11 +110,11 @@ def _in_child(
         os._exit(status)
 
 
-def _answer(library: str, cases: list[str], seed: int, timeout: int) -> str:
+def _answer(library: str, case: str, seed: int, timeout: int) -> str:
     with tempfile.TemporaryFile() as log:
         child = os.fork()
         if child == 0:
-            _in_child(log.fileno(), library, cases, seed, timeout)
+            _in_child(log.fileno(), library, case, seed, timeout)
 
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         log.seek(0)

@@ -31,3 +31,23 @@ inline void wait_for_groups(int left) {
 }
 
 }  // namespace cusim
+
+// As csrc/cuda/async_copy.cuh declares them for nvcc.
+namespace hullft {
+
+using cusim::close_group, cusim::copy_async;
+using SharedPlace = const uint4*;
+
+inline SharedPlace place_of(const uint4* shared) { return shared; }
+
+template <int kFurther>
+void load_shared(SharedPlace place, int index, uint32_t (&words)[4]) {
+  memcpy(words, place + index + kFurther, sizeof words);
+}
+
+template <int kLeft>
+void wait_for_groups() {
+  cusim::wait_for_groups(kLeft);
+}
+
+}  // namespace hullft

@@ -176,10 +176,23 @@ inline float cut(double sum) {
   return beyond ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
-// A tensor core multiplies exactly and cuts its sums off instead of rounding them. Word: kCount
-// numbers, float at(uint32_t word, int i).
-template <class Word>
+// The numbers of a word: two of 16 bits, or one in TF32, whose last 13 bits are 0.
+template <class T>
+struct WordOf {
+  static constexpr int kCount = 4 / int(sizeof(T));
+  static float at(uint32_t word, int i) {
+    if constexpr (kCount == 2) return to_float(T{uint16_t(word >> 16 * i)});
+    if (word & 0x1fffu) return NAN;  // undefined by the PTX ISA
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+  }
+};
+
+// A tensor core multiplies exactly and cuts its sums off instead of rounding them.
+template <class T>
 __attribute__((no_sanitize("thread"))) void mma_result(Fiber* warp, uint32_t) {
+  using Word = WordOf<T>;
   constexpr int kDepth = 8 * Word::kCount;
   const Fragments* of_lane[kWarpLanes];
   double a[16][kDepth], b[8][kDepth];
@@ -203,12 +216,12 @@ __attribute__((no_sanitize("thread"))) void mma_result(Fiber* warp, uint32_t) {
     }
 }
 
-template <class Word>
+template <class T>
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line) {
   const Fragments mine{c, a, b};
   const Fragments* in = &mine;
   const void* out;
-  warp_op(~0u, &in, sizeof in, &out, 0, mma_result<Word>, "mma", line);
+  warp_op(~0u, &in, sizeof in, &out, 0, mma_result<T>, "mma", line);
 }
 
 }  // namespace cusim
