@@ -1,21 +1,18 @@
-"""Writing behind prompts: from a boundary of tokens, with drafts, in the dtype that is fastest."""
+"""Writing behind prompts: from a boundary of tokens, with drafts."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hullft_ops.ttft.drafts import DraftedWriting
 from hullft_ops.ttft.healing import HealedStreamer, Healing
-from hullft_ops.ttft.models.cache import convert, copied
-from hullft_ops.ttft.models.checks import unwrapped
+from hullft_ops.ttft.models.cache import copied
+from hullft_ops.ttft.models.modes import casting_once
 from hullft_ops.ttft.prefix import DraftingText, MixedText, Mixture, Prefix
 from hullft_ops.ttft.reader import Reader
 
@@ -25,12 +22,6 @@ _CACHES = ("cache", "past_key_values")
 # Modes of transformers in which drafts give the same text, and others that go on behind a cache.
 _PLAIN_MODES = ("greedy_search", "sample")
 _BEAM_MODES = ("beam_search", "beam_sample")
-# Passes over one token in each dtype. The first converts weights.
-_TRIALS = 3
-# Autocast changes texts, so it must take no more than this share of the time.
-_LEAST_SHARE = 0.8
-# By model, the share of the time that a pass over one token takes under autocast.
-_shares: "WeakKeyDictionary[nn.Module, float]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,7 @@ def _generated(
     }
     config = _config(reader, options)
     generate: Any = reader.model.generate
-    with reader.reading():
+    with reader.reading(), casting_once(reader.model):
         if _makes_its_cache(config, options, prefixes):
             return generate(**arguments, **options)
         is_alone = len(rows) == 1
@@ -162,11 +153,10 @@ def _generated(
             options["custom_generate"] = DraftedWriting(
                 reader.keyword, taken[0], mixture.draft, streamer
             )
-        with _fastest(reader, cache, arguments["input_ids"][:, -1:]):
-            if cache is not None:
-                cache.batch_repeat_interleave(config.num_beams or 1)
-                arguments |= {reader.keyword: cache, "use_cache": True}
-            return generate(**arguments, **options)
+        if cache is not None:
+            cache.batch_repeat_interleave(config.num_beams or 1)
+            arguments |= {reader.keyword: copied(cache), "use_cache": True}
+        return generate(**arguments, **options)
 
 
 def _config(reader: Reader, options: Mapping[str, Any]) -> Any:
@@ -196,37 +186,6 @@ def _makes_its_cache(
             " and ".join(reasons),
         )
     return bool(reasons)
-
-
-def _fastest(reader: Reader, cache: Any, token: Tensor) -> AbstractContextManager[Any]:
-    """The context of passes over a token in the dtype that is fastest, as a trial tells once for a
-    model. Takes a cache of autocast to the model's own dtype where that is it."""
-    device = token.device.type
-    if not torch.is_autocast_enabled(device):
-        return nullcontext()
-    model = unwrapped(reader.model)
-    if model not in _shares:
-        seconds = _seconds_of_a_pass(reader, cache, token)
-        with torch.autocast(device, enabled=False):
-            own_seconds = _seconds_of_a_pass(reader, cache, token)
-        _shares[model] = seconds / own_seconds
-    if _shares[model] < _LEAST_SHARE:
-        return nullcontext()
-    if cache is not None:
-        convert(cache, reader.model.dtype)
-    return torch.autocast(device, enabled=False)
-
-
-def _seconds_of_a_pass(reader: Reader, cache: Any, token: Tensor) -> float:
-    seconds = []
-    for _ in range(_TRIALS):
-        arguments = {} if cache is None else {reader.keyword: copied(cache)}
-        start = perf_counter()
-        output = reader.model(input_ids=token, use_cache=True, **arguments)
-        # Waits for the device.
-        output.logits.max().item()
-        seconds.append(perf_counter() - start)
-    return min(seconds)
 
 
 class MixtureProcessor:

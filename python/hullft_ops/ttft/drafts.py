@@ -4,50 +4,62 @@ After Leviathan et al., *Fast Inference from Transformers via Speculative Decodi
 arXiv:2211.17192. He et al., *REST*, arXiv:2311.08252, draft from retrieved texts too.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hullft_ops.ttft.models.cache import can_be_cut
+from hullft_ops.ttft.models.attention import grouped_attention
+from hullft_ops.ttft.models.cache import can_be_cut, copied
 
 # No pass verifies more tokens.
 _LONGEST = 15
-# How long a pass over n more tokens takes, of one over a token. SmolLM2-135M, float32, behind 2,000
-# tokens, on one thread of a Xeon with AMX: 151 ms for one token, 228, 317, 342 and 359 for 2, 4, 8
-# and 16. Behind few tokens, in bfloat16 or on a GPU, more tokens cost less.
-_SECONDS = [min(1 + 0.5 * size, 2.1 + 0.02 * size) for size in range(_LONGEST + 1)]
-# By the length of the n-gram, how often a drafted token stood: 11 texts of SmolLM2-135M on code, C
+# How long a pass takes over a token and a draft of 0, 1, 2, ... tokens, of one over a token alone:
+# SmolLM2-135M behind 2,000 tokens, on one thread of a Xeon with AMX. With bfloat16, and on GPUs,
+# more tokens cost little.
+_SECONDS = [1.0, *(1.08 + 0.014 * size for size in range(1, _LONGEST + 1))]
+_SECONDS_FLOAT32 = [
+    1,
+    1.14,
+    1.24,
+    *(min(1.35 + 0.1 * size, 2.2) for size in range(3, 16)),
+]
+# By the length of the n-gram, how often a drafted token stood: 22 texts of SmolLM2-135M on code, C
 # and documentation, behind retrieved passages. It counts as so many tokens of the text itself.
-_RATES = {0: 0.0, 1: 0.35, 2: 0.4, 4: 0.65, 8: 0.85}
-_RATE_OF_LONGER = 0.95
-_PRIOR = 8
+_RATES = {0: 0.0, 1: 0.45, 2: 0.45, 4: 0.7, 8: 0.9}
+_RATE_OF_LONGER = 0.98
+_PRIOR = 16
 
 
-@dataclass
 class Acceptance:
-    """How often drafted tokens stand, by the length of the n-gram that they follow."""
+    """How often drafted tokens stand, by the length of the n-gram that they follow.
 
-    verified: dict[int, int] = field(default_factory=dict)
-    accepted: dict[int, int] = field(default_factory=dict)
+    Args:
+        seconds: how long a pass takes over a token and a draft of 0, 1, 2, ... tokens, in any unit.
+    """
+
+    def __init__(self, seconds: Sequence[float]) -> None:
+        self._seconds = seconds
+        self._verified: Counter[int] = Counter()
+        self._accepted: Counter[int] = Counter()
 
     def enter(self, length: int, accepted: int, drafted: int) -> None:
         """The first tokens of a draft stood, and one was refused. Those behind it say nothing."""
-        verified = min(accepted + 1, drafted)
-        self.verified[length] = self.verified.get(length, 0) + verified
-        self.accepted[length] = self.accepted.get(length, 0) + accepted
+        self._verified[length] += min(accepted + 1, drafted)
+        self._accepted[length] += accepted
 
     def best_size(self, length: int) -> int:
         """How many tokens to draft, for the most tokens a second."""
         expected = _PRIOR * _RATES.get(length, _RATE_OF_LONGER)
-        accepted = self.accepted.get(length, 0) + expected
-        rate = accepted / (self.verified.get(length, 0) + _PRIOR)
-        written = accumulate(rate**size for size in range(_LONGEST + 1))
+        rate = (self._accepted[length] + expected) / (self._verified[length] + _PRIOR)
+        written = accumulate(rate**size for size in range(len(self._seconds)))
         speeds = [
-            tokens / seconds for tokens, seconds in zip(written, _SECONDS, strict=True)
+            tokens / seconds
+            for tokens, seconds in zip(written, self._seconds, strict=True)
         ]
         return speeds.index(max(speeds))
 
@@ -91,42 +103,81 @@ class DraftedWriting:
         **arguments: Any,
     ) -> Tensor:
         """The row with what was written; the arguments are those of transformers' own loops."""
-        cache = arguments[self._keyword]
-        takes_drafts = can_be_cut(cache)
         ids, draft, length = input_ids, self._first, 0
-        acceptance = Acceptance()
-        if self._streamer is not None:
-            self._streamer.put(ids.cpu())
-        while True:
-            room = generation_config.max_length - ids.shape[1] - 1
-            draft = draft[: max(room, 0)] if takes_drafts else []
-            drafted = torch.tensor([draft], dtype=ids.dtype, device=ids.device)
-            unread = torch.cat([ids[:, cache.get_seq_length() :], drafted], dim=1)
-            options = {self._keyword: cache}
-            if "logits_to_keep" in arguments:
-                options["logits_to_keep"] = len(draft) + 1
-            output = model(input_ids=unread, use_cache=True, **options)
-            accepted = 0
-            for logits in output.logits[:, -len(draft) - 1 :].unbind(1):
-                scores = logits_processor(ids, logits.float())
-                token = _chosen(scores, is_sampled=generation_config.do_sample)
-                ids = torch.cat([ids, token], dim=1)
-                if self._streamer is not None:
-                    self._streamer.put(token[0].cpu())
-                if stopping_criteria(ids, scores).all():
-                    if self._streamer is not None:
-                        self._streamer.end()
-                    return ids
-                if [int(token)] != draft[accepted : accepted + 1]:
-                    break
-                accepted += 1
-            if accepted < len(draft):
-                cache.crop(accepted - len(draft))
-            acceptance.enter(length, accepted, len(draft))
-            draft, length = [], 0
-            if takes_drafts:
-                draft, length = self._draft(ids[0].tolist(), _LONGEST)
+        self._put(ids)
+        with grouped_attention(model) as is_grouped:
+            passes = _Passes(model, self._keyword, arguments, is_grouped=is_grouped)
+            acceptance = Acceptance(passes.seconds)
+            while True:
+                room = generation_config.max_length - ids.shape[1] - 1
+                draft = draft[: min(room, passes.longest)]
+                read = ids.shape[1]
+                for logits, drafted in passes.predictions(ids, draft):
+                    scores = logits_processor(ids, logits)
+                    token = _chosen(scores, is_sampled=generation_config.do_sample)
+                    ids = torch.cat([ids, token], dim=1)
+                    self._put(token[0])
+                    if stopping_criteria(ids, scores).all():
+                        if self._streamer is not None:
+                            self._streamer.end()
+                        return ids
+                    if int(token) != drafted:
+                        break
+                accepted = ids.shape[1] - read - 1
+                passes.cut(len(draft) - accepted)
+                acceptance.enter(length, accepted, len(draft))
+                draft, length = self._draft(ids[0].tolist(), passes.longest)
                 draft = draft[: acceptance.best_size(length)]
+
+    def _put(self, tokens: Tensor) -> None:
+        if self._streamer is not None:
+            self._streamer.put(tokens.cpu())
+
+
+class _Passes:
+    """The passes of a model behind a cache, which begins with that of a loop's ``arguments``.
+
+    Attributes:
+        longest: how many tokens may be drafted.
+        seconds: as in `Acceptance`.
+    """
+
+    def __init__(
+        self, model: Any, keyword: str, arguments: dict[str, Any], *, is_grouped: bool
+    ) -> None:
+        self._model = model
+        self._keyword = keyword
+        self._cache = copied(arguments[keyword])
+        self._keeps_logits = "logits_to_keep" in arguments
+        self._device = model.device.type
+        self.longest = _LONGEST if can_be_cut(self._cache) else 0
+        is_cpu, is_cast = self._device == "cpu", torch.is_autocast_enabled(self._device)
+        is_wide_cheap = is_cast or not is_cpu or model.dtype != torch.float32
+        self.seconds = _SECONDS if is_wide_cheap else _SECONDS_FLOAT32
+        # On CPUs, one token is no faster in bfloat16, and its inputs have to be cast.
+        self._casts_one = not (is_cpu and is_cast and is_grouped and self.longest)
+
+    def predictions(
+        self, ids: Tensor, draft: Sequence[int]
+    ) -> Iterator[tuple[Tensor, int | None]]:
+        """Read what is unread of ``ids`` ``[1, T]``, and a draft. The logits ``[1, vocabulary]``
+        behind each of the last tokens, and the drafted one; None behind the draft."""
+        drafted = torch.tensor([draft], dtype=ids.dtype, device=ids.device)
+        unread = torch.cat([ids[:, self._cache.get_seq_length() :], drafted], dim=1)
+        count = len(draft) + 1
+        options: dict[str, Any] = {self._keyword: self._cache}
+        if self._keeps_logits:
+            options["logits_to_keep"] = count
+        is_cast = self._casts_one or unread.shape[1] > 1
+        with nullcontext() if is_cast else torch.autocast(self._device, enabled=False):
+            output = self._model(input_ids=unread, use_cache=True, **options)
+        logits = output.logits[:, -count:].float().unbind(1)
+        return zip(logits, [*draft, None], strict=True)
+
+    def cut(self, count: int) -> None:
+        """Take the last tokens out of the cache again."""
+        if count:
+            self._cache.crop(-count)
 
 
 def _chosen(scores: Tensor, *, is_sampled: bool) -> Tensor:

@@ -4,7 +4,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from itertools import chain, pairwise, takewhile
+from dataclasses import dataclass, field
+from itertools import chain, takewhile
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ _WRITING = 0.5
 _IN_TEXT = 8
 # Stands before each text, and equals no token.
 _BOUNDARY = -1
-# The number of an n-gram that does not occur.
-_ABSENT = -1
+# N-grams are told apart by the polynomial of their tokens at this point, modulo 2^64. That two of a
+# million agree has a chance of 1 to 10^7.
+_POINT = 0x9E3779B97F4A7C15
+_MODULUS = 2**64
 
 
 class Ngrams:
@@ -87,15 +90,13 @@ class NgramText:
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens to the text."""
         for token in tokens:
-            place = len(self.tokens)
+            place, size, number = len(self.tokens), 1, token
             self.tokens.append(token)
             for suffixes in self._suffixes:
-                suffixes.follow(token, place)
-            self._suffixes[0].enter((0, 0), (token, token))
-            half = 1
-            for shorter, longer in pairwise(self._suffixes):
-                longer.enter(shorter.at(place - half), shorter.at(place))
-                half *= 2
+                suffixes.enter(token, number if size <= place + 1 else None)
+                left = suffixes.numbers[place - size] if size <= place else None
+                number = (_factor(size) * (left or 0) + number) % _MODULUS
+                size *= 2
 
     def followers(self) -> Iterator[Mapping[int, int]]:
         """How much each token counts that came next after the last 1, 2, 4, ... tokens, while these
@@ -138,131 +139,119 @@ class NgramText:
             The tokens, and how many tokens the n-gram has: a power of 2, or 0 if none occurs.
         """
         for number, suffixes in reversed([*enumerate(self._suffixes)]):
-            here, near = suffixes.continued_at()
-            if here is not None:
-                return self.tokens[here : here + length], 2**number
-            if near is not None:
-                tokens = self._neighbours[near : near + length].tolist()
+            place = suffixes.latest.get(suffixes.number)
+            if place is not None:
+                return self.tokens[place : place + length], 2**number
+            place = suffixes.most_frequent()
+            if place is not None:
+                tokens = self._neighbours[place : place + length].tolist()
                 return [*takewhile(_BOUNDARY.__ne__, tokens)], 2**number
         return [], 0
 
 
+@dataclass(frozen=True)
 class _Table:
-    """What follows the n-grams of one length in the neighbours.
-
-    An n-gram is a pair of the numbers of its halves, and its own number is the pair's rank.
-
-    Args:
-        pairs: of each occurrence, as one integer.
-        stride: the left number's factor in ``pairs``.
-        places: where the token stands that follows each occurrence.
-        tokens: the neighbours'.
+    """What follows the n-grams of one length in the neighbours: a row for each n-gram and token.
 
     Attributes:
-        numbers: of each occurrence.
+        numbers: the n-grams', sorted.
+        tokens: which follow.
+        counts: how often.
+        places: where first.
     """
 
-    def __init__(
-        self, pairs: np.ndarray, stride: int, places: np.ndarray, tokens: np.ndarray
-    ) -> None:
-        self._stride = stride
-        self._pairs, self.numbers = np.unique(pairs, return_inverse=True)
-        vocabulary = int(tokens.max(initial=0)) + 1
-        continued = self.numbers * vocabulary + tokens[places]
-        continued, first, self._counts = np.unique(
-            continued, return_index=True, return_counts=True
+    numbers: np.ndarray
+    tokens: np.ndarray
+    counts: np.ndarray
+    places: np.ndarray
+
+    def rows(self, number: int) -> slice:
+        """Those of an n-gram."""
+        start, end = (
+            int(self.numbers.searchsorted(np.uint64(number), side))
+            for side in ("left", "right")
         )
-        self._tokens = continued % vocabulary
-        self._places = places[first]
-        numbers = np.arange(len(self._pairs) + 1)
-        self._starts = np.searchsorted(continued // vocabulary, numbers)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def number(self, left: int, right: int) -> int:
-        """The number of the n-gram with these halves."""
-        pair = left * self._stride + right
-        number = int(self._pairs.searchsorted(pair))
-        occurs = number < len(self._pairs) and self._pairs[number] == pair
-        return number if occurs else _ABSENT
-
-    def followers(self, number: int) -> dict[int, int]:
-        """How often each token follows an n-gram."""
-        follow = slice(self._starts[number], self._starts[number + 1])
-        tokens, counts = self._tokens[follow].tolist(), self._counts[follow].tolist()
-        return dict(zip(tokens, counts, strict=True))
-
-    def most_frequent(self, number: int) -> int:
-        """Where the token stands that follows an n-gram most often."""
-        start, end = self._starts[number : number + 2]
-        return int(self._places[start + self._counts[start:end].argmax()])
+        return slice(start, end)
 
 
+@dataclass
 class _Suffixes:
-    """The suffixes of one length of a growing text: what follows them, near it and within it."""
+    """The suffixes of one length of a growing text: what follows them, near it and within it.
 
-    def __init__(self, table: _Table) -> None:
-        self._table = table
-        # By place in the text, the n-gram that ends there: its number here, and in the table.
-        self._ending: list[tuple[int, int]] = []
-        self._numbers: dict[tuple[int, int], int] = {}
-        self._counts: defaultdict[int, Counter[int]] = defaultdict(Counter)
-        self._latest: dict[int, int] = {}
+    Attributes:
+        table: the neighbours'.
+        numbers: of the n-gram that ends at each place; None where the text is shorter.
+        counts: how much each token counts that follows an n-gram in the text.
+        latest: where the token stands that followed an n-gram last.
+    """
 
-    def at(self, place: int) -> tuple[int, int]:
-        return self._ending[place] if place >= 0 else (_ABSENT, _ABSENT)
+    table: _Table
+    numbers: list[int | None] = field(default_factory=list)
+    counts: defaultdict[int | None, Counter[int]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )
+    latest: dict[int | None, int] = field(default_factory=dict)
 
-    def follow(self, token: int, place: int) -> None:
-        """A token follows what ends before its place."""
-        here, _ = self.at(place - 1)
-        if here != _ABSENT:
-            self._counts[here][token] += _IN_TEXT
-            self._latest[here] = place
+    @property
+    def number(self) -> int | None:
+        """The last suffix's."""
+        return self.numbers[-1] if self.numbers else None
 
-    def enter(self, left: tuple[int, int], right: tuple[int, int]) -> None:
-        """The n-gram with these halves ends at the next place."""
-        here = near = _ABSENT
-        if left[0] != _ABSENT:
-            pair = left[0], right[0]
-            here = self._numbers.setdefault(pair, len(self._numbers))
-        if left[1] != _ABSENT and right[1] != _ABSENT:
-            near = self._table.number(left[1], right[1])
-        self._ending.append((here, near))
+    def enter(self, token: int, number: int | None) -> None:
+        """A token follows the last suffix, and ends the one with this number."""
+        if self.number is not None:
+            self.counts[self.number][token] += _IN_TEXT
+            self.latest[self.number] = len(self.numbers)
+        self.numbers.append(number)
+
+    def rows(self) -> slice:
+        """The table's for the last suffix."""
+        return slice(0, 0) if self.number is None else self.table.rows(self.number)
 
     def followers(self) -> Mapping[int, int]:
         """How much each token counts that follows the last suffix."""
-        here, near = self.at(len(self._ending) - 1)
-        counts: Mapping[int, int] = self._counts.get(here, {})
-        if near == _ABSENT:
-            return counts
-        merged = self._table.followers(near)
-        for token, count in counts.items():
-            merged[token] = merged.get(token, 0) + count
-        return merged
+        rows = self.rows()
+        tokens = self.table.tokens[rows].tolist()
+        counts = dict(zip(tokens, self.table.counts[rows].tolist(), strict=True))
+        for token, count in self.counts.get(self.number, {}).items():
+            counts[token] = counts.get(token, 0) + count
+        return counts
 
-    def continued_at(self) -> tuple[int | None, int | None]:
-        """Where the last suffix goes on: after its latest occurrence in the text, and most often
-        in the neighbours."""
-        here, near = self.at(len(self._ending) - 1)
-        often = None if near == _ABSENT else self._table.most_frequent(near)
-        return self._latest.get(here), often
+    def most_frequent(self) -> int | None:
+        """Where the token stands that follows the last suffix most often in the neighbours."""
+        rows = self.rows()
+        if rows.start == rows.stop:
+            return None
+        most = self.table.counts[rows].argmax()
+        return int(self.table.places[rows][most])
+
+
+def _factor(size: int) -> int:
+    return pow(_POINT, size, _MODULUS)
 
 
 def _tables(tokens: np.ndarray, count: int) -> Iterator[_Table]:
     """Those of the n-grams of 1, 2, 4, ... tokens."""
-    is_followed = (tokens[:-1] != _BOUNDARY) & (tokens[1:] != _BOUNDARY)
-    ends = np.flatnonzero(is_followed)
-    pairs, stride, half = tokens[ends].astype(np.int64), 1, 1
+    places = np.arange(len(tokens))
+    # How many tokens of its text end at each.
+    sizes = places - np.maximum.accumulate(np.where(tokens == _BOUNDARY, places, 0))
+    numbers, size = tokens.astype(np.uint64), 1
     for _ in range(count):
-        table = _Table(pairs, stride, ends + 1, tokens)
-        yield table
-        numbers = np.full(len(tokens), _ABSENT)
-        numbers[ends] = table.numbers
-        ends = ends[ends >= half]
-        ends = ends[numbers[ends - half] != _ABSENT]
-        pairs, stride = len(table) * numbers[ends - half] + numbers[ends], len(table)
-        half *= 2
+        ends = np.flatnonzero((sizes[:-1] >= size) & (tokens[1:] != _BOUNDARY))
+        yield _table(numbers[ends], tokens, ends + 1)
+        numbers[size:] += np.uint64(_factor(size)) * numbers[:-size]
+        size *= 2
+
+
+def _table(numbers: np.ndarray, tokens: np.ndarray, places: np.ndarray) -> _Table:
+    """Count what stands at places, behind n-grams with these numbers."""
+    order = np.lexsort((tokens[places], numbers))
+    numbers, places = numbers[order], places[order]
+    tokens = tokens[places]
+    changes = (numbers[1:] != numbers[:-1]) | (tokens[1:] != tokens[:-1])
+    first = np.flatnonzero(np.append(len(places) > 0, changes))
+    counts = np.diff(np.append(first, len(places)))
+    return _Table(numbers[first], tokens[first], counts, places[first])
 
 
 def _mix_in(mixture: Tensor, rest: float, added: Mapping[int, float]) -> None:

@@ -4,8 +4,6 @@ import copy
 import inspect
 from typing import Any
 
-import torch
-
 from hullft_ops.ttft.models.checks import unwrapped
 
 
@@ -23,29 +21,33 @@ def keeps_keys_and_values(cache: Any) -> bool:
         DynamicSlidingWindowLayer,
     )
 
+    from hullft_ops.ttft.models.growing import GrowingLayer
+
     if type(cache) is not DynamicCache:
         return False
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    plain = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer)
     return all(type(layer) in plain for layer in cache.layers)
 
 
 def copied(cache: Any) -> Any:
     """A copy of a cache of keys and values, which grows by itself."""
-    # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
+    from transformers.cache_utils import DynamicLayer
+
+    from hullft_ops.ttft.models.growing import GrowingLayer
+
     other = copy.copy(cache)
-    other.layers = [copy.copy(layer) for layer in cache.layers]
+    # Other layers put longer tensors in place of theirs, so the copy may share them.
+    other.layers = [
+        GrowingLayer(layer)
+        if type(layer) in (DynamicLayer, GrowingLayer)
+        else copy.copy(layer)
+        for layer in cache.layers
+    ]
     return other
 
 
-def convert(cache: Any, dtype: torch.dtype) -> None:
-    """Change the dtype of a cache of keys and values."""
-    for layer in cache.layers:
-        if layer.is_initialized:
-            layer.keys, layer.values = layer.keys.to(dtype), layer.values.to(dtype)
-
-
 def can_be_cut(cache: Any) -> bool:
-    """Whether the last tokens can be taken out of a cache again, whatever its length."""
-    from transformers.cache_utils import DynamicLayer
+    """Whether the last tokens can be taken out of a copy again, whatever its length."""
+    from hullft_ops.ttft.models.growing import GrowingLayer
 
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return all(type(layer) is GrowingLayer for layer in cache.layers)

@@ -96,6 +96,25 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+@signal_safe
+def casting_once(model: nn.Module) -> Iterator[None]:
+    """Let autocast keep its copies of all weights: it keeps those of weights with ``requires_grad``
+    alone."""
+    frozen = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.is_floating_point() and not parameter.requires_grad
+    ]
+    with at_exit(partial(_set_requires_grad, frozen, False)):
+        _set_requires_grad(frozen, True)
+        yield
+
+
+def _set_requires_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(value)
+
+
 def _computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
