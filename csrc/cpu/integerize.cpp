@@ -45,10 +45,10 @@ void integerize_batch(const SelectionArguments& arguments, const Sizes& sizes,
                       const Tensor& counts) {
   const int64_t batch = arguments.batch, width = arguments.width, d = arguments.dim;
   const Pool<T> support(arguments);
-  const Tensor query = dense_query(arguments), dense_weights = torch::stable::contiguous(weights);
+  const Tensor query = dense_query(arguments);
+  const RealInput all_weights(weights);
   const T* queries = data<T>(query);
   const int64_t query_stride = query.stride(0);
-  const bool wide_weights = weights.scalar_type() == ScalarType::Double;
   int64_t* out = counts.mutable_data_ptr<int64_t>();
   struct Workspace {
     IntegerizeSolver<T> solver;
@@ -57,9 +57,7 @@ void integerize_batch(const SelectionArguments& arguments, const Sizes& sizes,
   };
   const auto read_weights = [&](int64_t b, std::vector<double>& into) {
     into.resize(size_t(sizes[b]));
-    for (int64_t i = 0; i < sizes[b]; ++i)
-      into[size_t(i)] = wide_weights ? data<double>(dense_weights)[b * width + i]
-                                     : double(data<float>(dense_weights)[b * width + i]);
+    for (int64_t i = 0; i < sizes[b]; ++i) into[size_t(i)] = all_weights[b * width + i];
   };
   const double gram_work = double(d) * double(sizes.largest()) / 2 * sizes.total();
   FirstFailure failure;

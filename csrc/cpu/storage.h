@@ -1,6 +1,7 @@
 // From torch's dtypes to the storage types of core/dtypes.h and back.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -31,6 +32,21 @@ auto dispatch_floating(ScalarType t, const Body& body) {
       return body(float{});
   }
 }
+
+// A dense float32 or float64 input.
+class RealInput {
+ public:
+  explicit RealInput(const Tensor& t)
+      : dense_(torch::stable::contiguous(t)), wide_(t.scalar_type() == ScalarType::Double) {}
+
+  double operator[](int64_t i) const {
+    return wide_ ? data<double>(dense_)[i] : double(data<float>(dense_)[i]);
+  }
+
+ private:
+  Tensor dense_;
+  bool wide_;
+};
 
 // A float32 or float64 output, its address and dtype asked of torch once.
 class RealOutput {

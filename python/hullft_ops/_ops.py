@@ -7,11 +7,13 @@ calls the operator itself, so its error stays.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from hullft_ops import _C, _checks  # noqa: F401 (the import of _C registers the operators)
 
@@ -27,8 +29,42 @@ _OF_THE_DEVICE = (
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
-# What calls an operator that has gradients.
-with_gradients: dict[str, Callable[..., Any]] = {}
+class Undifferentiable(torch.autograd.Function):
+    """An operator that refuses a backward pass, and forward mode, in place of zeros in silence."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(op: str, *arguments: Any) -> Any:
+        return getattr(ops, op)(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.op = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError(
+            f"{ctx.op}: has no gradient; detach the tensors that it takes as constants"
+        )
+
+
+# Of the operators that take part in every backward pass. The others' results require no gradient,
+# which torch.func does not look at.
+gradients: dict[str, type[Undifferentiable]] = {}
+
+
+def _is_differentiated(op: str, arguments: Sequence[Any]) -> bool:
+    if torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
+            return op in gradients
+        # Tensors that vmap makes do not say what they require.
+        transforms = {level.key() for level in _functorch.get_interpreter_stack()}
+        return transforms != {_functorch.TransformType.Vmap}
+    if op not in gradients or not torch.is_grad_enabled():
+        return False
+    pool, query, *_ = arguments
+    return bool(pool.requires_grad or query.requires_grad)
 
 
 def call(op: str, *arguments: Any, **options: Any) -> Any:
@@ -36,7 +72,10 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
 
     The functions that end in _indexed are the same operator with candidates.
     """
-    operator = with_gradients.get(op) or getattr(ops, op.removesuffix("_indexed"))
+    name = op.removesuffix("_indexed")
+    operator = getattr(ops, name)
+    if not options and _is_differentiated(name, arguments):
+        operator = partial(gradients.get(name, Undifferentiable).apply, name)
     if torch.compiler.is_compiling():
         return operator(*arguments, **options)
     try:
@@ -70,10 +109,16 @@ def call_batched(
         queries = tuple([query.unsqueeze(0) for query in queries])
     if candidates is not None:
         options["candidates"] = candidates if is_batch else candidates.unsqueeze(0)
+    results: Sequence[Tensor] | Tensor
     results = call(op, pool, *queries, *options.values())
     if isinstance(results, Tensor):
         results = [results]
-    return results if is_batch else [result.squeeze(0) for result in results]
+    if is_batch:
+        return results
+    if results[0].requires_grad or torch._C._are_functorch_transforms_active():
+        return [result.squeeze(0) for result in results]
+    # In place: a view of each result would take as long as the smallest solve.
+    return [result.squeeze_(0) for result in results]
 
 
 Columns = tuple[list[Tensor], ...]  # a list for each argument of an operator
@@ -124,7 +169,6 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
 # query, or one for each selected row, of int64 or of the dtype of weights.
 _FOR_EACH_ROW = ("indices", "weights", "counts", "picks", "variance")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
-_DIFFERENTIABLE = ("simplex_lstsq", "nnls")  # _lstsq_gradients.py
 _SCALARS = (
     "steps",
     "lr_tensor",
@@ -144,6 +188,8 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
         pool = arguments[names[0]]
         if name == "integerize":
             return pool.new_empty(arguments["weights"].shape, dtype=torch.int64)
+        if name == "lstsq_adjoint":
+            return torch.empty_like(arguments["weights"])
         real = torch.float64 if pool.dtype == torch.float64 else torch.float32
         batch = arguments["query"].shape[0]
         results = []
@@ -193,13 +239,10 @@ def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
             )
 
 
-def vmap_rule(
-    operator: Any, call: Callable[..., Any] | None = None
-) -> Callable[..., Any]:
+def _vmap_rule(operator: Any) -> Callable[..., Any]:
     """Several batches become one: ``register_vmap`` calls this with a dimension of each tensor.
 
-    The first argument may be shared by the batch, all others have one value a query. ``call`` runs
-    the operator.
+    The first argument may be shared by the batch, all others have one value a query.
     """
     names = [argument.name for argument in operator._schema.arguments]
 
@@ -228,7 +271,7 @@ def vmap_rule(
             offset = torch.arange(n, device=pool.device) * pool.shape[1]
             offset = offset.repeat_interleave(batch)[:, None]
             merged["candidates"] = candidates + offset * (candidates >= 0)
-        results = (call or operator)(*merged.values())
+        results = operator(*merged.values())
         if isinstance(results, Tensor):
             return results.view(n, batch, *results.shape[1:]), 0
         results = tuple(r.view(n, batch, *r.shape[1:]) for r in results)
@@ -267,9 +310,7 @@ for _full_name in torch._C._dispatch_get_all_op_names():
     _operator = getattr(ops, _name).default
     torch.library.register_fake(_full_name, _fake(_name, _operator._schema))
     if _operator._schema.returns:
-        torch.library.register_vmap(_full_name, vmap_rule(_operator))
-    if _name in _DIFFERENTIABLE:
-        continue
+        torch.library.register_vmap(_full_name, _vmap_rule(_operator))
     if _operator._schema.returns:
         # No output of a selection has a gradient. torch's own kernel for operators without a
         # derivative would claim one, and warn when a backward pass loses it.

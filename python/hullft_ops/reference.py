@@ -112,6 +112,33 @@ def nnls(pool: Tensor, query: Tensor) -> ReferenceLstsq:
     return ReferenceLstsq(w, r.norm().item(), max(violation, 0.0), num_iter)
 
 
+def lstsq_adjoint(
+    pool: Tensor, weights: Tensor, gradient: Tensor, is_gram: bool, on_simplex: bool
+) -> Tensor:
+    """[B, K]: what a gradient [B, K] of the weights [B, K] of least squares is to G w.
+
+    The pool is [K, d] or [B, K, d], or with is_gram the matrices G. On the simplex the answer sums
+    to 0; of all solutions it is that of least norm. It is 0 outside the support.
+    """
+    size = (weights > 0).sum(1)
+    places = weights.argsort(dim=1, descending=True)[:, : max(size.tolist(), default=0)]
+    batch = torch.arange(len(weights), device=pool.device)[:, None]
+    inside = (weights.gather(1, places) > 0).double()
+    span = torch.diag_embed(inside)
+    if on_simplex:
+        span -= inside[:, :, None] * inside[:, None] / size.clamp(min=1)[:, None, None]
+    rows = span @ pool.expand(len(weights), -1, -1)[batch, places].double()
+    if is_gram:
+        rows = rows.gather(2, places[:, None].expand(-1, rows.shape[1], -1))
+        system = rows @ span
+        system = (system + system.mT) / 2
+    else:
+        system = rows @ rows.mT
+    inverse = torch.linalg.pinv(system, rtol=1e-12, hermitian=True)
+    v = (inverse @ gradient.gather(1, places).double()[:, :, None])[:, :, 0]
+    return torch.zeros_like(weights).scatter_(1, places, v.to(weights.dtype))
+
+
 def _fully_corrective(
     x: Tensor,
     q: Tensor,

@@ -2,6 +2,8 @@
 
 import torch
 
+import hullft_ops
+
 KINDS = [
     "plain",
     "copies",
@@ -77,3 +79,24 @@ def excess(
     residual = query - current
     correlations = (pool @ residual.unsqueeze(-1)).squeeze(-1)
     return 2 * (correlations.max(-1).values - (current * residual).sum(-1))
+
+
+def assert_nearest_of_the_hull(
+    pool: torch.Tensor, query: torch.Tensor, solution: hullft_ops.LstsqSolution
+) -> None:
+    """Of pools [batch, rows, dim]. The relative bound of 1e-9 follows unless the residual is 0."""
+    weights = solution.weights
+    scale = largest_square(pool, query)
+
+    assert (weights >= 0).all()
+    assert (weights.sum(-1) - 1).abs().max() <= 1e-12
+    assert torch.equal((weights > 0).sum(-1), solution.support_size)
+
+    above = excess(pool, query, weights)
+
+    assert (above <= 1e-13 * scale).all()
+    assert (above <= 2 * solution.gap + 1e-13 * scale).all()
+
+    residual = (query - (weights.unsqueeze(-2) @ pool).squeeze(-2)).norm(dim=-1)
+
+    assert ((residual - solution.residual).abs() <= 1e-13 * scale.sqrt()).all()

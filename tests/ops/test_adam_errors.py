@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from adam_problems import OPS, OPTIONS, assert_same_bits, make_tensors
+from adam_problems import (
+    OPS,
+    OPTIONS,
+    AdamTensors,
+    assert_same_bits,
+    make_tensors,
+)
 from adam_training import backward, grouped, make_model
 from bad_tensors import (
     BAD_ADAM_OPTIONS,
@@ -23,27 +29,32 @@ from bad_tensors import (
 from hullft_ops import ReplayAdam
 
 
-@pytest.mark.parametrize("case", bad_adam_tensors())
-def test_bad_tensors(case: str) -> None:
-    message, tensors = bad_adam_tensors()[case]
+def assert_refused(
+    message: str,
+    tensors: AdamTensors,
+    rates: Sequence[torch.Tensor] = (),
+    **options: object,
+) -> None:
+    """By the sweep, and by the check before several sweeps."""
+    options = {"repeats": 1, **OPTIONS, **options}
 
     with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
-        OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
+        OPS.adam_replay_(*tensors, **options)
 
+    repeats = options.get("repeats_tensor")
     with pytest.raises(ValueError, match=f"^adam_replay_check: {message}$"):
-        OPS.adam_replay_check(*tensors, [])
+        OPS.adam_replay_check(*tensors, list(rates), repeats)
+
+
+@pytest.mark.parametrize("case", bad_adam_tensors())
+def test_bad_tensors(case: str) -> None:
+    assert_refused(*bad_adam_tensors()[case])
 
 
 @pytest.mark.cpu_only("step counts stay on the CPU where other tensors do not")
 @pytest.mark.parametrize("message", overlapping_step_counts())
 def test_step_counts_within_other_tensors(message: str) -> None:
-    tensors = overlapping_step_counts()[message]
-
-    with pytest.raises(ValueError, match=f"^adam_replay_: {message} in memory$"):
-        OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
-
-    with pytest.raises(ValueError, match=f"^adam_replay_check: {message} in memory$"):
-        OPS.adam_replay_check(*tensors, [])
+    assert_refused(f"{message} in memory", overlapping_step_counts()[message])
 
 
 @pytest.mark.parametrize(("message", "options"), BAD_ADAM_OPTIONS)
@@ -54,49 +65,31 @@ def test_bad_options(message: str, options: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(("message", "rate"), BAD_RATES)
 def test_bad_learning_rate_tensors(message: str, rate: torch.Tensor) -> None:
-    tensors = make_tensors([3])
-
-    with pytest.raises(ValueError, match=f"^adam_replay_: lr_tensor {message}$"):
-        OPS.adam_replay_(*tensors, repeats=1, lr_tensor=rate, **OPTIONS)
-
-    with pytest.raises(
-        ValueError, match=rf"^adam_replay_check: lr_tensors\[1\] {message}$"
-    ):
-        OPS.adam_replay_check(*tensors, [torch.tensor(1e-3), rate])
+    rates = [torch.tensor(1e-3), rate]
+    message = rf"(lr_tensor|lr_tensors\[1\]) {message}"
+    assert_refused(message, make_tensors([3]), rates, lr_tensor=rate)
 
 
 @pytest.mark.cpu_only("a learning rate on the device is read by the launch, unchecked")
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_bad_values_of_a_learning_rate_tensor(value: float) -> None:
     rate = torch.tensor(value)
-    message = f"^adam_replay_: lr_tensor must be finite and >= 0, got {value:g}$"
-
-    with pytest.raises(ValueError, match=message):
-        OPS.adam_replay_(*make_tensors([3]), repeats=1, lr_tensor=rate, **OPTIONS)
+    message = rf"lr_tensor(s\[0\])? must be finite and >= 0, got {value:g}"
+    assert_refused(message, make_tensors([3]), [rate], lr_tensor=rate)
 
 
 @pytest.mark.cpu_only("a number of steps on the device is read by the launch")
 @pytest.mark.parametrize(("message", "repeats"), BAD_REPEATS)
 def test_bad_tensors_of_repeats(message: str, repeats: torch.Tensor) -> None:
-    tensors = make_tensors([3])
-
-    with pytest.raises(ValueError, match=f"^adam_replay_: repeats_tensor {message}$"):
-        OPS.adam_replay_(*tensors, repeats=1, repeats_tensor=repeats, **OPTIONS)
-
-    with pytest.raises(ValueError, match="^adam_replay_check: repeats_tensor must"):
-        OPS.adam_replay_check(*tensors, [], repeats)
+    message = f"repeats_tensor {message}"
+    assert_refused(message, make_tensors([3]), repeats_tensor=repeats)
 
 
 def test_a_learning_rate_within_what_is_written() -> None:
     tensors = make_tensors([(2, 3), 4])
     rate = tensors.exp_avgs[1][2]
-    message = r"(exp_avgs|lr_tensors?)\[[01]\] overlaps"
-
-    with pytest.raises(ValueError, match=f"^adam_replay_: {message}"):
-        OPS.adam_replay_(*tensors, repeats=1, lr_tensor=rate, **OPTIONS)
-
-    with pytest.raises(ValueError, match=f"^adam_replay_check: {message}"):
-        OPS.adam_replay_check(*tensors, [rate])
+    message = r"(exp_avgs|lr_tensors?)\[[01]\] overlaps .*"
+    assert_refused(message, tensors, [rate], lr_tensor=rate)
 
 
 def test_an_error_in_the_second_tensor_leaves_the_first_as_it_was() -> None:
@@ -199,20 +192,23 @@ def test_bad_repeats(error: type[Exception], repeats: object, message: str) -> N
     assert not calls
 
 
-def test_a_closure_that_is_none() -> None:
-    with pytest.raises(TypeError, match="closure must be a function, got 4; step"):
-        ReplayAdam([torch.zeros(3)]).step(4)
-
-
-def test_a_closure_and_gradients() -> None:
-    with pytest.raises(ValueError, match="closure and grads exclude each other"):
-        ReplayAdam([torch.zeros(3)]).step(lambda: 0.0, grads={})
-
-
-def test_gradients_that_are_no_mapping() -> None:
-    param = torch.zeros(3, requires_grad=True)
-    with pytest.raises(TypeError, match="grads must map parameters to gradients"):
-        ReplayAdam([param]).step(grads=[param])
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "closure must be a function, got 4; step", {"closure": 4}),
+        (
+            ValueError,
+            "closure and grads exclude each other",
+            {"closure": float, "grads": {}},
+        ),
+        (TypeError, "grads must map parameters to gradients", {"grads": [ONE]}),
+    ],
+)
+def test_bad_arguments_of_a_step(
+    error: type[Exception], message: str, arguments: dict[str, object]
+) -> None:
+    with pytest.raises(error, match=f"^ReplayAdam.step: {message}"):
+        ReplayAdam([torch.zeros(3)]).step(**arguments)
 
 
 class Step:

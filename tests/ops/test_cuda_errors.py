@@ -5,7 +5,8 @@ CUDA tensors, and through the host side of the CUDA operators, which looks at CP
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -50,11 +51,11 @@ def error_of(call: Call) -> tuple[type[Exception], str]:
 
 def test_every_operator_is_called_badly() -> None:
     names = {operator._schema.name.split("::")[1] for operator in operators()}
-    sweeps = {"adam_replay_", "adam_replay_check", "grad_accumulate_"}
+    others = {"adam_replay_", "adam_replay_check", "grad_accumulate_", "lstsq_adjoint"}
 
     for calls in (DIRECT, PUBLIC):
         called = {bad.of_operator()[0].default for bad in calls}
-        assert {op._schema.name.split("::")[1] for op in called} == names - sweeps
+        assert {op._schema.name.split("::")[1] for op in called} == names - others
 
 
 def fake_cuda(value: object) -> object:
@@ -105,45 +106,29 @@ def test_selection_operators(bad: Bad) -> None:
     assert_cuda_refuses(lambda: operator(**arguments))
 
 
-@needs_cuda_operators
-@pytest.mark.parametrize("case", bad_adam_tensors())
-def test_adam_tensors(case: str) -> None:
-    _, tensors = bad_adam_tensors()[case]
-    assert_cuda_refuses(lambda: OPS.adam_replay_(*tensors, repeats=1, **OPTIONS))
-    assert_cuda_refuses(lambda: OPS.adam_replay_check(*tensors, []))
-
-
-@needs_cuda_operators
-@pytest.mark.parametrize("message", overlapping_step_counts())
-def test_overlapping_step_counts(message: str) -> None:
-    tensors = overlapping_step_counts()[message]
-    assert_cuda_refuses(lambda: OPS.adam_replay_(*tensors, repeats=1, **OPTIONS))
-
-
-@needs_cuda_operators
-@pytest.mark.parametrize("options", [options for _, options in BAD_ADAM_OPTIONS])
-def test_adam_options(options: dict[str, float]) -> None:
+def bad_sweeps() -> Iterator[Call]:
     tensors = make_tensors([3])
-    options = {"repeats": 1, **OPTIONS, **options}
+    adam = [tensors for _, tensors in bad_adam_tensors().values()]
+    for bad in adam:
+        yield partial(OPS.adam_replay_check, *bad, [])
 
-    assert_cuda_refuses(lambda: OPS.adam_replay_(*tensors, **options))
+    for bad in (*adam, *overlapping_step_counts().values()):
+        yield partial(OPS.adam_replay_, *bad, repeats=1, **OPTIONS)
+
+    for _, rate in BAD_RATES:
+        yield partial(OPS.adam_replay_check, *tensors, [rate])
+
+    for _, bad in (*BAD_ADAM_OPTIONS, *((_, {"lr_tensor": r}) for _, r in BAD_RATES)):
+        yield partial(OPS.adam_replay_, *tensors, **{"repeats": 1, **OPTIONS, **bad})
+
+    for caches, grads, factors in bad_accumulations().values():
+        yield partial(OPS.grad_accumulate_, caches, grads, **factors)
 
 
 @needs_cuda_operators
-@pytest.mark.parametrize("rate", [rate for _, rate in BAD_RATES])
-def test_adam_rates(rate: torch.Tensor) -> None:
-    tensors = make_tensors([3])
-    options = {"repeats": 1, **OPTIONS, "lr_tensor": rate}
-
-    assert_cuda_refuses(lambda: OPS.adam_replay_(*tensors, **options))
-    assert_cuda_refuses(lambda: OPS.adam_replay_check(*tensors, [rate]))
-
-
-@needs_cuda_operators
-@pytest.mark.parametrize("message", bad_accumulations())
-def test_accumulations(message: str) -> None:
-    caches, grads, factors = bad_accumulations()[message]
-    assert_cuda_refuses(lambda: OPS.grad_accumulate_(caches, grads, **factors))
+@pytest.mark.parametrize("call", bad_sweeps())
+def test_sweeps(call: Call) -> None:
+    assert_cuda_refuses(call)
 
 
 @needs_cuda_operators

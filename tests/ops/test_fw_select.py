@@ -1,5 +1,7 @@
 """fw_select: golden pools, the reference, every shape a caller may bring."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from hullft_ops import reference
 from problems import (
     DTYPES,
     VARIANTS,
+    assert_consistent,
     assert_equals_reference,
     make_problem,
     of_query,
@@ -16,6 +19,29 @@ from problems import (
 
 reference_fw_select = remembered(reference.fw_select)
 GOLDEN_N = [1, 5, 20, 50]
+
+
+def assert_selects(
+    selection: hullft_ops.Selection,
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    *,
+    tolerance: float = 1e-10,
+    **options: Any,
+) -> None:
+    """What the reference selects, for each query.
+
+    Where the support of "corrective" has room for all rows they enter in another order.
+    """
+    for b in range(len(query)):
+        of_b = of_query(selection, b)
+        expected = reference_fw_select(pool[b], query[b], n_select, **options)
+        has_room = len(expected.indices) < options.get("max_support", n_select)
+        if has_room and options["variant"] == "corrective":
+            expected = expected._replace(num_iter=int(of_b.num_iter))
+
+        assert_equals_reference(of_b, expected, weight_tolerance=tolerance)
 
 
 @pytest.mark.parametrize("n_select", GOLDEN_N)
@@ -52,19 +78,33 @@ def test_golden_float32(
     assert weights_error.abs().max() < float32_tolerance
 
 
+@pytest.mark.parametrize("n_select", GOLDEN_N)
+@pytest.mark.usefixtures("simd_level")
+def test_golden_pools_of_corrective(
+    golden: dict[str, torch.Tensor], n_select: int
+) -> None:
+    pool, query = golden["pool"].double(), golden["query"].double()
+    sel = hullft_ops.fw_select(pool, query, n_select, variant="corrective")
+
+    assert_selects(sel, pool, query, n_select, variant="corrective")
+
+
 SHAPES = [
     (1, 3, 4),
     (2, 1, 1),
     (7, 5, 3),
     (33, 17, 9),
     (200, 70, 20),
+    (200, 70, 60),
 ]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("candidates", "dim", "n_select"), SHAPES)
 @pytest.mark.usefixtures("simd_level")
 def test_equals_reference(
+    variant: str,
     dtype: torch.dtype,
     candidates: int,
     dim: int,
@@ -74,13 +114,31 @@ def test_equals_reference(
 ) -> None:
     pool, query = make_problem(candidates * dim, 3, candidates, dim, dtype)
     narrow_state = device.type == "cuda" and dtype != torch.float64
-    max_iter = 40 if narrow_state else 250
-    sel = hullft_ops.fw_select(pool, query, n_select, max_iter=max_iter)
+    options = {"variant": variant}
+    if narrow_state and variant == "vanilla":
+        options["max_iter"] = 40
+
+    sel = hullft_ops.fw_select(pool, query, n_select, **options)
     tolerance = 1e-10 if dtype == torch.float64 else float32_tolerance
 
-    for b in range(3):
-        expected = reference_fw_select(pool[b], query[b], n_select, max_iter=max_iter)
-        assert_equals_reference(of_query(sel, b), expected, weight_tolerance=tolerance)
+    assert_selects(sel, pool, query, n_select, tolerance=tolerance, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("max_support", [2, 5, 20])
+@pytest.mark.usefixtures("simd_level")
+def test_max_support_bounds_the_rows_and_not_the_units(
+    variant: str, max_support: int
+) -> None:
+    pool, query = make_problem(12, 4, 100, 32)
+    options = {"variant": variant, "max_support": max_support, "max_iter": 40}
+    sel = hullft_ops.fw_select(pool, query, 20, **options)
+
+    assert_consistent(pool, query, sel, 20)
+
+    assert (sel.support_size <= max_support).all()
+
+    assert_selects(sel, pool, query, 20, **options)
 
 
 @pytest.mark.parametrize(
@@ -152,3 +210,39 @@ def test_stopping_rules(variant: str) -> None:
 
     assert (by_gap.gap <= 1e-2).all()
     assert (by_gap.num_iter < unbounded.num_iter).all()
+
+
+def test_dense_has_the_weight_of_every_row() -> None:
+    pool, query = make_problem(15, 3, 30, 12)
+    sizes = torch.tensor([30, 0, 4])
+    sel = hullft_ops.fw_select(pool, query, 9, variant="corrective", pool_sizes=sizes)
+    weights = sel.dense(30)
+
+    assert weights.shape == (3, 30)
+
+    for b in range(3):
+        expected = torch.zeros(30, dtype=torch.float64)
+        size = int(sel.support_size[b])
+        expected[sel.indices[b, :size]] = sel.weights[b, :size]
+
+        assert torch.equal(weights[b], expected)
+        assert torch.equal(of_query(sel, b).dense(30), expected)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "error", "message"),
+    [
+        (0, ValueError, "dense: n_rows must be in 1.* got 0"),
+        (2, ValueError, "dense: n_rows must be that of the pool, got 2 and index 2"),
+        (1, ValueError, "dense: n_rows must be that of the pool, got 1 and index 2"),
+        (2.0, TypeError, "dense: n_rows must be an int, got float"),
+    ],
+)
+def test_dense_wants_a_number_of_rows(
+    n_rows: object, error: type[Exception], message: str
+) -> None:
+    query = torch.tensor([0.0, 0.4, 0.6])
+    sel = hullft_ops.fw_select(torch.eye(3), query, 2, variant="corrective")
+
+    with pytest.raises(error, match=f"^{message}"):
+        sel.dense(n_rows)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import hullft_ops
+from hullft_ops import reference
 from lstsq_problems import make
 from problems import make_problem
 
@@ -167,7 +168,7 @@ def test_rows_that_depend_on_one_another_have_the_gradient_of_least_norm() -> No
     products = torch.ones(2, dtype=torch.float64).requires_grad_()
     weights = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     seed = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    adjoint = torch.ops.hullft.lstsq_adjoint
+    adjoint = torch.ops.hullft_ops.lstsq_adjoint
     v = adjoint(gram.detach()[None], weights, seed, True, False)
 
     torch.testing.assert_close(v, torch.tensor([[0.25, 0.25]], dtype=torch.float64))
@@ -198,11 +199,17 @@ def test_what_has_no_gradient_raises_or_says_so(solver: Callable) -> None:
 
     assert not any(output.requires_grad for output in solution)
 
+    with pytest.raises(NotImplementedError, match="the gap has no gradient"):
+        torch.func.grad(lambda q: solver(pool, q).gap.sum())(query)
+
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda q: solver(pool, q).weights, (query,), (query,))
+
     solution = solver(pool.requires_grad_(), query)
 
     assert solution.weights.requires_grad
     assert solution.residual.requires_grad
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(NotImplementedError, match="the gap has no gradient"):
         solution.gap.sum().backward()
 
     (gradient,) = torch.autograd.grad(
@@ -262,13 +269,50 @@ def test_the_transforms_of_torch_func(solver: Callable) -> None:
 
 
 @every_solver
-def test_the_adjoint_is_a_registered_operator(solver: Callable) -> None:
-    pool, query = make_problem(7, 3, 9, 14)
-    weights = solver(pool, query).weights
+@pytest.mark.parametrize("kind", ["plain", "copies", "query in hull", "far from 0"])
+@pytest.mark.parametrize(("rows", "dim"), [(9, 14), (30, 3)])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_adjoint_is_that_of_the_reference(
+    solver: Callable, kind: str, rows: int, dim: int, is_shared: bool
+) -> None:
+    """Of the solution's support, and of rows that depend on one another."""
+    pool, query = make(7, 5, rows, dim, kind)
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(5, rows, generator=generator, dtype=torch.float64)
+    dense = torch.rand(5, rows, generator=generator, dtype=torch.float64) - 0.3
     on_simplex = solver is hullft_ops.simplex_lstsq
-    adjoint = torch.ops.hullft.lstsq_adjoint.default
-    arguments = (pool, weights, torch.ones_like(weights), False, on_simplex)
+    pool = pool[0] if is_shared else pool
 
-    torch.library.opcheck(adjoint, arguments)
-    of_gram = adjoint(pool @ pool.mT, *arguments[1:3], True, on_simplex)
-    torch.testing.assert_close(of_gram, adjoint(*arguments), rtol=1e-9, atol=1e-12)
+    for weights in (solver(pool, query).weights, dense, dense * 0):
+        for is_gram, of in ((False, pool), (True, pool @ pool.mT)):
+            arguments = (of, weights, gradient, is_gram, on_simplex)
+            expected = reference.lstsq_adjoint(*arguments)
+            v = torch.ops.hullft_ops.lstsq_adjoint(*arguments)
+            error = (v - expected).norm()
+
+            assert error <= 1e-7 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weights": torch.ones(2, 4)}, r"weights must have shape \[2, 3\]"),
+        ({"gradient": torch.ones(3, 3)}, r"gradient must have shape \[2, 3\]"),
+        ({"gradient": torch.ones(2, 3).double()}, "gradient must be float32"),
+        ({"weights": torch.ones(3)}, "weights must have 2 dimensions"),
+        ({"pool": torch.ones(3)}, "pool must have 2 dimensions"),
+        ({"pool": torch.ones(3, 5).long()}, "pool must be float32"),
+        ({"is_gram": True}, "gram must be square"),
+    ],
+)
+def test_the_adjoint_checks_its_tensors(changed: dict, message: str) -> None:
+    good = {
+        "pool": torch.ones(3, 5),
+        "weights": torch.ones(2, 3),
+        "gradient": torch.ones(2, 3),
+        "is_gram": False,
+        "on_simplex": True,
+    }
+
+    with pytest.raises(ValueError, match=f"^lstsq_adjoint: {message}"):
+        torch.ops.hullft_ops.lstsq_adjoint(**good | changed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hullft_ops
-from lstsq_problems import KINDS, excess, largest_square, make
+from lstsq_problems import KINDS, assert_nearest_of_the_hull, largest_square, make
 from problems import DTYPES
 
 pytestmark = pytest.mark.cpu_only("pivoting runs on the CPU")
@@ -38,21 +38,8 @@ def one_by_one(
 def test_no_point_of_the_hull_is_nearer(kind: str, rows: int, dim: int) -> None:
     pool, query = queries_of(kind, rows, dim)
     solution = hullft_ops.simplex_lstsq(pool, query)
-    pools = pool.expand(len(query), -1, -1)
-    scale = largest_square(pools, query)
 
-    assert (solution.weights >= 0).all()
-    assert (solution.weights.sum(-1) - 1).abs().max() <= 1e-12
-    assert torch.equal((solution.weights > 0).sum(-1), solution.support_size)
-
-    above = excess(pools, query, solution.weights)
-
-    assert (above <= 1e-13 * scale).all()
-    assert (above <= 2 * solution.gap + 1e-13 * scale).all()
-
-    residual = (query - solution.weights @ pool).norm(dim=-1)
-
-    assert ((residual - solution.residual).abs() <= 1e-13 * scale.sqrt()).all()
+    assert_nearest_of_the_hull(pool.expand(len(query), -1, -1), query, solution)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nearly on a line"])

@@ -57,6 +57,16 @@ def samples() -> dict[str, tuple[str, Arguments]]:
         "nnls shared": ("nnls", {**least, "pool": pool[0]}),
         "simplex_lstsq gram": ("simplex_lstsq", {**of_gram, **ragged}),
         "nnls gram": ("nnls", {**of_gram, "pool": gram[0]}),
+        "lstsq_adjoint": (
+            "lstsq_adjoint",
+            {
+                "pool": pool,
+                "weights": integers["weights"],
+                "gradient": pool[:, :, 0].contiguous(),
+                "is_gram": False,
+                "on_simplex": True,
+            },
+        ),
         "fw_lmo": ("fw_lmo", {**step, **ragged}),
         "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
         "knn_select": ("knn_select", {**pools, **ragged}),
@@ -68,12 +78,9 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     }
 
 
-DIFFERENTIABLE = ("simplex_lstsq", "nnls")
-
-
 @pytest.mark.parametrize("sample", samples())
 def test_registration(sample: str) -> None:
-    """Only the weights and the residual of least squares have a gradient."""
+    """The operators themselves have no gradients."""
     name, arguments = samples()[sample]
     operator = getattr(OPS, name).default
 
@@ -85,8 +92,7 @@ def test_registration(sample: str) -> None:
     if isinstance(outputs, torch.Tensor):
         outputs = [outputs]
 
-    for i, output in enumerate(outputs):
-        assert output.requires_grad == (name in DIFFERENTIABLE and i < 2)
+    assert not any(output.requires_grad for output in outputs)
 
     torch.library.opcheck(operator, (), arguments)
 
@@ -110,6 +116,33 @@ def test_a_backward_pass_through_a_selection_fails(mode: Callable) -> None:
 
     with pytest.raises(RuntimeError, match="does not require grad"):
         mode(residual)(pool, query).backward()
+
+
+@pytest.mark.parametrize("result", ["residual", "gap"])
+@pytest.mark.parametrize("operator", ["fw_select", "knn_select", "sift_select"])
+def test_transforms_of_torch_func_refuse_a_selection(
+    operator: str, result: str
+) -> None:
+    """In place of zeros in silence."""
+    pool, query = make_problem(1, 2, 6, 4, torch.float32)
+    select = getattr(hullft_ops, operator)
+
+    def total(query: torch.Tensor) -> torch.Tensor:
+        return getattr(select(pool[0], query, 3), result).sum()
+
+    def loss(query: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(total)(query[:, None]).sum()
+
+    for function in (total, loss):
+        with pytest.raises(NotImplementedError, match=f"{operator}: has no gradient"):
+            torch.func.grad(function)(query)
+
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(total, (query,), (query,))
+
+    constant = torch.func.grad(lambda q: q.sum() * total(q.detach()))(query)
+
+    torch.testing.assert_close(constant, total(query).expand_as(query))
 
 
 def rows(query: torch.Tensor) -> torch.Tensor:

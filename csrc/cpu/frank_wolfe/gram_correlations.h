@@ -12,7 +12,6 @@
 #include "../aligned.h"
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
-#include "entering.h"
 #include "support.h"
 #include "support_factor.h"
 

@@ -15,6 +15,7 @@
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
 #include "../simd/pivoting_kernels.h"
+#include "support_factor.h"
 
 namespace hullft {
 
@@ -85,19 +86,13 @@ class PivotedPool {
 
   // Whether no pivot of the Gram matrix is near 0; on the simplex with the shift of the solver.
   bool measure() const {
-    std::vector<double> factor(gram_);
-    for (double& entry : factor) entry += kSimplex ? longest_ : 0;
+    SupportFactor<1> factor;
+    factor.begin(epsilon<double>());
+    std::vector<double> entries(gram_);
+    for (double& entry : entries) entry += kSimplex ? longest_ : 0;
     for (int64_t i = 0; i < n_; ++i) {
-      double* row = factor.data() + i * n_;
-      const double diagonal = row[i];
-      for (int64_t j = 0; j < i; ++j) {
-        const double* other = factor.data() + j * n_;
-        for (int64_t k = 0; k < j; ++k) row[j] -= row[k] * other[k];
-        row[j] /= other[j];
-        row[i] -= row[j] * row[j];
-      }
-      if (!(row[i] > kLeastPivot * diagonal)) return false;  // not finite too
-      row[i] = std::sqrt(row[i]);
+      double* row = entries.data() + i * n_;
+      if (!factor.join(row, row[i], {0}, kLeastPivot)) return false;  // not finite too
     }
     return true;
   }

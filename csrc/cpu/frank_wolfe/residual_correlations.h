@@ -18,7 +18,6 @@
 #include "../query_pool.h"
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
-#include "entering.h"
 #include "largest_correlation.h"
 #include "support.h"
 #include "support_factor.h"

@@ -25,11 +25,11 @@
 #include "../../core/frank_wolfe.h"
 #include "../aligned.h"
 #include "../query_pool.h"
+#include "../simd/screening_kernels.h"
 #include "../simd/step_kernels.h"
 #include "atom_gram.h"
 #include "estimates.h"
 #include "support.h"
-#include "support_moves.h"
 
 namespace hullft {
 
@@ -45,7 +45,7 @@ class ScreenedCorrelations {
     atom_of_.assign(size_t(in.n_rows), kNone);
     atoms_.candidate.clear(), atoms_.b.clear(), atoms_.u.clear();
     gram_.begin(in.d);
-    moves_.begin();
+    movers_.clear(), place_.clear(), moves_.clear();
     best_ = {-std::numeric_limits<double>::infinity(), 0};
     if (!estimates_.begin(in, n_select)) return false;
     admit_contenders(estimates_.error_at_zero());
@@ -64,12 +64,12 @@ class ScreenedCorrelations {
   // Pools whose products may overflow are not screened.
   static constexpr bool all_finite() { return true; }
   // Whether it remembers as many steps as it may.
-  bool is_full() const { return moves_.is_full(); }
+  bool is_full() const { return moves_.size() >= kMostMoves; }
 
   // Follows a step of the support toward s. `best` waits for `settle`.
   void follow(const Step<double>& step, int64_t s) {
     if (step.toward > 0) add_mover(s);
-    moves_.add(step, s);
+    moves_.push_back({step.scale, step.toward, step.toward > 0 ? place_[size_t(s)] : 0});
     follow_exactly(step, s);
     estimates_.follow(step, step.toward > 0 ? candidate(s) : kNone, [this](int64_t k) {
       const int64_t atom = atom_of_[size_t(k)];
@@ -85,6 +85,7 @@ class ScreenedCorrelations {
 
  private:
   static constexpr int64_t kNone = -1;
+  static constexpr size_t kMostMoves = 1 << 16;  // 1.5 MB
 
   // In float64; b and u have padded(n) values, b is -infinity in the padding.
   struct Atoms {
@@ -113,19 +114,20 @@ class ScreenedCorrelations {
       atom_of_[size_t(k)] = n_atoms();
       atoms_.candidate.push_back(k);
       gram_.admit(rows_[k]);
-      moves_.admit();
+      place_.push_back(kNone);
       support_->admit();
     }
     make_room(first);
     const double* products = products_of(first);
-    const int64_t width = 1 + int64_t(moves_.movers().size());
+    const int64_t width = 1 + int64_t(movers_.size());
     for (int64_t i = first; i < n_atoms(); ++i) {
       const double* of_atom = products + (i - first) * width;
       atoms_.b[size_t(i)] = of_atom[0];
-      atoms_.u[size_t(i)] = moves_.follow(of_atom + 1);
+      atoms_.u[size_t(i)] =
+          screening_kernels().follow_moves(moves_.data(), int64_t(moves_.size()), of_atom + 1);
       see(i);
     }
-    gram_.extend(moves_.movers(), products + 1, n_atoms() - first, width);
+    gram_.extend(movers_, products + 1, n_atoms() - first, width);
   }
 
   // The first n atoms stay as they are.
@@ -140,7 +142,7 @@ class ScreenedCorrelations {
   // by row or column by column, whichever is fewer calls.
   const double* products_of(int64_t first) {
     columns_.assign(1, query_);
-    for (const int64_t atom : moves_.movers()) columns_.push_back(gram_.atom(atom));
+    for (const int64_t atom : movers_) columns_.push_back(gram_.atom(atom));
     const int64_t m = n_atoms() - first, width = int64_t(columns_.size());
     double* products = products_.reserve(m * width);
     if (m <= width) {
@@ -168,7 +170,11 @@ class ScreenedCorrelations {
 
   // From now on `admit` keeps the atom's row of the Gram matrix whole.
   void add_mover(int64_t atom) {
-    if (moves_.add_mover(atom)) gram_.row(atom);
+    int64_t& place = place_[size_t(atom)];
+    if (place != kNone) return;
+    place = int64_t(movers_.size());
+    movers_.push_back(atom);
+    gram_.row(atom);
   }
 
   void follow_exactly(const Step<double>& step, int64_t s) {
@@ -194,7 +200,10 @@ class ScreenedCorrelations {
   std::vector<int64_t> atom_of_;  // of each candidate, kNone: none
   Atoms atoms_;
   AtomGram<T> gram_;
-  SupportMoves moves_;
+  // The steps so far, from which u of an atom that is admitted later follows. Steps go toward the
+  // movers: place_[movers_[p]] == p, and kNone for every other atom.
+  std::vector<SupportMove> moves_;
+  std::vector<int64_t> movers_, place_;
   ArgMax best_{0, 0};
   Support* support_ = nullptr;
 

@@ -7,6 +7,13 @@
 
 namespace hullft {
 
+// The row that enters next.
+struct Entering {
+  int64_t row;      // of the largest correlation outside the support, the lowest on ties
+  double slope;     // the gap on the simplex, the correlation itself without the sum
+  bool is_optimal;  // the slope is no more than rounding
+};
+
 class Support {
  public:
   // Empty, over atoms 0 .. n_atoms.

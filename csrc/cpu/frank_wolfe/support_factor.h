@@ -83,7 +83,12 @@ class SupportFactor {
       out[i] = 0;
       for (size_t t = 0; t < kTargets; ++t) out[i] += factors[t] * y_[size_t(i)][t];
     }
-    kernels_->solve_upper(rows_.data(), reciprocals_.data(), size_, out);
+    solve_upper(out);
+  }
+
+  // x <- L^-T x
+  void solve_upper(double* x) const {
+    kernels_->solve_upper(rows_.data(), reciprocals_.data(), size_, x);
   }
 
  private:
