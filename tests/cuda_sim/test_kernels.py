@@ -176,7 +176,7 @@ def test_adam_gives_the_bits_of_the_cpu(
         (1, 256, 1024, False, True, 1, 256),
         (1, 257, 1024, False, True, 1, 256),
         (1, 5000, 4096, False, True, 1, 512),
-        (1024, 5000, 1024, False, False, 1024, 512),
+        (1024, 5000, 1024, False, False, 1024, 128),
         (1, 65_536, 1024, False, False, 1, 512),  # its state in global memory
         (
             4096,
@@ -190,7 +190,7 @@ def test_adam_gives_the_bits_of_the_cpu(
         (100, 20_000, 384, True, False, 100, 512),  # columns take more than 512 MB less
         (10_000, 200, 384, False, True, 5000, 64),
         # Parts of 180 queries would leave the device half empty.
-        (1024, 1000, 384, False, False, 1024, 64),
+        (1024, 1000, 384, False, False, 1024, 32),
         (4096, 20_000, 384, False, False, 512, 512),
     ],
 )
