@@ -22,32 +22,24 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// Whether the card and the driver can start this kernel early. Machine code made of older PTX has
-// no instruction to wait, whatever the card; graphs can hold such a launch since CUDA 12.3. Asked
-// once for each type of kernel, until the thread goes to another device.
-template <typename Kernel>
-cudaError_t can_start_early(Kernel* kernel, bool& early) {
+// A launch of a kernel that calls wait_for_kernel_before, early where the card and the driver can:
+// machine code made of older PTX has no instruction to wait, whatever the card, and graphs can hold
+// such a launch since CUDA 12.3. Asked once for each type of kernel, until the thread goes to
+// another device.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
+                         Arguments... arguments) {
   thread_local int asked_of = -1;
-  thread_local bool answer = false;
+  thread_local bool early = false;
   int device = 0, driver = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess && device != asked_of) {
     cudaFuncAttributes attributes{};
     status = cudaFuncGetAttributes(&attributes, kernel);
     if (status == cudaSuccess) status = cudaDriverGetVersion(&driver);
-    answer = attributes.ptxVersion >= 90 && driver >= 12'030;
+    early = attributes.ptxVersion >= 90 && driver >= 12'030;
     if (status == cudaSuccess) asked_of = device;
   }
-  early = answer;
-  return status;
-}
-
-// A launch of a kernel that calls wait_for_kernel_before.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
-                         Arguments... arguments) {
-  bool early = false;
-  const cudaError_t status = can_start_early(kernel, early);
   if (status != cudaSuccess) return status;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -169,7 +169,7 @@ class FwTableau {
   __device__ __forceinline__ double distance(unsigned support) {
     constexpr int kAtOnce = 8;  // columns of a lane
     share(weight_);
-    S squared = 0;
+    P squared = 0;
     with_rows<S>(p_.pool, query_, p_.pool.width, [&](const auto& rows) {
       const auto* q = query_at(rows, p_.query, query_);
       for (int64_t first = me_.lane; first < rows.d; first += kAtOnce * kWarp) {
@@ -190,23 +190,27 @@ class FwTableau {
         }
 #pragma unroll
         for (int e = 0; e < kAtOnce; ++e)
-          if (e == 0 || at[e] != first) squared += left[e] * left[e];
+          if (e == 0 || at[e] != first) squared += P(left[e]) * P(left[e]);
       }
     });
     return double(warp_sum(squared));
   }
 
-  // From the Gram matrix, whatever rounding has made of the tableau.
-  __device__ __forceinline__ double gap_of(unsigned support) {
+  // c = b - G w from the Gram matrix, whatever rounding has made of the tableau.
+  __device__ __forceinline__ double correlation_of(unsigned support) {
     share(weight_);
     double c = b_;
     for (unsigned more = support; more; more &= more - 1) {
       const int k = __ffs(int(more)) - 1;
       if (is_row_) c -= row_[k] * double(gram_[k * p_.pool.width + me_.lane]);
     }
-    const double mean = kSimplex ? warp_sum(weight_ * c) : 0.0;
-    if (!kSimplex && weight_ > 0) c = fabs(c);
-    return warp_top(is_row_ ? c : -INFINITY).value - mean;
+    return c;
+  }
+
+  // ||q - X^T w||^2 = <q, q> - <w, b> - <w, c>, 0 where that is rounding. float32 rows round more.
+  __device__ __forceinline__ double distance_by_products(double wc) const {
+    const double squared = qq_ - warp_sum(weight_ * b_) - wc;
+    return squared > 128 * double(epsilon<P>()) * qq_ ? squared : 0.0;
   }
 
   __device__ __forceinline__ void write(const FwOutputs& out) {
@@ -215,9 +219,16 @@ class FwTableau {
       return write_failure<S>(query_, p_.n_select, out, me_);
     const unsigned support = __ballot_sync(kFullWarp, S(weight_) > S(0));
     const int m = __popc(support);
-    const double gap = n_ > 0 ? gap_of(support) : 0.0;
+    const double c = correlation_of(support), wc = warp_sum(weight_ * c);
+    const double violation = !kSimplex && weight_ > 0 ? fabs(c) : c;
+    const double top = warp_top(is_row_ ? violation : -INFINITY).value;
+    const double gap = n_ > 0 ? top - (kSimplex ? wc : 0.0) : 0.0;
     const bool is_long = plan_.shares.count > 0;
-    const double squared = is_long ? 0.0 : distance(support);
+    double squared = 0;
+    if constexpr (sizeof(P) > sizeof(S))
+      squared = distance_by_products(wc);
+    else if (!is_long)
+      squared = distance(support);
     const int64_t width = p_.pool.width;
     if (me_.lane < width) static_cast<S*>(out.weights)[query_ * width + me_.lane] = S(weight_);
     if (me_.lane == 0) write_scalars<S>(query_, m, S(sqrt(squared)), S(gap), iterations_, out);

@@ -86,19 +86,17 @@ Plan plan_of_state(const PoolView& pool, int64_t batch, const LaunchLimits& limi
   return plan;
 }
 
-int64_t global_state_bytes(const SolverPlan& plan) {
-  return plan.shared_state ? 0 : plan.state_bytes;
-}
-
 // What comes after the columns: of a query, and of all.
 struct Behind {
   int64_t query, all;
 };
 
-// Divides the batch, and puts columns behind what a query has before them. Gives where they end.
+// Divides the batch, and puts columns behind what a query has before them and its state, if that
+// lies in global memory. Gives where they end.
 int64_t lay_out(SolverPlan& plan, const PoolView& pool, int64_t batch, const LaunchLimits& limits,
                 int64_t before, int64_t column_bytes, const Behind& behind) {
   constexpr int64_t kAligned = 3 * 16;
+  if (!plan.shared_state && !plan.warp) before += plan.state_bytes;
   plan.column_stride = plan.gram && n_pools(pool, batch) == 1 ? 0 : column_bytes;
   const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
   plan.part = queries_of_part(batch, before + plan.column_stride + behind.query,
@@ -161,8 +159,8 @@ FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, b
   plan.slots = slots;
   plan.warp = gram && warp && width <= kWarpCandidates;
   if (plan.warp) plan.threads = fw_warp_threads(p.batch, limits.full_device());
-  const int64_t before = plan.warp ? aligned_bytes(width * real_bytes) : global_state_bytes(plan);
-  plan.workspace_bytes = lay_out(plan, p.pool, p.batch, limits, before,
+  const int64_t product_bytes = plan.warp ? aligned_bytes(width * real_bytes) : 0;
+  plan.workspace_bytes = lay_out(plan, p.pool, p.batch, limits, product_bytes,
                                  (gram ? width : slots) * width * real_bytes, {0, 0});
   return plan;
 }
@@ -194,10 +192,9 @@ CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& l
   const int64_t shared_partial_bytes = is_shared ? share_bytes * width : 0;
   const int64_t long_bytes =
       plan.shares.count ? real_bytes + slots * (real_bytes + int64_t(sizeof(int))) : 0;
-  plan.partial_offset =
-      lay_out(plan, p.pool, p.batch, limits, product_bytes + global_state_bytes(plan),
-              (gram ? width * gram_bytes : slots * real_bytes) * width,
-              {partial_bytes + long_bytes, shared_partial_bytes});
+  plan.partial_offset = lay_out(plan, p.pool, p.batch, limits, product_bytes,
+                                (gram ? width * gram_bytes : slots * real_bytes) * width,
+                                {partial_bytes + long_bytes, shared_partial_bytes});
   plan.states_offset = plan.part * product_bytes;
   plan.long_offset = plan.partial_offset + plan.part * partial_bytes + shared_partial_bytes;
   plan.workspace_bytes = plan.long_offset + aligned_bytes(plan.part * long_bytes);
@@ -214,7 +211,7 @@ SiftPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, boo
       p.pool, p.batch, limits, gram, sift_state_bytes(width, p.n_select, p.n_targets, real_bytes));
   plan.threads = threads_for(p.pool.width, p.pool.storage);
   const int64_t conditional_bytes = p.n_select * width * real_bytes;
-  plan.conditional_offset = lay_out(plan, p.pool, p.batch, limits, global_state_bytes(plan),
+  plan.conditional_offset = lay_out(plan, p.pool, p.batch, limits, 0,
                                     gram ? width * width * real_bytes : 0, {conditional_bytes, 0});
   plan.workspace_bytes = plan.conditional_offset + plan.part * conditional_bytes;
   return plan;

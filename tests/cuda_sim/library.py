@@ -349,43 +349,33 @@ class Library:
 
         As in the operator, steps on the device are advanced by the launch, others by the caller.
         """
-        o = OPTIONS | options
         params, grads, exp_avgs, exp_avg_sqs, steps = tensors
-        numels = _numels(params)
-        param_pointers = _pointers(params)
-        grad_pointers = _pointers(grads)
-        exp_avg_pointers = _pointers(exp_avgs)
-        exp_avg_sq_pointers = _pointers(exp_avg_sqs)
-        step_pointers = _pointers(steps if device_steps else [None] * len(steps))
+        n = len(params)
+        lists = {
+            "params": params,
+            "grads": grads,
+            "exp_avgs": exp_avgs,
+            "exp_avg_sqs": exp_avg_sqs,
+            "device_steps": steps if device_steps else [None] * n,
+        }
+        arrays = {name: _pointers(tensors) for name, tensors in lists.items()}
         counts = [-1.0 if device_steps else step.item() for step in steps]
-        steps_done = (c_double * len(counts))(*counts)
-        scales = (c_double * len(counts))(*(lr_scales or [1.0] * len(counts)))
+        arrays["numels"] = _numels(params)
+        arrays["steps_done"] = (c_double * n)(*counts)
+        arrays["lr_scales"] = (c_double * n)(*(lr_scales or [1.0] * n))
         case = AdamCase(
-            n=len(params),
+            n=n,
             param_storage=STORAGE[params[0].dtype],
             grad_storage=STORAGE[grads[0].dtype],
-            decoupled=o["decoupled"],
-            maximize=o["maximize"],
             misalign=misalign,
             wide_steps=steps[0].dtype == torch.float64,
             wide_lr=device_lr is not None and device_lr.dtype == torch.float64,
-            numels=addressof(numels),
-            params=addressof(param_pointers),
-            grads=addressof(grad_pointers),
-            exp_avgs=addressof(exp_avg_pointers),
-            exp_avg_sqs=addressof(exp_avg_sq_pointers),
-            device_steps=addressof(step_pointers),
-            steps_done=addressof(steps_done),
-            lr_scales=addressof(scales),
             repeats=repeats,
-            lr=o["lr"],
-            beta1=o["beta1"],
-            beta2=o["beta2"],
-            eps=o["eps"],
-            weight_decay=o["weight_decay"],
             device_lr=_pointer(device_lr),
             device_repeats=_pointer(device_repeats),
             seed=-1 if seed is None else seed,
+            **{name: addressof(array) for name, array in arrays.items()},
+            **OPTIONS | options,
         )
         self._call("sim_adam_replay", case, launch)
 
