@@ -186,10 +186,9 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
         if not schema.returns:
             return None
         pool = arguments[names[0]]
-        if name == "integerize":
-            return pool.new_empty(arguments["weights"].shape, dtype=torch.int64)
-        if name == "lstsq_adjoint":
-            return torch.empty_like(arguments["weights"])
+        if name in ("integerize", "lstsq_adjoint"):
+            dtype = torch.int64 if name == "integerize" else arguments["weights"].dtype
+            return pool.new_empty(arguments["weights"].shape, dtype=dtype)
         real = torch.float64 if pool.dtype == torch.float64 else torch.float32
         batch = arguments["query"].shape[0]
         results = []

@@ -284,18 +284,22 @@ def test_a_rate_that_only_float64_holds_is_taken_for_float64() -> None:
     assert adam_replay(tensors, 1, lr=1e39).params[0].isfinite().all()
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_opcheck(weight_decay: float) -> None:
-    tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
-    options = {**OPTIONS, "repeats": 2, "weight_decay": weight_decay}
-    options["lr_scales"] = [0.5, 1.0, 2.0]
+SCALES = [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"repeats": 2, "lr_scales": SCALES}),
+        (torch.float32, {"repeats": 2, "lr_scales": SCALES, "weight_decay": 0.1}),
+        (torch.float32, {"repeats": 1, "repeats_tensor": torch.tensor(3)}),
+        (torch.bfloat16, {"repeats": 2, "seed": 3, "lr_tensor": torch.tensor(1e-3)}),
+    ],
+)
+def test_opcheck(dtype: torch.dtype, options: dict[str, object]) -> None:
+    tensors = make_tensors([(3, 4), 0, 5], dtype, grad_dtype=torch.bfloat16)
+    options = {**OPTIONS, **options}
     torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
-
-
-def test_opcheck_of_a_number_of_steps_in_a_tensor() -> None:
-    options = {**OPTIONS, "repeats": 1, "repeats_tensor": torch.tensor(3)}
-    arguments = tuple(make_tensors([(3, 4), 5]))
-    torch.library.opcheck(OPS.adam_replay_.default, arguments, options)
 
 
 def test_opcheck_of_the_check() -> None:

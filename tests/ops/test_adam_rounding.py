@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from adam_problems import (
-    OPS,
-    OPTIONS,
     AdamTensors,
     adam_replay,
     assert_same_bits,
@@ -163,12 +161,6 @@ def test_lr_as_a_tensor(
     with_tensor = adam_replay(tensors, 3, lr_tensor=rate, **options)
 
     assert_same_bits(with_tensor, with_number)
-
-
-def test_opcheck() -> None:
-    tensors = make_tensors([(3, 4), 0, 5], torch.bfloat16)
-    options = {**OPTIONS, "repeats": 2, "seed": 3, "lr_tensor": torch.tensor(1e-3)}
-    torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
 
 
 def bfloat16_params() -> list[torch.Tensor]:

@@ -44,38 +44,26 @@ def assert_selects(
         assert_equals_reference(of_b, expected, weight_tolerance=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("n_select", GOLDEN_N)
 @pytest.mark.usefixtures("simd_level")
-def test_golden_float64(golden: dict[str, torch.Tensor], n_select: int) -> None:
-    pool = golden["pool"].double()
-    query = golden["query"].double()
-    sel = hullft_ops.fw_select(pool, query, n_select)
-
-    assert torch.equal(sel.indices, golden[f"indices_n{n_select}"])
-    assert torch.equal(sel.counts, golden[f"counts_n{n_select}"])
-
-    weights_error = sel.weights - golden[f"weights_n{n_select}"]
-
-    assert weights_error.abs().max() < 1e-10
-
-    residual_error = sel.residual - golden[f"residual_n{n_select}"]
-
-    assert residual_error.abs().max() < 1e-10
-
-
-@pytest.mark.parametrize("n_select", GOLDEN_N)
-@pytest.mark.usefixtures("simd_level")
-def test_golden_float32(
-    golden: dict[str, torch.Tensor], n_select: int, float32_tolerance: float
+def test_golden_pools(
+    golden: dict[str, torch.Tensor],
+    n_select: int,
+    dtype: torch.dtype,
+    float32_tolerance: float,
 ) -> None:
-    sel = hullft_ops.fw_select(golden["pool"], golden["query"], n_select)
+    pool, query = golden["pool"].to(dtype), golden["query"].to(dtype)
+    sel = hullft_ops.fw_select(pool, query, n_select)
+    tolerance = 1e-10 if dtype == torch.float64 else float32_tolerance
 
     assert torch.equal(sel.indices, golden[f"indices_n{n_select}"])
     assert torch.equal(sel.counts, golden[f"counts_n{n_select}"])
 
-    weights_error = sel.weights - golden[f"weights_n{n_select}"]
+    for name in ("weights", "residual"):
+        error = getattr(sel, name) - golden[f"{name}_n{n_select}"]
 
-    assert weights_error.abs().max() < float32_tolerance
+        assert error.abs().max() < tolerance
 
 
 @pytest.mark.parametrize("n_select", GOLDEN_N)

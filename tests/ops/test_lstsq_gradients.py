@@ -27,16 +27,11 @@ every_solver = pytest.mark.parametrize("solver", SOLVERS)
 
 
 @every_solver
-def test_weights_and_residual_by_differences(solver: Callable) -> None:
-    inputs = [t.requires_grad_() for t in make(4, 3, 6, 8, "plain")]
-
-    assert torch.autograd.gradcheck(lambda p, q: solver(p, q)[:2], inputs)
-
-
-@every_solver
-def test_a_shared_pool_by_differences(solver: Callable) -> None:
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_weights_and_residual_by_differences(solver: Callable, is_shared: bool) -> None:
     pool, query = make(4, 3, 6, 8, "plain")
-    inputs = pool[0].clone().requires_grad_(), query.requires_grad_()
+    pool = pool[0].clone() if is_shared else pool
+    inputs = pool.requires_grad_(), query.requires_grad_()
 
     assert torch.autograd.gradcheck(lambda p, q: solver(p, q)[:2], inputs)
 

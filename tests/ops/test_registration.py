@@ -149,10 +149,6 @@ def rows(query: torch.Tensor) -> torch.Tensor:
     return torch.arange(8).expand(query.shape[0], -1)
 
 
-def fw_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    return hullft_ops.fw_select(pool, query, 5)
-
-
 def corrective(pool: torch.Tensor, query: torch.Tensor) -> Any:
     selection = hullft_ops.fw_select(
         pool, query, 5, variant="corrective", max_support=4
@@ -160,72 +156,34 @@ def corrective(pool: torch.Tensor, query: torch.Tensor) -> Any:
     return selection.dense(pool.shape[1])
 
 
-def simplex_lstsq(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    return hullft_ops.simplex_lstsq(pool, query)
-
-
-def nnls(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    return hullft_ops.nnls(pool, query)
-
-
 def of_gram(pool: torch.Tensor, query: torch.Tensor) -> Any:
     gram, products = pool @ pool.mT, (pool @ query[:, :, None])[:, :, 0]
     return hullft_ops.simplex_lstsq(gram=gram, products=products)[0]
 
 
-def multiset(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    return hullft_ops.fw_select(pool, query, 5).multiset()
-
-
-def fw_select_indexed(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    candidates = rows(query)
-    return hullft_ops.fw_select_indexed(pool[0], candidates, query, 5)
-
-
-def fw_lmo(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    current = pool[:, 1]
-    return hullft_ops.fw_lmo(pool, query, current)
-
-
-def knn_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    return hullft_ops.knn_select(pool, query, 5)
-
-
-def sift_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    return hullft_ops.sift_select(pool, query, 5, noise=0.2)
-
-
-def sift_select_indexed(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    candidates = rows(query)
-    return hullft_ops.sift_select_indexed(pool[0], candidates, query, 5)
-
-
-def integerize(pool: torch.Tensor, query: torch.Tensor) -> Any:
-    weights = torch.ones(pool.shape[:2])
-    return hullft_ops.integerize(pool, query, weights, 5)
-
-
-FUNCTIONS = [
-    fw_select,
-    corrective,
-    simplex_lstsq,
-    nnls,
-    of_gram,
-    multiset,
-    fw_select_indexed,
-    fw_lmo,
-    knn_select,
-    sift_select,
-    sift_select_indexed,
-    integerize,
-]
+FUNCTIONS: dict[str, Callable] = {
+    "fw_select": lambda p, q: hullft_ops.fw_select(p, q, 5),
+    "corrective": corrective,
+    "simplex_lstsq": lambda p, q: hullft_ops.simplex_lstsq(p, q),
+    "nnls": lambda p, q: hullft_ops.nnls(p, q),
+    "of_gram": of_gram,
+    "multiset": lambda p, q: hullft_ops.fw_select(p, q, 5).multiset(),
+    "fw_select_indexed": lambda p, q: hullft_ops.fw_select_indexed(p[0], rows(q), q, 5),
+    "fw_lmo": lambda p, q: hullft_ops.fw_lmo(p, q, p[:, 1]),
+    "knn_select": lambda p, q: hullft_ops.knn_select(p, q, 5),
+    "sift_select": lambda p, q: hullft_ops.sift_select(p, q, 5, noise=0.2),
+    "sift_select_indexed": lambda p, q: hullft_ops.sift_select_indexed(
+        p[0], rows(q), q, 5
+    ),
+    "integerize": lambda p, q: hullft_ops.integerize(p, q, torch.ones(p.shape[:2]), 5),
+}
 
 
 @pytest.mark.parametrize(
-    ("function", "dynamic"),
-    [(fw_select, False), *((function, True) for function in FUNCTIONS)],
+    ("name", "dynamic"), [("fw_select", False), *((name, True) for name in FUNCTIONS)]
 )
-def test_compiled_equals_eager(function: Callable, dynamic: bool) -> None:
+def test_compiled_equals_eager(name: str, dynamic: bool) -> None:
+    function = FUNCTIONS[name]
     compiled_function = compiled(function, dynamic)
 
     for batch, candidates in [(2, 12), (3, 15)]:
@@ -241,10 +199,11 @@ def plain(outputs: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("function", [f for f in FUNCTIONS if f is not multiset])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "multiset"])
 @pytest.mark.parametrize("in_dims", [(0, 0), (None, 0), (0, None)])
-def test_vmap_is_one_batch(function: Callable, in_dims: tuple) -> None:
+def test_vmap_is_one_batch(name: str, in_dims: tuple) -> None:
     """Of batches, without torch's warning that it runs one after the other."""
+    function = FUNCTIONS[name]
     pool, query = make_problem(3, 6, 12, 8, torch.float32)
     pools, queries = pool.view(2, 3, 12, 8), query.view(2, 3, 8)
     inputs = [
@@ -275,8 +234,9 @@ class Exported(torch.nn.Module):
         return self._function(pool, query)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_exported_with_a_dynamic_batch(function: Callable) -> None:
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_exported_with_a_dynamic_batch(name: str) -> None:
+    function = FUNCTIONS[name]
     batch = torch.export.Dim("batch")
     candidates = torch.export.Dim("candidates", min=8)
     shapes = ({0: batch, 1: candidates}, {0: batch})
