@@ -6,7 +6,6 @@ wrong barrier, mask or memory access.
 
 from cuda_sim import (
     cases_corrective,
-    cases_counts,
     cases_fw,
     cases_gram,
     cases_parts,
@@ -17,7 +16,6 @@ from cuda_sim.checks import CASES
 
 MODULES = (
     cases_corrective,
-    cases_counts,
     cases_fw,
     cases_gram,
     cases_parts,

@@ -16,6 +16,7 @@ from cuda_sim.checks import (
     check_same,
     check_scaled,
     hull_problem,
+    permutations,
     problems_of_bad_values,
     problems_of_parts,
     scaled_problems,
@@ -117,12 +118,6 @@ def fw_warp_converges(library: Library, seed: int) -> None:
         answer = library.frank_wolfe(pool, query, 30, launch=launch, **options)
         expected = reference.fw_select(pool[0], query[0], 30, **options)
         check_equals(of_query(answer, 0), expected)
-
-
-@case
-def fw_columns(library: Library, seed: int) -> None:
-    launch = Launch(seed, gram=False, threads=96)
-    fw_matches(library, torch.float32, "vanilla", launch, SIZES[2:6])
 
 
 @case
@@ -321,3 +316,18 @@ def fw_parts(library: Library, seed: int) -> None:
             for launch in (in_parts, one_by_one):
                 answer = library.frank_wolfe(**options, **problem, launch=launch)
                 check_same(answer, expected)
+
+
+@case
+def fw_large_support(library: Library, seed: int) -> None:
+    """A support whose Gram matrix has no room in shared memory."""
+    pool = torch.eye(80).unsqueeze(0)
+    query = (1.5 - permutations(1, 80) / 80) ** 3
+    query /= query.sum()
+    launch = Launch(seed, gram=True, threads=64)
+    answer = library.frank_wolfe(pool, query, 60, launch=launch)
+    expected = reference.fw_select(pool[0], query[0], 60)
+
+    assert answer.support_size.item() == 60
+
+    check_equals(of_query(answer, 0), expected)

@@ -121,6 +121,21 @@ def integerize_overflow(library: Library, seed: int) -> None:
 
 
 @case
+def counts_of_close_gains(library: Library, seed: int) -> None:
+    """Gains whose upper 32 bits are the same: longer rows, anywhere in the support, come first."""
+    generator = torch.Generator().manual_seed(6)
+    lengths = 1 + 1e-9 * torch.randperm(37, generator=generator).double()
+    support = torch.diag(lengths).unsqueeze(0)
+    query = torch.full((1, 37), 0.5, dtype=torch.float64)
+    weights = torch.zeros(1, 37, dtype=torch.float64)
+    counts = library.integerize(support, query, weights, 12, launch=Launch(seed))
+    longest = lengths.topk(12).indices
+
+    assert counts.sum() == 12
+    assert (counts[0, longest] == 1).all()
+
+
+@case
 def lmo(library: Library, seed: int) -> None:
     shapes = (
         (torch.float64, 70, 9),

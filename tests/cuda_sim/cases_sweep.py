@@ -285,10 +285,7 @@ def adam_directions(library: Library, seed: int) -> None:
 @case
 def adam_many_tensors(library: Library, seed: int) -> None:
     """More tensors than one launch takes, with a rest that does not fill another."""
-    sizes = []
-    for i in range(150):
-        sizes.append(0 if i % 7 == 3 else 1 + i % 5)
-
+    sizes = [0 if i % 7 == 3 else 1 + i % 5 for i in range(150)]
     check_adam(library, F32, F32, sizes, 1, Launch(seed), device_steps=True)
 
 

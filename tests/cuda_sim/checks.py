@@ -76,11 +76,9 @@ def problems_of_bad_values() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def permutations(count: int, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    orders = []
-    for _ in range(count):
-        orders.append(torch.randperm(size, generator=generator))
-
-    return torch.stack(orders)
+    return torch.stack(
+        [torch.randperm(size, generator=generator) for _ in range(count)]
+    )
 
 
 def problems_of_parts() -> Iterator[dict[str, torch.Tensor]]:
