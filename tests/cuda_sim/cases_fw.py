@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import product
 
 import torch
+from torch.nn.functional import pad
 
 from cuda_sim.checks import (
     SMALL_SHARED,
@@ -123,15 +124,10 @@ def fw_warp_converges(library: Library, seed: int) -> None:
 @case
 def fw_full_support_tail(library: Library, seed: int) -> None:
     """Rows of 18 float32 that start every 20: vectors, and a tail of two."""
-    pool, query = hull_problem(3, 1, 9, 18, torch.float32)
-
-    def spaced(rows: torch.Tensor) -> torch.Tensor:
-        wide = torch.zeros(*rows.shape[:-1], 20)
-        wide[..., :18] = rows
-        return wide[..., :18]
-
+    problem = hull_problem(3, 1, 9, 18, torch.float32)
+    pool, query = (pad(rows, (0, 2))[..., :18] for rows in problem)
     launch = Launch(seed, gram=False, threads=64)
-    answer = library.frank_wolfe(spaced(pool), spaced(query), 4, launch=launch)
+    answer = library.frank_wolfe(pool, query, 4, launch=launch)
     expected = reference.fw_select(pool[0], query[0], 4)
 
     check_equals(of_query(answer, 0), expected)
