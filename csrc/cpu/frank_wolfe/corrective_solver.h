@@ -194,7 +194,7 @@ class CorrectiveSolver {
 
   // A support of this many rows takes one more in a block. Smaller ones are not far from their
   // final size. Xeon (AVX-512), 500 x 600, support of 417: 0.6 of the time of one row a cycle.
-  static constexpr int64_t kRowsOfBlock = 24;
+  static constexpr int64_t kRowsOfBlock = 16;
   // A row of a block that depends on the support is left for later.
   static constexpr double kLeastShareInBlock = 1e-6;
 

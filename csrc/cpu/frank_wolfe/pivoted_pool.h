@@ -112,9 +112,7 @@ class PivotedQueries {
   explicit PivotedQueries(const PivotedPool<T, kConstraint>& pool)
       : pool_(pool), kernel_(pivoting_kernel()) {}
 
-  int64_t lanes() const { return kernel_.lanes; }
-
-  // Solves n queries, lanes() at most.
+  // Solves n queries, as many as the kernel has lanes at most.
   void solve(const T* queries, int64_t stride, int64_t n) {
     const int64_t rows = pool_.rows(), lanes = kernel_.lanes, width = pool_.width();
     double* values = values_.reserve(n * width);

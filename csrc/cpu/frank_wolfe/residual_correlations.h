@@ -108,7 +108,6 @@ class ResidualCorrelations {
   // t of core/corrective.h, before the first row joins: of its distance from the query, if that is
   // less than the query's norm.
   void choose_shift() { shift_ = factor_shift(std::min(qq_, entering_square_), entering_square_); }
-  double shift() const { return shift_; }
 
   // The entering row k: A_ik for the rows i of the support, A_kk, and its target.
   void entries(double* out) {
