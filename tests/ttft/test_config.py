@@ -19,7 +19,7 @@ from hullft_ops.ttft.techniques import TTFTConfig
         ("lr", "1", "a valid number, got '1'"),
         ("lr", 10**400, "a valid number, got 100"),
         ("noise", -0.5, "greater than 0, got -0.5"),
-        ("max_grad_norm", math.nan, "a finite number, got nan"),
+        ("lr", math.nan, "a finite number, got nan"),
         ("method", "nearest", "'hullft', .* or 'knn', got 'nearest'"),
         ("variant", "greedy", "'vanilla' or 'corrective', got 'greedy'"),
         ("dtype", "float16", "'auto' or 'bfloat16', got 'float16'"),

@@ -35,13 +35,8 @@ def test_an_adaptation_reports_its_steps_and_times(gpt2, make):
     assert adaptation.passes == sum((count + 1) // 2 for count in counts)
 
     seconds = adaptation.seconds
-    stages = ["tokenize", "forward", "backward", "step"]
 
-    assert sum(seconds[stage] for stage in stages) <= seconds["finetune"]
-
-    stages += ["embed", "search", "select", "prefill", "finetune"]
-
-    assert seconds.keys() == set(stages)
+    assert seconds.keys() == {"embed", "search", "select", "prefill", "finetune"}
     assert min(seconds.values()) > 0
 
 

@@ -6,18 +6,14 @@ from statistics import median
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from hullft_ops.ttft import training
-from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.techniques.passage_steps import schedule
-from hullft_ops.ttft.training import backward_in_parts
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
 SHARE = 0.5
 OUTER = "wte", "wpe", "embed", "lm_head"
-TOKENS = torch.arange(5, 35) * 7 % 320
 
 
 def layers_of(model):
@@ -52,7 +48,7 @@ def values_of(parameters):
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def plain_loop(finetuner, support, clip):
+def plain_loop(finetuner, support):
     """The trained parameters after the steps, and the losses; the model stays as it was."""
     model = finetuner.model
     parameters = trained_parameters(model)
@@ -68,9 +64,6 @@ def plain_loop(finetuner, support, clip):
         loss = cross_entropy(logits[0, :-1], tokens[0, 1:])
         loss.backward()
         losses.append(loss.item())
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
-
         for _ in range(one.repeats):
             optimizer.step()
 
@@ -82,12 +75,12 @@ def plain_loop(finetuner, support, clip):
     return after, losses
 
 
-def assert_equals_plain_loop(finetuner, clip=None):
+def assert_equals_plain_loop(finetuner):
     support = finetuner.select(PROMPT)
 
     assert max(support.counts) > 2, "the prompt must be one with repeats"
 
-    expected, losses = plain_loop(finetuner, support, clip)
+    expected, losses = plain_loop(finetuner, support)
     with finetuner.adapted(PROMPT) as adaptation:
         actual = values_of(trained_parameters(finetuner.model))
 
@@ -108,14 +101,6 @@ def test_it_is_adam_with_every_gradient_used_again(model, make, refresh):
     # And again: every prompt begins with a fresh state.
     for _ in range(2):
         assert_equals_plain_loop(finetuner)
-
-
-def test_gradients_are_clipped_before_they_are_used(gpt2, make):
-    finetuner = make(gpt2.double(), max_grad_norm=0.5)
-    assert_equals_plain_loop(finetuner, clip=0.5)
-
-    with pytest.raises(AssertionError):
-        assert_equals_plain_loop(finetuner, clip=None)
 
 
 def test_only_the_matrices_of_layers_are_trained(model, make):
@@ -226,45 +211,23 @@ def test_it_repeats_exactly_with_dropout_and_without_gradients(gpt2, make, mode)
         assert losses_of(finetuner) == losses
 
 
-@pytest.fixture
-def one_at_a_time(monkeypatch):
+def test_gradients_go_amid_the_backward_pass(gpt2, make, monkeypatch):
+    expected = losses_of(make(gpt2))
+    counts = []
+    step = training.ReplayAdam.step
+
+    def watched(self, *, repeats, grads):
+        counts.append(len(grads))
+        assert all(
+            parameter.grad is None for parameter in self.param_groups[0]["params"]
+        )
+        step(self, repeats=repeats, grads=grads)
+
+    monkeypatch.setattr(training.ReplayAdam, "step", watched)
+    # No more than one gradient is waiting.
+    monkeypatch.setattr(training, "_LEAST_BYTES", 0)
     monkeypatch.setattr(training, "_SHARE", 0.0)
 
-
-@pytest.mark.usefixtures("one_at_a_time")
-def test_every_gradient_comes_once_and_whole_though_its_parameter_changes(model):
-    """The embedding of GPT-2 is its head as well: a gradient in two parts."""
-    parameters = list(model.parameters())
-    MeanLoss(model)(TOKENS).backward()
-    whole = {parameter: parameter.grad for parameter in parameters}
-    model.zero_grad()
-    taken = []
-
-    def take(gradients):
-        for parameter, gradient in gradients.items():
-            assert parameter.grad is None
-            assert torch.equal(gradient, whole[parameter])
-
-            taken.append(parameter)
-            with torch.no_grad():
-                parameter.fill_(torch.nan)
-
-    backward_in_parts(MeanLoss(model)(TOKENS), parameters, take)
-
-    assert len(taken) == len(parameters)
-    assert set(taken) == set(parameters)
-    assert not any(parameter._post_accumulate_grad_hooks for parameter in parameters)
-
-
-@pytest.mark.usefixtures("one_at_a_time")
-def test_a_gradient_in_pieces_is_an_error():
-    """Reentrant checkpoints each have a backward pass of their own."""
-    weight = torch.eye(3, requires_grad=True)
-    hidden = torch.ones(3, requires_grad=True)
-    for _ in range(2):
-        hidden = checkpoint(lambda x: x @ weight, hidden, use_reentrant=True)
-
-    with pytest.raises(RuntimeError, match=r"parameter \[3, 3\] in pieces"):
-        backward_in_parts(hidden.sum(), [weight], lambda gradients: None)
-
-    assert not weight._post_accumulate_grad_hooks
+    assert losses_of(make(gpt2)) == expected
+    assert max(counts) == 1
+    assert not any(p._post_accumulate_grad_hooks for p in gpt2.parameters())

@@ -24,7 +24,6 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 
-_STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 _SOURCE_CHARS = 30
 
 
@@ -154,11 +153,7 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
         echo(
             f"retrieved passages before the prompt, nearest last: {', '.join(sources)}"
         )
-    stages = [
-        f"{stage} {adaptation.seconds[stage]:.3f}"
-        for stage in (*_STAGES, "prefill")
-        if stage in adaptation.seconds
-    ]
+    stages = [f"{stage} {spent:.3f}" for stage, spent in adaptation.seconds.items()]
     gradients = counted(adaptation.passes, "gradient")
     echo(f"{counted(adaptation.total_steps, 'step')} with {gradients}")
     echo(f"seconds: {', '.join(stages)}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hullft_ops.ttft.chat import Prompt, prompt_tokens
-from hullft_ops.ttft.clock import StageClock
+from hullft_ops.ttft.clock import timed
 from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.prefix import Passage, Prefix
@@ -91,9 +91,8 @@ class Adaptation(Answering):
     Attributes:
         prepared: what each technique has prepared.
         support: the passages that the model was trained on; without any if it was on none.
-        seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
-            step, prefill (reading the retrieved passages), and finetune: all from the support to
-            the trained model, which contains tokenize, forward, backward and step.
+        seconds: wall-clock seconds by stage: embed, search, select, finetune (from the support to
+            the trained model), and prefill (reading the retrieved passages).
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Adaptation(Answering):
         super().__init__(reader, prefix_of(prepared))
         self.prepared = prepared
         self.support = support_of(prepared)
-        self.seconds = seconds | training.seconds
+        self.seconds = seconds
         self._training = training
 
     @property
@@ -159,10 +158,12 @@ class Adaptation(Answering):
         )
         self._prefix = self._prefix.fitting(tokens, self._reader.window)
         opening = tokens.ids[: tokens.opening]
-        clock = StageClock(self._reader.model.device)
-        with out_of_memory_explained(OUT_OF_MEMORY), clock.of("prefill"):
+        device = self._reader.model.device
+        with (
+            out_of_memory_explained(OUT_OF_MEMORY),
+            timed(self.seconds, "prefill", device),
+        ):
             self._prefix = self._reader.prefill(self._prefix, opening)
-        self.seconds |= clock.seconds()
 
 
 def prefix_of(prepared: Sequence[Prepared]) -> Prefix:

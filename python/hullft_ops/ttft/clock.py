@@ -1,6 +1,5 @@
 """The seconds of a prompt: a budget of them, and how many each stage takes."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -35,31 +34,13 @@ class Deadline:
         return now < self._end and now + expected <= self._end
 
 
-class StageClock:
-    """Counts the seconds of each stage. On CUDA a stage ends when the device has done its work."""
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        self._device = device
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._stage: str | None = None
-        self._start = 0.0
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Count the body's time for ``stage``, except the stages within it."""
-        outer = self._stage
-        self._enter(stage)
-        yield
-        self._enter(outer)
-
-    def _enter(self, stage: str | None) -> None:
-        if self._device is not None and self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = perf_counter()
-        if self._stage is not None:
-            self._seconds[self._stage] += now - self._start
-        self._stage, self._start = stage, now
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each stage."""
-        return dict(self._seconds)
+@contextmanager
+def timed(
+    seconds: dict[str, float], stage: str, device: torch.device | None = None
+) -> Iterator[None]:
+    """Add the body's time to a stage's seconds. On CUDA, the body ends with the device's work."""
+    start = perf_counter()
+    yield
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - start

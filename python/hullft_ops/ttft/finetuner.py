@@ -50,8 +50,8 @@ class TestTimeFinetuner:
 
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one passage. On a
-    CPU it is four times and the largest gradient, unless gradients are clipped or kept. What will
-    not fit into the CPU's memory is refused before. Moments and copy stay for the next prompt.
+    CPU it is four times and some gradients. What will not fit into the CPU's memory is refused
+    before. Moments and copy stay for the next prompt.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or cast it, or
@@ -169,16 +169,13 @@ class TestTimeFinetuner:
             prompt = neighbours.prompt
         else:
             neighbours = self.retrieve(question_of(prompt))
+        spent = dict(neighbours.seconds)
         start = perf_counter()
         prepared = self._prepare(neighbours)
-        select = support_of(prepared).seconds
-        tokenize = perf_counter() - start - select
+        spent["select"] = support_of(prepared).seconds
         with self._changed(prepared, deadline) as training:
-            finetune = perf_counter() - start - select
-            spent = {"select": select, "tokenize": tokenize, "finetune": finetune}
-            adaptation = Adaptation(
-                self.reader, prepared, training, neighbours.seconds | spent
-            )
+            spent["finetune"] = perf_counter() - start - spent["select"]
+            adaptation = Adaptation(self.reader, prepared, training, spent)
             adaptation.prefill(prompt, chat=chat)
             try:
                 yield adaptation

@@ -1,15 +1,13 @@
 """The loss of a causal language model on a text."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.nn.modules.module import _has_any_global_hook
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, linear
 
-from hullft_ops.ttft.head_loss import linear_mean_loss
 from hullft_ops.ttft.models.checks import unwrapped
 
 if TYPE_CHECKING:
@@ -20,6 +18,9 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 2**20
 # Enough to show a head that does more than multiply.
 _COMPARED_TOKENS = 16
+# A CPU multiplies this many rows of the head's weight at once. On a whole vocabulary MKL reaches
+# little more than half of its speed.
+_TILE = 1024
 
 
 def next_token_logits(
@@ -57,98 +58,129 @@ def next_token_losses(model: "PreTrainedModel", tokens: Tensor) -> Tensor:
 
 
 class MeanLoss:
-    """The mean of `next_token_losses`, to train on, chunk by chunk from the hidden states.
+    """The mean of `next_token_losses`, to train layers on, chunk by chunk from the hidden states.
 
-    It computes a text's full logits, which take more memory, only if the head is no plain linear
-    layer, hooks listen to it, or head and hidden states do not give the model's logits, bit for
-    bit, on the first text. ``is_full`` says whether the last loss did.
+    It computes a text's full logits, which take more memory, only if the head is trained, or if
+    hidden states times the head's weight are not the model's logits, bit for bit, on the first
+    text. ``is_full`` says whether the last loss did.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.is_full = False
         self._model = model
-        self._compared: _SplitModel | None = None
+        # Base and head that were compared with the model, and whether they agree with it.
+        self._compared: tuple[nn.Module, nn.Module | None] | None = None
         self._agrees = False
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's window."""
-        split = _SplitModel.of(self._model)
-        if split is not None and self._agree(split, tokens[:_COMPARED_TOKENS]):
-            self.is_full = False
-            return split.mean_loss(tokens)
-        self.is_full = True
-        return next_token_losses(self._model, tokens).mean()
+        inner = unwrapped(self._model)
+        base: nn.Module = inner.base_model
+        head: Any = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if (base, head) != self._compared:
+            self._compare(base, head, tokens[:_COMPARED_TOKENS])
+        self.is_full = not self._agrees or head.weight.requires_grad
+        if self.is_full:
+            return next_token_losses(self._model, tokens).mean()
+        hidden = _hidden_states(base, tokens)[:-1]
+        rows = _rows_at_once(len(head.weight))
+        return head_loss(hidden, head.weight, head.bias, tokens[1:], rows)
 
     @torch.no_grad()
-    def _agree(self, split: "_SplitModel", tokens: Tensor) -> bool:
-        """Whether the parts give the model's own logits. Asked once for each base and head."""
-        if self._compared == split:
-            return self._agrees
+    def _compare(self, base: nn.Module, head: Any, tokens: Tensor) -> None:
+        """See whether the parts give the model's own logits."""
+        self._agrees = False
         logits = self._model(input_ids=tokens[None], use_cache=False).logits[0]
         # NaN equals nothing, so a later text has to decide.
         if not logits.isfinite().all():
-            return False
-        self._agrees = torch.equal(split.head(split.hidden(tokens)), logits)
-        self._compared = split
-        return self._agrees
+            return
+        self._compared = base, head
+        # A subclass, such as an adapter or a quantized layer, is more than its weight. A cap
+        # changes small logits by less than a low-precision model can show.
+        config = self._model.config.get_text_config()
+        is_capped = getattr(config, "final_logit_softcapping", None) is not None
+        is_linear = type(head) is nn.Linear and base is not unwrapped(self._model)
+        if is_linear and not is_capped:
+            product = linear(_hidden_states(base, tokens), head.weight, head.bias)
+            self._agrees = torch.equal(product, logits)
 
 
-@dataclass(frozen=True)
-class _SplitModel:
-    """A causal language model as hidden states and a linear head."""
-
-    base: nn.Module
-    head: nn.Linear
-
-    @classmethod
-    def of(cls, model: "PreTrainedModel") -> "_SplitModel | None":
-        """None if the head does more than multiply, or hooks listen to a bypassed module."""
-        inner = unwrapped(model)
-        base: nn.Module = inner.base_model
-        head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
-        # A subclass, such as an adapter or a quantized layer, is more than its weight.
-        if base is inner or type(head) is not nn.Linear:
-            return None
-        # A cap changes small logits by less than a low-precision model can show.
-        config = inner.config.get_text_config()
-        if getattr(config, "final_logit_softcapping", None) is not None:
-            return None
-        if any(_is_observed(module) for module in (*_ancestors(model, base), head)):
-            return None
-        return cls(base, head)
-
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """The last hidden states ``[T, d]`` of tokens ``[T]``."""
-        output = self.base(input_ids=tokens[None], use_cache=False)
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
-
-    def mean_loss(self, tokens: Tensor) -> Tensor:
-        weight, bias = self.head.weight, self.head.bias
-        rows = _rows_at_once(weight.shape[0])
-        hidden = self.hidden(tokens)[:-1]
-        return linear_mean_loss(hidden, weight, bias, tokens[1:], rows)
+def _hidden_states(base: nn.Module, tokens: Tensor) -> Tensor:
+    """The last ones, ``[T, d]``, of tokens ``[T]``."""
+    states: Tensor = base(input_ids=tokens[None], use_cache=False).last_hidden_state
+    return states[0]
 
 
 def _rows_at_once(vocabulary: int) -> int:
     return max(_CHUNK_BYTES // (4 * vocabulary), 1)
 
 
-def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
-    """The modules around ``descendant``, from the model inwards."""
-    name = next(name for name, m in model.named_modules() if m is descendant)
-    parts = name.split(".")
-    for depth in range(len(parts)):
-        yield model.get_submodule(".".join(parts[:depth]))
+def head_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int
+) -> Tensor:
+    """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
+
+    Products are in the dtype of autocast if that is on. The gradient of ``hidden`` is computed too;
+    weight and bias have none.
+
+    Args:
+        hidden: ``[T, d]``.
+        weight: ``[V, d]``.
+        bias: ``[V]`` or None.
+        targets: int64 ``[T]``.
+        rows: positions whose logits exist at once.
+
+    Returns:
+        A scalar, float64 for float64 products and float32 for all others.
+    """
+    device = hidden.device.type
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _HeadLoss.apply(hidden, weight.to(dtype), bias, targets, rows)  # type: ignore[no-untyped-call]
+    return loss
 
 
-def _is_observed(module: nn.Module) -> bool:
-    """Whether hooks listen to the module's forward or backward, or its forward is replaced."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    everywhere = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-    return everywhere or any(hooks) or "forward" in vars(module)
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: int,
+    ) -> Tensor:
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        share = 1 / len(targets)
+        losses, gradients = [], []
+        for start in range(0, len(targets), rows):
+            chunk = hidden[start : start + rows].to(weight.dtype)
+            target = targets[start : start + rows, None]
+            logits = _logits(chunk, weight, bias)
+            log_p = torch.log_softmax(logits, dim=-1, dtype=precise)
+            del logits
+            losses.append(share * log_p.gather(1, target))
+            # The gradient of the logits, in the memory of their logarithms.
+            error = log_p.exp_().mul_(share)
+            error.scatter_add_(1, target, error.new_full(target.shape, -share))
+            gradients.append(error.to(weight.dtype) @ weight)
+        ctx.gradient = torch.cat(gradients).to(hidden.dtype)
+        return -torch.cat(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.gradient * grad, None, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = hidden.new_empty(len(hidden), len(weight))
+    step = _TILE if weight.device.type == "cpu" else len(weight)
+    for start in range(0, len(weight), step):
+        tile = slice(start, start + step)
+        torch.mm(hidden, weight[tile].T, out=logits[:, tile])
+    if bias is not None:
+        logits.add_(bias.to(logits.dtype))
+    return logits

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from hullft_ops._checks import check_text
-from hullft_ops.ttft.clock import StageClock
+from hullft_ops.ttft.clock import timed
 from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.store.base import Store, checked_vectors
 from hullft_ops.ttft.store.words import Words, fused, last_words
@@ -88,19 +88,19 @@ def retrieve(
     if not count or store is None:
         return Neighbours(prompt)
     count = min(count, len(store))
-    clock = StageClock()
+    seconds: dict[str, float] = {}
     query, rankings = None, []
     if embedder is not None:
-        with clock.of("embed"):
+        with timed(seconds, "embed"):
             query = _embedded(prompt, embedder)
-        with clock.of("search"):
+        with timed(seconds, "search"):
             rankings.append(store.search(query, count)[1][0])
     if words is not None:
-        with clock.of("search"):
+        with timed(seconds, "search"):
             for text in dict.fromkeys((prompt, last_words(prompt, _END_WORDS))):
                 rankings.append(words.search(text, count))
     positions = rankings[0] if len(rankings) == 1 else fused(rankings, count)
-    return Neighbours(prompt, store, query, positions.tolist(), clock.seconds())
+    return Neighbours(prompt, store, query, positions.tolist(), seconds)
 
 
 def _embedded(prompt: str, embedder: Embedder) -> Tensor:

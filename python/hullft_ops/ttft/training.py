@@ -1,8 +1,8 @@
-"""Training a model for a prompt: passes, clipping and steps."""
+"""Training a model for a prompt: passes and steps."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
-from hullft_ops.ttft.clock import Deadline, StageClock
+from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.models.memory import available_memory
@@ -30,8 +30,7 @@ MAX_STEPS = 100_000
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
 
-Take = Callable[[dict[Tensor, Tensor]], None]
-# How much is handed over at once: a share of all gradients in bytes, and at least so many bytes.
+# Steps are taken when so many gradients are complete: a share of their bytes, and at least so many.
 # The call of a step on one small parameter may cost more than its work.
 _SHARE = 1 / 16
 _LEAST_BYTES = 8 * 2**20
@@ -50,9 +49,6 @@ class TrainingOptions(ReadingOptions):
 
     passes: PositiveInt | None = None
     """Forward-backward passes at most; None for as many as the steps need."""
-
-    max_grad_norm: PositiveFloat | None = None
-    """Norm to clip each gradient to; None for no clipping."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class Training:
 
     Args:
         weights: what to train.
-        options: rate, clipping, autocast and how many passes at most.
+        options: rate, autocast and how many passes at most.
         deadline: ends the training before a pass that it does not allow.
 
     Attributes:
@@ -138,12 +134,6 @@ class Training:
         self.skipped_steps = 0
         self._deadline = deadline
         self._device = weights.model.device
-        self._clock = StageClock(self._device)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Wall-clock time by stage: forward, backward and step."""
-        return self._clock.seconds()
 
     def take(self, passes: Sequence[Pass]) -> None:
         """Take the steps of these passes, as many as the budget allows.
@@ -183,34 +173,47 @@ class Training:
 
     def _pass(self, tokens: Tensor, repeats: int) -> Tensor:
         """The loss of a text, after the steps with its gradient."""
-        trained, optimizer = self.weights.trained, self.weights.optimizer
+        optimizer = self.weights.optimizer
         optimizer.zero_grad(set_to_none=True)
-        clock = self._clock
-        with clock.of("forward"), autocast(self._device, self.options.dtype):
+        with autocast(self._device, self.options.dtype):
             loss = self.weights.loss(tokens)
         _check_depends(loss)
-        take = partial(self._take_steps, repeats)
-        with clock.of("backward"):
-            # Each gradient is needed only for the steps of its own parameter. Not so on a GPU:
-            # nobody has measured there what the additional calls cost.
-            if self.options.max_grad_norm is None and self._device.type == "cpu":
-                backward_in_parts(loss, trained, take)
-            else:
-                torch.autograd.backward(loss)
-                take()
+        # On a GPU, many small steps would cost more than the memory that they save.
+        if self._device.type == "cpu":
+            self._step_amid_backward(loss, repeats)
+        else:
+            torch.autograd.backward(loss)
+            optimizer.step(repeats=repeats)
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _take_steps(
-        self, repeats: int, gradients: dict[Tensor, Tensor] | None = None
-    ) -> None:
-        """Take the steps with these gradients, or with those in ``.grad`` if None."""
-        with self._clock.of("step"):
-            if self.options.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(
-                    self.weights.trained, self.options.max_grad_norm
-                )
-            self.weights.optimizer.step(repeats=repeats, grads=gradients)
+    def _step_amid_backward(self, loss: Tensor, repeats: int) -> None:
+        """Take steps as soon as some gradients are complete, and drop these gradients.
+
+        By then, whatever multiplies by their parameters on the way back has done so. Autograd
+        raises where another use is left.
+        """
+        trained, optimizer = self.weights.trained, self.weights.optimizer
+        enough = max(_SHARE * sum(p.nbytes for p in trained), _LEAST_BYTES)
+        gradients: dict[Tensor, Tensor] = {}
+
+        def step() -> None:
+            optimizer.step(repeats=repeats, grads=gradients)
+            gradients.clear()
+
+        def add(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                gradients[parameter], parameter.grad = parameter.grad, None
+            if sum(gradient.nbytes for gradient in gradients.values()) >= enough:
+                step()
+
+        handles: list[Any] = []
+        with at_exit(partial(_remove, handles)):
+            for parameter in trained:
+                handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+                handles.append(handle)
+            torch.autograd.backward(loss)
+        step()
 
     def _check_loss(self, loss: float, current: Pass) -> None:
         """Refuse a loss that is not finite."""
@@ -278,57 +281,6 @@ def _check_depends(loss: Tensor) -> None:
         )
 
 
-def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) -> None:
-    """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
-
-    ``take`` may change their parameters: whatever multiplies by one on the way back contributes to
-    its gradient, and is done by then.
-
-    Raises:
-        RuntimeError: autograd notices another use, or a gradient comes in pieces, as of reentrant
-            checkpoints that share the parameter.
-    """
-    gradients = _ReadyGradients(parameters, take)
-    handles: list[Any] = []
-    with at_exit(partial(_remove, handles)):
-        for parameter in parameters:
-            handle = parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
-            handles.append(handle)
-        torch.autograd.backward(loss)
-        gradients.hand_over(parameters)
-
-
 def _remove(handles: Iterable[Any]) -> None:
     for handle in handles:
         handle.remove()
-
-
-class _ReadyGradients:
-    def __init__(self, parameters: Sequence[Tensor], take: Take) -> None:
-        self._take = take
-        total = sum(parameter.nbytes for parameter in parameters)
-        self._enough = max(_SHARE * total, _LEAST_BYTES)
-        self._whole: list[Tensor] = []
-        self._bytes = 0
-        self._taken: set[Tensor] = set()
-
-    def is_whole(self, parameter: Tensor) -> None:
-        if parameter in self._taken:
-            raise RuntimeError(
-                f"the backward pass makes the gradient of a parameter {list(parameter.shape)} in "
-                "pieces, and a step was taken with the first: max_grad_norm=math.inf makes all "
-                "gradients before the first step"
-            )
-        self._whole.append(parameter)
-        self._bytes += parameter.nbytes
-        if self._bytes >= self._enough:
-            self.hand_over(self._whole)
-            self._whole, self._bytes = [], 0
-
-    def hand_over(self, parameters: Sequence[Tensor]) -> None:
-        gradients = {p: p.grad for p in parameters if p.grad is not None}
-        for parameter in gradients:
-            parameter.grad = None
-        if gradients:
-            self._taken.update(gradients)
-            self._take(gradients)
