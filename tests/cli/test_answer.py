@@ -87,22 +87,17 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert [*read_prompts(str(FILE), "asked").values()] == ["a", chat]
 
-    for content, prompts in (
-        (b"a cat \n\n[a] dog", ["a cat ", "[a] dog"]),
-        (b"def a(x):\r\nb\rc", ["def a(x):", "b", "c"]),
-        (b"{a} cat", ["{a} cat"]),
-        (json.dumps(chat).encode(), [chat]),
-    ):
-        stdin = SimpleNamespace(buffer=io.BytesIO(content))
-        monkeypatch.setattr(sys, "stdin", stdin)
+    stdin = SimpleNamespace(buffer=io.BytesIO(json.dumps(chat).encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
 
-        assert [*read_prompts("-", "prompt").values()] == prompts
+    assert [*read_prompts("-", "prompt").values()] == [chat]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("\n", "there is none"),
+        ("a cat", "line 1: Invalid JSON"),
         ('{"prompt": "a"}\n{', "line 2: Invalid JSON"),
         (
             '{"text": "a"}',
@@ -140,10 +135,9 @@ def test_what_cannot_be_answered_is_refused_before_the_work(
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
         (["--batch-size", 0], "generate: batch_size must be in 1.."),
-        (["--seconds", -1], "seconds must"),
     ):
         result = hullft_ops(*arguments, *options)
 
         assert result.code == 2
         assert message in result.last
-        assert not OUTPUT.exists()
+        assert not OUTPUT.exists() or not OUTPUT.read_bytes()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,11 +72,10 @@ def test_a_worker_that_never_starts_is_given_up(tmp_path, monkeypatch):
     ("workers", "message"),
     [
         (
-            Workers(engine="ray", workers=3),
-            "3 of 1 processors and 0 GPUs each do not fit a cluster of 2",
+            Workers(engine="ray", threads=4),
+            "one of 4 processors and 0 GPUs does not fit a cluster of 2 and 0",
         ),
-        (Workers(engine="ray", threads=4), "1 of 4 processors"),
-        (Workers(engine="ray", gpus=0.5), "1 of 1 processors and 0.5 GPUs"),
+        (Workers(engine="ray", gpus=0.5), "one of 1 processors and 0.5 GPUs"),
     ],
 )
 def test_workers_that_do_not_fit_are_refused(workers, message, tmp_path):
@@ -96,39 +94,10 @@ def test_without_a_connection_it_joins_a_cluster_or_starts_its_own(
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(calls))
     monkeypatch.setattr(ray, "init", lambda place, **_: calls.append(place))
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        if given:
-            monkeypatch.setenv("RAY_ADDRESS", address)
+    if given:
+        monkeypatch.setenv("RAY_ADDRESS", "there:1")
 
-        with worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path):
-            pass
-
-    assert calls == [address if given else "local", "shutdown"]
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
-def test_a_cluster_that_is_not_there_is_refused_at_once(address, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", None)
-    monkeypatch.setenv("RAY_ADDRESS", address)
-
-    with (
-        pytest.raises(InputError, match=f"RAY_ADDRESS {address}: .*refused"),
-        worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path),
-    ):
+    with worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path):
         pass
 
-
-def test_a_ray_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise Exception("The current node timed out\nduring startup")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", fail)
-
-    with (
-        pytest.raises(InputError, match="^engine ray: .*The current node timed out$"),
-        worker_pool(Workers(engine="ray", workers=1), doubling, graves=tmp_path),
-    ):
-        pass
+    assert calls == ["there:1" if given else "local", "shutdown"]

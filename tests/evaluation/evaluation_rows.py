@@ -2,18 +2,16 @@
 
 from typing import Any
 
-from hullft_ops.evaluation.results import STAGES, Row
+from hullft_ops.evaluation.results import Row
 
 SETTINGS = {"method": "knn", "n_select": 1, "lr": 1.0}
 PLAIN: dict[str, Any] = {
     "run": "r",
     "settings": SETTINGS,
     "domain": "all",
-    "seed": 0,
     "scores": {"prompt": {"before": 2.0, "after": 1.0}},
-    "seconds": dict.fromkeys(STAGES, 0.1),
+    "seconds": {"select": 0.2, "finetune": 0.3},
     "passes": 3,
-    "support_size": 2,
     "error": None,
     "versions": {"torch": "2"},
     "threads": 1,

@@ -94,37 +94,6 @@ def test_a_full_disk_has_a_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("seconds", {"embed": 1e308}),
-        ("scores", {"prompt": {"before": 1e-320, "after": 1}}),
-    ],
-)
-def test_numbers_whose_means_are_not_finite_are_refused(
-    tmp_path: Path, field: str, value: object
-) -> None:
-    path = tmp_path / "rows.jsonl"
-    row = json.loads(result_row("p").model_dump_json())
-    path.write_text(json.dumps(row | {field: value}))
-
-    with pytest.raises(InputError, match=f"line 1: {field}.* must be "):
-        read_rows(path)
-
-
-def test_a_whole_last_row_without_a_line_end_is_kept(file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[:-1])
-
-    assert len(read_rows(file)) == 3
-
-    with open_results(file, "r") as results:
-        results.append(result_row("p3"))
-
-    assert file.read_bytes().startswith(content)
-    assert len(read_rows(file)) == 4
-
-
-@pytest.mark.parametrize(
     "content",
     [
         b"notes without a line end",
@@ -142,16 +111,9 @@ def test_a_file_of_the_user_stays_as_it_is(content: bytes, file: Path) -> None:
     file.write_bytes(content)
     refused(file, "line 1: ")
 
-    if content not in (b"\n", b"{"):
+    if content.endswith(b"\n") and content != b"\n":
         file.write_bytes(rows + content)
         refused(file, "line 4: ")
-
-
-def test_rows_are_not_written_into_a_file_that_is_gone(file: Path) -> None:
-    with open_results(file, "r") as results:
-        file.unlink()
-        with pytest.raises(InputError, match=f"{file.name}: was deleted or replaced"):
-            results.append(result_row("p3"))
 
 
 def test_one_process_writes_at_a_time(file: Path) -> None:
@@ -166,7 +128,6 @@ def test_one_process_writes_at_a_time(file: Path) -> None:
         ({"scores": {"prompt": {"before": 1.0}}}, "scores.prompt.after: Field req"),
         ({"scores": {"prompt": 1.0}}, "scores.prompt must be an object"),
         ({"seconds": {"embed": float("nan")}}, "seconds.embed must be"),
-        ({"passes": 10**400}, "passes must be less than 9007199254740992, got 1000"),
         ({"passes": 1.5}, "passes must be a valid integer"),
         ({"settings": [1]}, "settings must be an object"),
         ({"versions": {"torch": 2}}, "versions.torch must be a valid string"),
@@ -179,12 +140,6 @@ def test_a_forged_row_is_refused_with_its_line(
     line = json.dumps(PLAIN | {"prompt": "p9"} | forged)
     file.write_bytes(file.read_bytes() + line.encode() + b"\n")
     refused(file, f"line 4: {message}")
-
-
-def test_a_row_that_comes_twice_is_refused(file: Path) -> None:
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(lines[0] + lines[1] + lines[0])
-    refused(file, "line 3: a second row of {")
 
 
 @pytest.mark.parametrize(

@@ -78,17 +78,11 @@ def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one
 
     assert measured.score == "continuation"
     assert measured.before.tolist() == [3.0, 3.0]
-    assert measured.other_scores == ["prompt"]
-
-    config = rows[0].config
-
-    assert measured.mean_score(config, "prompt").after == 1.0
-    assert Measurements.of(rows, "prompt").other_scores == ["continuation"]
+    assert Measurements.of(rows, "prompt").before.tolist() == [2.0, 2.0]
 
     rows.append(result_row("r"))
 
     assert Measurements.of(rows).score == "prompt"
-    assert Measurements.of(rows).other_scores == []
 
 
 def test_the_best_of_each_kind() -> None:

@@ -209,7 +209,7 @@ def test_a_loss_of_nan_leaves_nothing(train, tmp_path):
 
 
 def test_what_cannot_be_trained_is_refused_before_the_work(
-    gpt2, tokenizer, store, tmp_path, monkeypatch
+    gpt2, tokenizer, store, tmp_path
 ):
     path = tmp_path / "adapter"
     bert = BertLMHeadModel(BertConfig(vocab_size=320, num_hidden_layers=1))
@@ -229,11 +229,6 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
 
     with pytest.raises(ValueError, match="lr must be a finite number, got nan"):
         train_adapter(gpt2, tokenizer, store, path, lr=float("nan"))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(gpt2), "device", torch.device("cuda:1"))
-        with pytest.raises(ValueError, match="must be on the first GPU, .*got cuda:1"):
-            train_adapter(gpt2, tokenizer, store, path)
 
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
 
@@ -266,30 +261,20 @@ def test_it_trains_on_as_many_passages_as_asked(train, monkeypatch):
     )
 
 
-def test_it_ends_after_its_minutes_at_a_rate_of_0(train, gpt2, monkeypatch):
-    """By a clock on which a step takes 12 seconds."""
+def test_the_rate_is_a_share_of_the_weights_and_falls_to_0(train, gpt2, monkeypatch):
     rates = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(adapter, "perf_counter", lambda: 12.0 * len(rates))
 
     def watched(optimizer, *arguments, **options):
         rates.append(optimizer.param_groups[0]["lr"])
         return step(optimizer, *arguments, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    path = train(minutes=1)
-
+    train(passages=4)
     layers = [p for p in gpt2.transformer.h.parameters() if p.dim() == 2]
     size = median(p.detach().square().mean().sqrt().item() for p in layers)
-    shares = [RATE * size * share for share in (1, 0.8, 0.6, 0.4, 0.2)]
 
-    assert rates == pytest.approx(shares)
-    assert {file.name for file in path.iterdir()} == {
-        CONFIG,
-        WEIGHTS,
-        "README.md",
-        adapter.RECORD,
-    }
+    assert rates == pytest.approx([RATE * size * n / 4 for n in (4, 3, 2, 1)])
 
 
 def test_a_store_without_a_passage_of_two_tokens_is_refused(train, store):

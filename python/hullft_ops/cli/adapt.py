@@ -7,9 +7,6 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from transformers import TextStreamer
 
 from hullft_ops._terminal import counted, echo, printable, waiting
@@ -24,7 +21,7 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 
-_SOURCE_CHARS = 30
+_EXCERPT_CHARS = 60
 
 
 class _Printer(TextStreamer):
@@ -39,13 +36,11 @@ def adapt(
     settings: Annotated[dict[str, Any], fields_of(TTFTConfig)],
     files: Annotated[dict[str, Any], fields_of(CorpusConfig)],
     *,
+    prompt: str,
     embedder: str = DEFAULT_EMBEDDER,
     store: Path | None = None,
     corpus: str | None = None,
-    prompt: str | None = None,
-    prompt_file: str | None = None,
     seconds: float | None = None,
-    generate: bool = True,
     chat: bool = False,
     max_new_tokens: int = 64,
 ) -> None:
@@ -55,68 +50,68 @@ def adapt(
         inputs: the language model.
         settings: how to adapt.
         files: what is read of --corpus.
+        prompt: the text to adapt to; - for stdin.
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads, searched by words unless
             --search or --n-select needs embeddings. Its datastore stays in hullft_datastores; of
             changed files, only new passages are embedded again.
-        prompt: the text to adapt to; or give --prompt-file.
-        prompt_file: file with the prompt; - for stdin.
         seconds: budget for retrieval and training; steps that do not fit are skipped.
-        generate: continue the prompt.
         chat: continue it as a message, in the chat template of an instruct model.
         max_new_tokens: length of the continuation.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
-    text = _text_of(prompt, prompt_file)
-    language_model = ModelConfig(**inputs)
+    if prompt == STDIN:
+        prompt = text_in(STDIN)
     config = TTFTConfig(**settings)
     if corpus is not None and not config.n_select and config.search is None:
         # The answer would wait until all passages are embedded.
         config = replace(config, search="lexical")
-    passages = Datastore.open(store) if store is not None else None
-    with waiting("loading the model"):
-        model, tokenizer = language_model.load()
-    encoder = None
-    if config.search != "lexical":
-        with waiting("loading the embedder"):
-            encoder = load_embedder(embedder)
-    if passages is None:
-        passages = folder_datastore(str(corpus), encoder, **files)
-        echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
-    finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
+    finetuner = loaded_finetuner(
+        ModelConfig(**inputs), config, embedder, store=store, corpus=corpus, files=files
+    )
     # Two samples would differ without any adaptation.
     options: dict[str, Any] = {
         "chat": chat,
         "do_sample": False,
         "max_new_tokens": max_new_tokens,
-        "streamer": _Printer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        "streamer": _Printer(
+            finetuner.tokenizer, skip_prompt=True, skip_special_tokens=True
+        ),
     }
-    if generate:
-        echo("without adaptation:")
-        continue_prompt(finetuner.reader, text, **options)
+    echo("without adaptation:")
+    continue_prompt(finetuner.reader, prompt, **options)
     with ExitStack() as until_restored:
         with waiting("adapting to the prompt"):
-            adapted = finetuner.adapted(text, chat=chat, seconds=seconds)
+            adapted = finetuner.adapted(prompt, chat=chat, seconds=seconds)
             adaptation = until_restored.enter_context(adapted)
-        _print_training(adaptation, passages)
-        if generate:
-            echo("with adaptation:")
-            continuation = adaptation.generate(text, **options)
-            if not continuation.strip():
-                echo("The model ended at once: its continuation is blank.")
+        _print_training(adaptation, finetuner.store)
+        echo("with adaptation:")
+        adaptation.generate(prompt, **options)
 
 
-def _text_of(prompt: str | None, file: str | None) -> str:
-    """The prompt, or the text in the file or in stdin."""
-    if (prompt is None) == (file is None):
-        raise ValueError("give one of --prompt and --prompt-file")
-    if file is not None:
-        prompt = text_in(file)
-    if not prompt or not prompt.strip():
-        raise ValueError("prompt must not be blank")
-    return prompt
+def loaded_finetuner(
+    language_model: ModelConfig,
+    config: TTFTConfig,
+    embedder: str,
+    *,
+    store: Path | None,
+    corpus: str | None = None,
+    files: dict[str, Any] | None = None,
+) -> TestTimeFinetuner:
+    """The finetuner of a command. The slowest to load comes last."""
+    passages = Datastore.open(store) if store is not None else None
+    with waiting("loading the model"):
+        model, tokenizer = language_model.load()
+    encoder = None
+    if config.search != "lexical" and (store or corpus):
+        with waiting("loading the embedder"):
+            encoder = load_embedder(embedder)
+    if corpus is not None:
+        passages = folder_datastore(corpus, encoder, **files or {})
+        echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
+    return TestTimeFinetuner(model, tokenizer, passages, encoder, config)
 
 
 def text_in(file: str) -> str:
@@ -131,22 +126,14 @@ def text_in(file: str) -> str:
         raise ValueError(f"prompt {file}: {error}") from error
 
 
-def _print_training(adaptation: Adaptation, store: Datastore) -> None:
-    support, steps = adaptation.support, adaptation.steps
-    table = Table(box=box.SIMPLE, expand=True)
-    for name in ("source", "weight", "steps"):
-        table.add_column(name, no_wrap=True)
-    # With a ratio, the passages get the room that the other columns leave.
-    table.add_column("passage", no_wrap=True, overflow="ellipsis", ratio=1)
-    chosen = zip(support.indices, support.weights, steps, strict=True)
+def _print_training(adaptation: Adaptation, store: Any) -> None:
+    support = adaptation.support
+    chosen = zip(support.indices, support.weights, adaptation.steps, strict=True)
     for index, weight, count in chosen:
         if count:
-            excerpt = " ".join(store.texts[index].split())
-            cells = _source(store, index), f"{weight:.3f}", f"{count}", excerpt
-            table.add_row(*map(printable, cells))
-    table.title = counted(table.row_count, "passage")
-    if table.row_count:
-        Console(markup=False).print(table)
+            excerpt = " ".join(store.texts[index].split())[:_EXCERPT_CHARS]
+            steps = counted(count, "step")
+            echo(f"{_source(store, index)}: weight {weight:.3f}, {steps}: {excerpt}")
     if adaptation.passages:
         positions = [p for passage in adaptation.passages for p in passage.positions]
         sources = [_source(store, position) for position in positions]
@@ -162,8 +149,5 @@ def _print_training(adaptation: Adaptation, store: Datastore) -> None:
 
 
 def _source(store: Datastore, index: int) -> str:
-    """The end of a passage's source; its position if the datastore has no sources."""
-    source = str(store.rows[index]["source"] or index)
-    if len(source) > _SOURCE_CHARS:
-        source = f"…{source[1 - _SOURCE_CHARS :]}"
-    return source
+    """A passage's source; its position if the datastore has no sources."""
+    return str(store.rows[index]["source"] or index)

@@ -8,22 +8,17 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from hullft_ops._checks import check_integer
-from hullft_ops._terminal import counted, echo, ticking, waiting
-from hullft_ops.cli.adapt import text_in
+from hullft_ops._terminal import counted, echo, ticking
+from hullft_ops.cli.adapt import loaded_finetuner, text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.measuring import run_identity
 from hullft_ops.evaluation.results import open_results, read_rows
-from hullft_ops.ttft.adapter import adapter_identity
-from hullft_ops.ttft.chat import Prompt, chat_prompt, conversation
-from hullft_ops.ttft.clock import Deadline
-from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
+from hullft_ops.ttft.chat import Prompt, conversation
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output
-from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.retrieval import check_prompt
-from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.validation import parse
 
@@ -66,8 +61,7 @@ def answer(
     that have an answer in the output are left out.
 
     Args:
-        prompts: JSONL file, or text with a prompt on each line; - for stdin. It is JSONL if its
-            name ends in .jsonl, or its first line is an object or a list of messages. A prompt that
+        prompts: JSONL file; - for stdin. A line is an object, or a list of messages. A prompt that
             repeats is answered once.
         inputs: the language model.
         settings: how to adapt.
@@ -75,7 +69,7 @@ def answer(
         store: folder of a datastore, which hullft-ops index makes; None with --n-select 0,
             --context 0 and --ngrams 0.
         embedder: name or folder of the sentence-transformers model that made the datastore.
-        prompt_column: the column of a JSONL file with the prompt, a text or a list of messages;
+        prompt_column: the column of the file with the prompt, a text or a list of messages;
             where it is missing, messages.
         chat: continue texts as messages, in the chat template of an instruct model.
         seconds: budget for retrieval and training for each prompt.
@@ -89,26 +83,15 @@ def answer(
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output, Answer)
-    check_integer("generate", "batch_size", batch_size, 1)
-    if seconds is not None:
-        # It refuses what is no budget; one begins with each prompt.
-        Deadline(seconds)
     every = read_prompts(prompts, prompt_column)
-    finetuner = loaded_finetuner(language_model, store, embedder, config)
-    if chat:
-        # Without a template it is refused before the work.
-        chat_prompt(finetuner.tokenizer, "")
-    longest = finetuner.reader.window - 1
-    check_integer("generate", "max_new_tokens", max_new_tokens, 1, longest)
+    finetuner = loaded_finetuner(language_model, config, embedder, store=store)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "chat": chat,
         "seconds": seconds,
     }
-    stated: dict[str, Any] = config.settings()
-    if config.adapter is not None:
-        stated["adapter"] = adapter_identity(config.adapter)
-    run = run_identity(finetuner.reader, finetuner.store, [stated, options])
+    settings_of_run = [config.settings(), options]
+    run = run_identity(finetuner.reader, finetuner.store, settings_of_run)
     with open_results(output, run, kind=Answer) as answers:
         left = [prompt for key, prompt in every.items() if key not in answers.rows]
         done = len(every) - len(left)
@@ -122,37 +105,19 @@ def answer(
     echo(output)
 
 
-def loaded_finetuner(
-    language_model: ModelConfig, store: Path | None, embedder: str, config: TTFTConfig
-) -> TestTimeFinetuner:
-    """The finetuner of a command. The slowest to load comes last."""
-    passages = None if store is None else Datastore.open(store)
-    with waiting("loading the model"):
-        model, tokenizer = language_model.load()
-    encoder = None
-    if passages is not None and config.search != "lexical":
-        with waiting("loading the embedder"):
-            encoder = load_embedder(embedder)
-    return TestTimeFinetuner(model, tokenizer, passages, encoder, config)
-
-
 def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:
-    """The prompts of a JSONL file or a text in order, by the keys of their answers.
+    """The prompts of a JSONL file in order, by the keys of their answers.
 
     InputError names a wrong line.
     """
-    every = enumerate(text_in(source).split("\n"), start=1)
-    lines = [(number, line) for number, line in every if line.strip()]
-    is_json = source.endswith(".jsonl") or (lines and _is_record(lines[0][1]))
     prompts = {}
-    for number, line in lines:
+    for number, line in enumerate(text_in(source).split("\n"), start=1):
+        if not line.strip():
+            continue
         place = f"prompts {source}: line {number}"
-        prompt: Any = line
-        if is_json:
-            record = parse(_Record, line.encode(), place)
-            prompt = record
-            if isinstance(record, dict):
-                prompt = record.get(column, record.get("messages"))
+        prompt: Any = parse(_Record, line.encode(), place)
+        if isinstance(prompt, dict):
+            prompt = prompt.get(column, prompt.get("messages"))
         try:
             check_prompt(conversation(prompt)[1]["content"])
             # The answers are JSON, which has no NaN.
@@ -163,12 +128,3 @@ def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:
     if not prompts:
         raise InputError(f"prompts {source}: there is none")
     return prompts
-
-
-def _is_record(line: str) -> bool:
-    """Whether a line is JSON with a prompt, and no text that begins with a bracket."""
-    try:
-        parse(_Record, line.encode(), "")
-    except InputError:
-        return False
-    return True

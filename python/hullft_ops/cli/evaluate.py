@@ -79,7 +79,7 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
     prompts, keys = evaluation.prompts, list(evaluation.finetuners)
     counts = counted(len(prompts), "prompt"), counted(len(keys), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
-    with open_results(output, evaluation.run, adapters=evaluation.adapters) as results:
+    with open_results(output, evaluation.run) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)

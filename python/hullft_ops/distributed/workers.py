@@ -1,19 +1,17 @@
 """Workers on Ray: how many there are, and a pool of them."""
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.validation import options_class
 
 # A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
@@ -21,7 +19,6 @@ RETRIES = 2
 
 # Without a limit, Ray would for ever start a worker that its memory monitor ends each time.
 RESTARTS = 5
-_CONNECT_SECONDS = 10
 
 # Loads what a worker needs, and returns the function that does an item of its work.
 Load = Callable[..., Callable[[Any], Any]]
@@ -36,7 +33,7 @@ class Workers:
     RAY_ADDRESS."""
 
     workers: PositiveInt | None = None
-    """Workers on Ray; None for as many as fit."""
+    """Workers on Ray at most; None for as many as fit."""
 
     threads: PositiveInt = 1
     """Threads of each worker. Ray reserves as many processors."""
@@ -79,8 +76,8 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
 
     Raises:
         ImportError: Ray is not installed.
-        InputError: the cluster has no room for the workers, or the same work has ended a worker
-            three times.
+        InputError: the cluster has no room for a worker, or the same work has ended a worker three
+            times.
     """
     with needed_by("engine ray", "ray"):
         import ray
@@ -89,8 +86,12 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
     connects = not ray.is_initialized()
     if connects:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        _connect(os.environ.get("RAY_ADDRESS") or "local")
-    actors: list[Any] = []
+        ray.init(
+            os.environ.get("RAY_ADDRESS") or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=40,  # errors
+        )
     try:
         start = ray.remote(Worker).options(
             num_cpus=workers.threads,
@@ -98,9 +99,11 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
             max_restarts=RESTARTS,
             max_task_retries=RETRIES,
         )
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        for _ in range(_count(workers, resources)):
-            actors.append(start.remote(Path.cwd(), workers.threads, load, arguments))
+        count = _count(workers, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        actors = [
+            start.remote(Path.cwd(), workers.threads, load, arguments)
+            for _ in range(count)
+        ]
         yield ActorPool(actors)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
@@ -110,33 +113,8 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
             "ended each time it started; the machine may have run out of memory"
         ) from error
     finally:
-        for actor in actors:
-            ray.kill(actor)
         if connects:
             ray.shutdown()
-
-
-def _connect(address: str) -> None:
-    """Initialize Ray; InputError if that fails, or nothing listens: Ray would wait for minutes."""
-    import ray
-
-    try:
-        place = urlsplit(address if "//" in address else f"//{address}")
-        if place.port is not None:
-            listener = (place.hostname, place.port)
-            socket.create_connection(listener, _CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise InputError(f"RAY_ADDRESS {address}: {error}") from error
-    try:
-        ray.init(
-            address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=40,  # errors
-        )
-    # Ray raises also a bare Exception.
-    except Exception as error:
-        raise InputError(f"engine ray: {first_line(error)}") from error
 
 
 def do_item(worker: Any, item: Any) -> Any:
@@ -145,16 +123,13 @@ def do_item(worker: Any, item: Any) -> Any:
 
 
 def _count(workers: Workers, cluster: dict[str, float]) -> int:
-    """How many workers to start; InputError if they do not fit: Ray would wait."""
-    processors = cluster.get("CPU", 0)
-    gpus = cluster.get("GPU", 0)
-    room = int(processors / workers.threads)
+    """How many workers to start, as many as fit: Ray would wait for room."""
+    room = int(cluster.get("CPU", 0) / workers.threads)
     if workers.gpus:
-        room = min(room, int(gpus / workers.gpus))
-    count = workers.workers or max(1, room)
-    if count > room:
+        room = min(room, int(cluster.get("GPU", 0) / workers.gpus))
+    if not room:
         raise InputError(
-            f"workers: {count} of {workers.threads} processors and {workers.gpus:g} GPUs "
-            f"each do not fit a cluster of {processors:g} processors and {gpus:g} GPUs"
+            f"workers: one of {workers.threads} processors and {workers.gpus:g} GPUs does not fit "
+            f"a cluster of {cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}"
         )
-    return count
+    return min(workers.workers or room, room)

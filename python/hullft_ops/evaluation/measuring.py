@@ -13,10 +13,9 @@ import torch
 from hullft_ops._terminal import waiting
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.prompts import Prompt, open_texts
-from hullft_ops.evaluation.results import STAGES, Row, Score, key_of
+from hullft_ops.evaluation.results import Row, Score, key_of
 from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
 from hullft_ops.ttft.adaptation import Answering
-from hullft_ops.ttft.adapter import adapter_identity
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
@@ -40,16 +39,13 @@ class Evaluation:
         prompts: those that the datastore does not hold.
         notes: lines that say where they come from.
         metrics: the names of what is measured.
-        adapters: the identities of the configurations' adapters, by folder.
         finetuners: one for each configuration, by the key of its settings. They share all memory.
     """
 
     run: str
-    seed: int
     prompts: list[Prompt]
     notes: list[str]
     metrics: list[str]
-    adapters: dict[str, str]
     finetuners: dict[str, TestTimeFinetuner]
 
     @property
@@ -86,15 +82,9 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     options = [experiment.seed, *written] if written else experiment.seed
     return Evaluation(
         run=run_identity(first.reader, store, options),
-        seed=experiment.seed,
         prompts=prompts,
         notes=notes,
         metrics=metrics,
-        adapters={
-            config.adapter: adapter_identity(config.adapter)
-            for config in configs
-            if config.adapter is not None
-        },
         finetuners=finetuners,
     )
 
@@ -136,14 +126,10 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     # A search serves all of its kind: each takes the beginning of the list that it needs.
     count = max(finetuner.neighbours for finetuner in finetuners)
     retrieved: dict[str, Neighbours] = {}
-    # By the length of the scored windows, which is the same unless the model states none.
-    before: dict[int, dict[str, float]] = {}
+    # In the model's own dtype, so that it is the same for all.
+    plain = Answering(evaluation.reader.using(evaluation.reader.window, None), Prefix())
+    before = scores_of(prompt, plain, evaluation.metrics)
     for finetuner in finetuners:
-        window = finetuner.reader.window
-        if window not in before:
-            # In the model's own dtype, so that it is the same for all.
-            plain = Answering(finetuner.reader.using(window, None), Prefix())
-            before[window] = scores_of(prompt, plain, evaluation.metrics)
         if finetuner.search not in retrieved:
             retrieved[finetuner.search] = finetuner.retrieve(prompt.text, count)
         try:
@@ -153,7 +139,7 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
             yield _row(evaluation, prompt, finetuner, error=str(error))
             continue
         scores = {
-            name: Score(before=before[window][name], after=value)
+            name: Score(before=before[name], after=value)
             for name, value in after.items()
         }
         yield _row(
@@ -161,9 +147,8 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
             prompt,
             finetuner,
             scores=scores,
-            seconds={stage: adaptation.seconds.get(stage, 0.0) for stage in STAGES},
+            seconds=adaptation.seconds,
             passes=adaptation.passes,
-            support_size=len(adaptation.support.indices),
         )
 
 
@@ -181,9 +166,7 @@ def _row(
         run=evaluation.run,
         prompt=prompt.id,
         settings=finetuner.config.settings(),
-        adapter=evaluation.adapters.get(finetuner.config.adapter or ""),
         domain=prompt.domain,
-        seed=evaluation.seed,
         versions=versions,
         threads=torch.get_num_threads(),
         **measured,

@@ -3,12 +3,12 @@
 import json
 from statistics import fmean
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from hullft_ops._terminal import counted, echo, printable
-from hullft_ops.evaluation.scores import METRICS
 from hullft_ops.evaluation.statistics import CONFIDENCE, Measurements, named, shown
 
 NONE = "no adaptation"
@@ -33,54 +33,39 @@ def print_report(measured: Measurements) -> None:
     for cells in rows:
         table.add_row(*(printable(cells.get(name, "")) for name in columns))
     Console(markup=False).print(table)
-    echo(*meanings(measured), *verdicts(measured))
+    echo(measured.metric.meaning, *verdicts(measured))
 
 
 def cells_of(measured: Measurements) -> list[dict[str, str]]:
     """The cells of each configuration, by column, the best first."""
     title = measured.metric.title
     varying = measured.varying()
-    others = measured.other_scores
-    rows = [{title: f"{measured.before.mean():.4f}"}]
-    for name in others:
-        before = measured.mean_score(measured.ranked()[0], name).before
-        rows[0][METRICS[name].title] = f"{before:.4f}"
+    rows = [{(*varying, "configuration")[0]: NONE, title: _mean(measured.before)}]
     for config in measured.ranked():
         after, measurements = measured.after[config], measured.rows[config]
         settings = measured.settings(config)
-        seconds = fmean(row.seconds_total for row in measurements)
         change = measured.change(after, measured.before)
+        names = {name: shown(settings.get(name, "")) for name in varying}
         rows.append(
             {
-                **(
-                    {name: shown(settings.get(name, "")) for name in varying}
-                    or {"configuration": "adapted"}
-                ),
-                title: f"{after.mean():.4f}",
+                **(names or {"configuration": "adapted"}),
+                title: _mean(after),
                 "against none": f"{change.value:{measured.form}}",
-                **{
-                    METRICS[
-                        name
-                    ].title: f"{measured.mean_score(config, name).after:.4f}"
-                    for name in others
-                },
-                "adapting": f"{seconds:.3f} s",
+                "adapting": f"{fmean(row.seconds_total for row in measurements):.3f} s",
                 "passes": f"{fmean(row.passes for row in measurements):.1f}",
             }
         )
-    rows[0][next(iter(rows[-1]))] = NONE
     return rows
 
 
-def meanings(measured: Measurements) -> list[str]:
-    """A sentence about each score."""
-    return [METRICS[name].meaning for name in [measured.score, *measured.other_scores]]
+def _mean(scores: np.ndarray) -> str:
+    return f"{scores.mean():.4f}"
 
 
 def verdicts(measured: Measurements) -> list[str]:
     """What all configurations share, what to doubt, and the best setting of each method against
     none and against the best of all."""
-    lines = [*_shared(measured), *_doubts(measured)]
+    lines = _doubts(measured)
     names, best = measured.names(), measured.best_of_each_kind()
     for config in best:
         after, form = measured.after[config], measured.form
@@ -99,21 +84,18 @@ def verdicts(measured: Measurements) -> list[str]:
     return lines
 
 
-def _shared(measured: Measurements) -> list[str]:
-    shared = named(measured.shared(), measured.shared())
-    return [f"Settings that do not vary: {shared}."] if shared else []
-
-
 def _doubts(measured: Measurements) -> list[str]:
-    lines = [
+    shared = named(measured.shared(), measured.shared())
+    lines = [f"Settings that do not vary: {shared}."] if shared else []
+    lines.append(
         f"Brackets are {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts."
-    ]
+    )
     if len(measured.prompts) < _FEW:
         lines.append(f"Intervals of fewer than {_FEW} prompts say little.")
     if measured.incomplete:
         count = counted(measured.incomplete, "prompt")
         lines.append(f"{count} left out, on which some configuration has no score.")
-    for config, failures in measured.failed.items():
-        count, settings = counted(failures, "prompt"), json.loads(config)
-        lines.append(f"Left out: {named(settings, settings)}, which failed on {count}.")
+    for config in sorted(measured.failed):
+        settings = json.loads(config)
+        lines.append(f"Left out, for an error: {named(settings, settings)}.")
     return lines

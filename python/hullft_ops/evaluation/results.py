@@ -10,25 +10,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-)
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import named_in_errors
 from hullft_ops.ttft.validation import parse
 
-# The stages of an adaptation whose seconds a row holds.
-STAGES = ("embed", "search", "select", "finetune", "prefill")
 # How every row begins.
-_BEGINNING = b'{"run":'
-_LONG_BEGINNING = re.compile(rb'\{"run":"[0-9a-f]{16}","prompt":')
+_BEGINNING = re.compile(rb'\{"run":"[0-9a-f]{16}","prompt":')
 # How a file begins that xz compressed.
 _XZ = b"\xfd7zXZ\0"
 _STRICT = ConfigDict(
@@ -36,26 +27,14 @@ _STRICT = ConfigDict(
 )
 
 
-# float64 is exact below 2**53.
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-# Within these, means and ratios of means are finite.
-Measured = Annotated[float, Field(ge=0, le=1e15)]
-
-
-def _checked_base(value: float) -> float:
-    if 0 < value < 1e-100:
-        raise ValueError(f"must be 0 or at least 1e-100, got {value}")
-    return value
-
-
 class Score(BaseModel):
     """A score of one prompt."""
 
     model_config = _STRICT
 
-    before: Annotated[Measured, AfterValidator(_checked_base)]
+    before: NonNegativeFloat
     """Without adaptation."""
-    after: Measured
+    after: NonNegativeFloat
     """With adaptation."""
 
 
@@ -70,18 +49,13 @@ class Row(BaseModel):
     """The prompt's id, which its text decides."""
     settings: dict[str, Any]
     """The options that matter."""
-    adapter: str | None = None
-    """The identity of the adapter that the settings name."""
     domain: str
-    seed: int
     scores: dict[str, Score] = {}
     """By name; empty if there is an error."""
-    seconds: dict[str, Measured] = {}
+    seconds: dict[str, NonNegativeFloat] = {}
     """By stage; empty if there is an error."""
-    passes: Count = 0
+    passes: NonNegativeInt = 0
     """Forward-backward passes."""
-    support_size: Count = 0
-    """Different passages."""
     error: str | None = None
     """Why there is no result, for example a loss that is not finite."""
     versions: dict[str, str | None]
@@ -118,41 +92,28 @@ class ResultsFile:
         self._file = file
 
     def append(self, row: Any) -> None:
-        """Write a row. It is on the disk when this returns; InputError if the file is gone."""
+        """Write a row. It is on the disk when this returns."""
         with named_in_errors(self._path):
             content = row.model_dump_json().encode() + b"\n"
             while content:
                 content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
-        if not os.fstat(self._file.fileno()).st_nlink:
-            raise InputError(
-                f"results {self._path}: was deleted or replaced during the run, and its rows with "
-                "it; run the same command again"
-            )
         self.rows[row.key] = row
 
 
 @contextmanager
-def open_results(
-    path: Path,
-    run: str,
-    kind: Any = Row,
-    *,
-    adapters: Mapping[str, str] | None = None,
-) -> Iterator[ResultsFile]:
+def open_results(path: Path, run: str, kind: Any = Row) -> Iterator[ResultsFile]:
     """Open a results file to append to, or create it. Drops a last line that a kill cut off.
 
     Rows are of any ``kind`` with a ``run``, a ``prompt`` after it and a ``key``.
 
     Args:
         path: the file.
-        run: the identity of the rows to come.
+        run: the identity of the rows to come, 16 hexadecimal digits.
         kind: their class.
-        adapters: the identities of their adapters, by the folder in their settings.
 
     Raises:
-        InputError: another process writes to it, it holds rows of another run or adapter, or as
-            `read_rows`.
+        InputError: another process writes to it, it holds rows of another run, or as `read_rows`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A buffer would be written again when a full disk ends the block, without the file's name.
@@ -170,23 +131,8 @@ def open_results(
                     f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
                     f"or option (run {row.run}, this is {run}); name another file"
                 )
-            if adapters:
-                _check_adapter(row, adapters, path)
-        *_, last = content.split(b"\n")
-        if last and _is_torn(last):
-            os.truncate(file.fileno(), len(content) - len(last))
-        elif last:
-            file.write(b"\n")
+        os.truncate(file.fileno(), content.rfind(b"\n") + 1)
         yield ResultsFile(path, file, rows)
-
-
-def _check_adapter(row: Row, adapters: Mapping[str, str], path: Path) -> None:
-    folder = str(row.settings.get("adapter"))
-    if folder in adapters and row.adapter != adapters[folder]:
-        raise InputError(
-            f"results {path}: holds rows of what adapter {folder} was before it changed; "
-            "name another file"
-        )
 
 
 def read_rows(path: Path, kind: Any = Row) -> list[Any]:
@@ -196,10 +142,8 @@ def read_rows(path: Path, kind: Any = Row) -> list[Any]:
 
     Raises:
         OSError: the file cannot be read.
-        InputError: a line is not a row, or two rows have the same key.
+        InputError: a line is not a row.
     """
-    if path.is_dir():
-        raise InputError(f"results {path}: is a folder, must be a file")
     content = path.read_bytes()
     if content.startswith(_XZ):
         try:
@@ -211,24 +155,10 @@ def read_rows(path: Path, kind: Any = Row) -> list[Any]:
 
 def _parsed(content: bytes, path: Path, kind: Any) -> list[Any]:
     *lines, last = content.split(b"\n")
-    # Without a row before it, only a long beginning says that the file is ours.
-    is_ours = bool(lines) or _LONG_BEGINNING.match(last)
-    if last and not (is_ours and _is_torn(last)):
-        lines.append(last)
-    rows: dict[tuple[str, ...], Any] = {}
-    for number, line in enumerate(lines, start=1):
-        place = f"results {path}: line {number}"
-        row = parse(kind, line, place)
-        if row.key in rows:
-            raise InputError(f"{place}: a second row of {' on '.join(row.key[::-1])}")
-        rows[row.key] = row
-    return list(rows.values())
-
-
-def _is_torn(line: bytes) -> bool:
-    """Whether a kill has cut off this last line: it begins as a row, and is no JSON."""
-    try:
-        TypeAdapter(Any).validate_json(line)
-    except ValueError:
-        return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
-    return False
+    # Where no row is before it, its beginning must say that the file is ours.
+    if last and not lines and not _BEGINNING.match(last):
+        raise InputError(f"results {path}: line 1: is no row")
+    return [
+        parse(kind, line, f"results {path}: line {number}")
+        for number, line in enumerate(lines, start=1)
+    ]

@@ -1,16 +1,15 @@
 """Rows of results as matrices, and the certainty of differences between configurations."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from hullft_ops.evaluation.results import Row, Score
+from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.scores import METRICS, Metric
 from hullft_ops.ttft.errors import InputError
 
@@ -81,7 +80,7 @@ class Measurements:
         prompts: the prompts' ids.
         before: float64 ``[prompts]``, the score without adaptation.
         after: for each configuration float64 ``[prompts]``, the score.
-        failed: configurations that are left out, and the number of prompts they failed on.
+        failed: configurations that are left out, because they failed on a prompt.
         incomplete: how many prompts are left out because a configuration has no score on them.
     """
 
@@ -90,7 +89,7 @@ class Measurements:
     prompts: list[str]
     before: np.ndarray
     after: dict[str, np.ndarray]
-    failed: Counter[str]
+    failed: set[str]
     incomplete: int
 
     @classmethod
@@ -98,56 +97,47 @@ class Measurements:
         """The table of ``score``; None for that of the continuation, or of the prompt if a row has
         no continuation. InputError if the rows are of several runs, or no prompt has all results.
         """
-        score = score or next(iter(_shared_scores(rows)), "prompt")
+        if score is None:
+            names = [row.scores.keys() for row in rows if row.error is None]
+            shared = set(METRICS).intersection(*names)
+            score = next((name for name in METRICS if name in shared), "prompt")
         runs = {row.run for row in rows}
         if len(runs) != 1:
             raise InputError(f"rows must be of one run, got {len(runs)}")
-        failed = Counter(row.config for row in rows if row.error is not None)
-        by_key = {
-            row.key: row
-            for row in rows
-            if row.config not in failed and score in row.scores
-        }
-        configs = list(dict.fromkeys(config for _, config in by_key))
+        failed = {row.config for row in rows if row.error is not None}
+        by_prompt: dict[str, dict[str, Row]] = defaultdict(dict)
+        for row in rows:
+            if row.config not in failed and score in row.scores:
+                by_prompt[row.config][row.prompt] = row
         every = list(dict.fromkeys(row.prompt for row in rows))
         prompts = [
             prompt
             for prompt in every
-            if all((prompt, config) in by_key for config in configs)
+            if all(prompt in rows_of for rows_of in by_prompt.values())
         ]
-        if not configs or not prompts:
+        if not by_prompt or not prompts:
             raise InputError(
                 f"results hold no prompt with a score {score!r} of every configuration"
             )
         table = {
-            config: [by_key[prompt, config] for prompt in prompts] for config in configs
+            config: [rows_of[prompt] for prompt in prompts]
+            for config, rows_of in by_prompt.items()
         }
-        first = table[configs[0]]
+        scores = {
+            config: [row.scores[score] for row in rows_of]
+            for config, rows_of in table.items()
+        }
         return cls(
             score=score,
             rows=table,
             prompts=prompts,
-            before=np.array([row.scores[score].before for row in first]),
+            before=np.array([each.before for each in next(iter(scores.values()))]),
             after={
-                config: np.array([row.scores[score].after for row in table[config]])
-                for config in configs
+                config: np.array([each.after for each in of_config])
+                for config, of_config in scores.items()
             },
             failed=failed,
             incomplete=len(every) - len(prompts),
-        )
-
-    @property
-    def other_scores(self) -> list[str]:
-        """The names of the scores that every row has beside the one that is compared."""
-        rows = [row for rows in self.rows.values() for row in rows]
-        return [name for name in _shared_scores(rows) if name != self.score]
-
-    def mean_score(self, config: str, name: str) -> Score:
-        """The mean of a score over the prompts."""
-        scores = [row.scores[name] for row in self.rows[config]]
-        return Score(
-            before=fmean(score.before for score in scores),
-            after=fmean(score.after for score in scores),
         )
 
     @property
@@ -188,17 +178,17 @@ class Measurements:
         """
         every = [self.settings(config) for config in self.rows]
         names = list(dict.fromkeys(name for settings in every for name in settings))
-        have = {name: tuple(name in settings for settings in every) for name in names}
-        varying = [
-            name
-            for name in names
-            if len({str(each[name]) for each in every if name in each}) > 1
-        ]
-        told = {have[name] for name in varying} | {(True,) * len(every)}
+        sets: dict[tuple[bool, ...], list[str]] = defaultdict(list)
         for name in names:
-            if have[name] not in told:
-                told.add(have[name])
-                varying.append(name)
+            sets[tuple(name in settings for settings in every)].append(name)
+        varying: set[str] = set()
+        for have, members in sets.items():
+            differing = [
+                name
+                for name in members
+                if len({str(each[name]) for each in every if name in each}) > 1
+            ]
+            varying.update(differing or (members[:1] if not all(have) else []))
         return [name for name in names if name in varying]
 
     def shared(self) -> dict[str, Any]:
@@ -246,10 +236,3 @@ def shown(value: object) -> str:
     """A value as a user writes it."""
     # A rate of 1 in a file is the rate of 1.0 on the command line.
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def _shared_scores(rows: Sequence[Row]) -> list[str]:
-    """The names of the scores that every row without an error has, the one to compare first."""
-    names = [set(row.scores) for row in rows if row.error is None]
-    shared = set.intersection(*names) if names else set()
-    return [name for name in METRICS if name in shared]

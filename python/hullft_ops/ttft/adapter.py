@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._terminal import progress_line
+from hullft_ops._terminal import progress, progress_line
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, remove_files
 from hullft_ops.ttft.models.loading import input_errors
@@ -40,7 +40,6 @@ _TRAINING = (
     f"training/{RECORD}",
     "training/checkpoint-[0-9]*",
     "training/tmp*",
-    "training/tokens.arrow",
 )
 _FILES = (
     RECORD,
@@ -63,16 +62,12 @@ class AdapterConfig:
     passages: PositiveInt | None = None
     """How many passages to train on, drawn at random; None for all."""
 
-    minutes: PositiveFloat | None = None
-    """When to end, if the passages last longer; None for no limit. Such a training begins anew
-    after a kill."""
-
     epochs: PositiveInt = 1
     """How often to train on each passage."""
 
     lr: PositiveFloat = 5e-3
     """Learning rate of the first step, as a share of the median root mean square of the layers'
-    weights; it falls linearly to 0 over the passages or minutes."""
+    weights; it falls linearly to 0 over the passages."""
 
     batch_size: PositiveInt = 1
     """Passages for each optimizer step."""
@@ -111,9 +106,9 @@ def train_adapter(
         ``path``.
 
     Raises:
-        TypeError, ValueError: an option is wrong; the model has adapters, is not causal or not on
-            the first GPU; no passage has 2 tokens; the hidden folder has checkpoints of another
-            training; or another process trains.
+        TypeError, ValueError: an option is wrong; the model has adapters or is not causal; no
+            passage has 2 tokens; the hidden folder has checkpoints of another training; or another
+            process trains.
         FileExistsError: something else is at ``path``.
         NonFiniteLossError: a loss is not finite.
         torch.OutOfMemoryError: memory ran out. The same call goes on.
@@ -125,11 +120,6 @@ def train_adapter(
     check_output(path)
     if getattr(model, "peft_config", None):
         raise ValueError("train_adapter: model must have no adapters, got a PEFT model")
-    if model.device.index:
-        raise ValueError(
-            f"train_adapter: model must be on the first GPU, which Trainer takes, got "
-            f"{model.device}: set CUDA_VISIBLE_DEVICES"
-        )
     reader = Reader(model, tokenizer, config.max_length)
     identities = {"model": reader.model_identity, "store": store.identity}
     record = json.dumps(asdict(config) | identities)
@@ -142,13 +132,12 @@ def train_adapter(
     with (
         new_folder(path, _FILES, resume=True) as folder,
         out_of_memory_explained(_OUT_OF_MEMORY),
-        warnings.catch_warnings(),
-    ):
         # PEFT reads a property that transformers has renamed.
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.catch_warnings(action="ignore", category=FutureWarning),
+    ):
         training = folder / "training"
         _begin(training, record)
-        passages = _tokenized(reader, store, config, training)
+        passages = _tokenized(reader, store, config)
         _train(lora_model, passages, config, training)
         lora_model.save_pretrained(folder)
         (folder / RECORD).write_text(record, encoding="utf-8")
@@ -168,31 +157,19 @@ def _begin(training: Path, record: str) -> None:
     file.write_text(record, encoding="utf-8")
 
 
-def _tokenized(
-    reader: Reader, store: Store, config: AdapterConfig, folder: Path
-) -> Any:
-    """A dataset of the chosen passages' ``input_ids``, in a file in ``folder``."""
-    from datasets import Dataset
-
-    def tokenize(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
-        texts = [store.texts[position] for position in batch["position"]]
-        rows = reader.tokenizer(texts, verbose=False)["input_ids"]
-        rows = [ids[: reader.window] for ids in rows if len(ids) >= MIN_TOKENS]
-        return {"input_ids": rows}
-
-    positions = Dataset.from_dict({"position": range(len(store.texts))})
-    if config.passages is not None and config.passages < len(positions):
-        positions = positions.shuffle(config.seed).select(range(config.passages))
-    passages = positions.map(
-        tokenize,
-        batched=True,
-        remove_columns=["position"],
-        cache_file_name=str(folder / "tokens.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint="tokens",
-        desc="Tokenizing",
-    )
-    if not len(passages):
+def _tokenized(reader: Reader, store: Store, config: AdapterConfig) -> list[Tensor]:
+    """The tokens of the chosen passages, int32 ``[T]`` each."""
+    total = len(store.texts)
+    chosen: Any = range(total)
+    if config.passages is not None and config.passages < total:
+        chosen = np.random.default_rng(config.seed).permutation(total)
+        chosen = chosen[: config.passages].tolist()
+    passages = []
+    for position in progress(chosen, desc="tokenizing", unit="passage"):
+        ids = reader.passage_ids(store.texts[position], with_special=True)
+        if len(ids) >= MIN_TOKENS:
+            passages.append(torch.tensor(ids[: reader.window], dtype=torch.int32))
+    if not passages:
         raise ValueError(f"train_adapter: store has no passage of {MIN_TOKENS} tokens")
     return passages
 
@@ -201,16 +178,14 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
     """Train the LoRA, from the last checkpoint on."""
     from transformers import Trainer, TrainingArguments
 
-    lr = config.lr * layer_scale(model)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
-        learning_rate=lr,
+        learning_rate=config.lr * layer_scale(model),
         bf16=config.dtype == "bfloat16",
         use_cpu=model.device.type == "cpu",
         seed=config.seed,
-        save_strategy="steps" if config.minutes is None else "no",
         save_steps=_SAVE_STEPS,
         save_total_limit=1,
         logging_steps=10,
@@ -228,8 +203,6 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         train_dataset=passages,
         data_collator=_padded,
     )
-    if config.minutes is not None:
-        trainer.add_callback(_until(config.minutes, lr))
     last = _last_checkpoint(folder)
     if last is not None:
         progress_line(f"going on from {last}")
@@ -239,32 +212,9 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
 
 
-def _until(minutes: float, lr: float) -> Any:
-    """A callback of `Trainer` that lets the rate fall to 0 in so many minutes, and then ends."""
-    from transformers import TrainerCallback
-
-    class Until(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self._begin = perf_counter()
-
-        def on_step_begin(
-            self, args: Any, state: Any, control: Any, **trained: Any
-        ) -> None:
-            for group in trained["optimizer"].param_groups:
-                group["lr"] = min(group["lr"], lr * (1 - self._share()))
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop |= self._share() >= 1
-
-        def _share(self) -> float:
-            return min(1.0, (perf_counter() - self._begin) / (60 * minutes))
-
-    return Until()
-
-
-def _padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+def _padded(passages: Sequence[Tensor]) -> dict[str, Tensor]:
     """A batch. transformers' collator wants a padding token, which many tokenizers lack."""
-    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    ids = [passage.long() for passage in passages]
     labels = pad_sequence(ids, batch_first=True, padding_value=-100)
     mask = (labels >= 0).long()
     return {"input_ids": labels * mask, "attention_mask": mask, "labels": labels}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hullft_ops.ttft.adapter import read_adapter
+from hullft_ops.ttft.adapter import adapter_identity, read_adapter
 from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import Neighbours
@@ -38,7 +38,8 @@ class Adapter(Technique):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"adapter": self._folder}
+        # Another adapter in the same folder is another setting.
+        return {"adapter": f"{self._folder} {adapter_identity(self._folder)[:8]}"}
 
     def load(self, reader: Reader) -> None:
         """Read the folder. Raises as `read_adapter`."""
