@@ -5,7 +5,6 @@ or the first spaces of an indentation. Its last tokens are then others than thos
 learned to continue. They are taken back, and what is written in their place is held to their bytes.
 """
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hullft_ops.ttft.tokens import BYTE_FALLBACK, bytes_of_token
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# How SentencePiece writes a byte.
-_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 # Longer tokens are rulers and blank lines, which continue a prompt by chance alone.
 _LONGEST = 128
 
@@ -212,19 +211,14 @@ def _only(scores: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def _bytes_of_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, bytes]:
-    decoder = tokenizer.backend_tokenizer.decoder if tokenizer.is_fast else None
-    kinds = b"" if decoder is None else decoder.__getstate__()
-    if b"ByteLevel" in kinds:
-        bytes_of = _of_byte_level
-    elif b"ByteFallback" in kinds or b"Metaspace" in kinds:
-        bytes_of = _of_sentence_piece
-    else:
+    bytes_of = bytes_of_token(tokenizer)
+    if bytes_of is None:
         return {}
     special = set(tokenizer.all_special_ids)
     added = tokenizer.added_tokens_decoder
     contents = {}
     for text, token in tokenizer.get_vocab().items():
-        is_byte = _BYTE_FALLBACK.fullmatch(text)
+        is_byte = BYTE_FALLBACK.fullmatch(text)
         if token in added and not is_byte:
             content = b"" if added[token].special else text.encode()
         else:
@@ -232,20 +226,3 @@ def _bytes_of_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, bytes]:
         if content and token not in special:
             contents[token] = content
     return contents
-
-
-# GPT-2 writes a byte as the character of that number if it shows, else as one from 256 on.
-_SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
-_BYTES = {chr(byte): byte for byte in _SHOWN}
-_BYTES |= {chr(256 + rank): byte for rank, byte in enumerate(_HIDDEN)}
-
-
-def _of_byte_level(text: str) -> bytes:
-    return bytes(_BYTES.get(character, 0) for character in text)
-
-
-def _of_sentence_piece(text: str) -> bytes:
-    if _BYTE_FALLBACK.fullmatch(text):
-        return bytes.fromhex(text[3:5])
-    return text.replace("\u2581", " ").encode()

@@ -5,7 +5,6 @@ things differ: only the bytes of scored tokens count, and long texts are scored 
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,10 @@ from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.prefix import MixedText, Prefix
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.tokens import Tokens
+from hullft_ops.ttft.tokens import BYTE_FALLBACK, Tokens, bytes_of_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_SPACE = "\u0120"  # how byte-level tokens write a space
-_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -131,23 +127,16 @@ def score(
 def _bytes_of_first(reader: Reader, text: str, tokens: Tokens) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
     tokenizer: Any = reader.tokenizer
-    token = tokenizer.convert_ids_to_tokens(tokens.ids[:1])[0]
-    decoder = tokenizer.backend_tokenizer.decoder
-    if decoder is not None and b"ByteLevel" in decoder.__getstate__():
-        # Such tokens have a character per byte. Offsets do not help here: some of these tokenizers
-        # leave white space out of them.
-        if token in tokenizer.get_added_vocab():
-            return len(token.encode())
-        # Do not count the space that some tokenizers put before a text.
-        return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
-    offsets = tokens.offsets or []
-    end = offsets[0][1]
-    if len(offsets) == 1 or offsets[1][0] >= end:
+    [token, *_] = tokenizer.convert_ids_to_tokens(tokens.ids[:1])
+    bytes_of = bytes_of_token(tokenizer)
+    is_added = tokens.ids[0] in tokenizer.added_tokens_decoder
+    if bytes_of is None or (is_added and not BYTE_FALLBACK.fullmatch(token)):
+        # Offsets are of whole characters. Tokenizers that split them may leave white space out.
+        [(_, end), *_] = tokens.offsets or []
         return len(text[:end].encode())
-    # The first two tokens share a character. Either the first token is one byte of it, or it is the
-    # mark that SentencePiece puts before a text, and holds no byte.
-    shared = 1 if _BYTE_FALLBACK.fullmatch(token) else 0
-    return len(text[: offsets[1][0]].encode()) + shared
+    content = bytes_of(token)
+    # Do not count the space that some tokenizers put before a text.
+    return len(content) - (not text.encode().startswith(content))
 
 
 def _predictions(
