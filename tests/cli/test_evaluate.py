@@ -296,7 +296,6 @@ def test_a_folder_becomes_evidence(
     assert len(held_out) == 2
     assert f" of {listed(held_out)}\n" in result.stderr
     assert "\n10 of 12 held-out prompts, of " in result.stderr
-    assert "\n--limit takes more prompts\n" in result.stderr
     assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
 
     [datastore] = (tmp_path / "hullft_datastores").iterdir()

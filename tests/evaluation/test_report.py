@@ -102,7 +102,7 @@ def test_a_score_of_which_more_is_better() -> None:
             result_row(
                 f"p{number}",
                 settings={"method": method},
-                scores={"chrf": {"before": 20.0, "after": score}},
+                scores={"line": {"before": 20.0, "after": score}},
             )
             for number, score in enumerate(after)
         ]

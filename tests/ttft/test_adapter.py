@@ -159,7 +159,7 @@ def interrupted(train, monkeypatch, **options):
 
 def test_a_checkpoint_that_a_kill_cut_off_is_passed_over(train, monkeypatch, tmp_path):
     interrupted(train, monkeypatch)
-    [training] = tmp_path.glob(".adapter.*/training")
+    [training] = tmp_path.glob(".adapter.*/training_*")
     torn = training / "checkpoint-99"
     torn.mkdir()
     (torn / "optimizer.pt").write_text("cut off")
@@ -173,12 +173,14 @@ def test_a_file_that_a_kill_cut_off_goes_and_a_users_stays(
     train, monkeypatch, tmp_path
 ):
     interrupted(train, monkeypatch)
-    [training] = tmp_path.glob(".adapter.*/training")
+    [training] = tmp_path.glob(".adapter.*/training_*")
     (training / "tmp1234").write_text("cut off")
     notes = training / "checkpoint-mine"
     notes.write_text("notes")
 
-    with pytest.raises(FileExistsError, match="holds training/checkpoint-mine, which"):
+    with pytest.raises(
+        FileExistsError, match="holds training_.*/checkpoint-mine, which"
+    ):
         train()
 
     assert notes.read_text() == "notes"
@@ -189,16 +191,12 @@ def test_a_file_that_a_kill_cut_off_goes_and_a_users_stays(
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_checkpoints_of_other_options_are_refused(train, store, monkeypatch):
+def test_another_training_begins_anew(train, store, monkeypatch, tmp_path):
     interrupted(train, monkeypatch)
+    path = train(seed=8)
 
-    with pytest.raises(ValueError, match="has checkpoints of other options, or of"):
-        train(seed=8)
-
-    store.identity = "another"
-
-    with pytest.raises(ValueError, match="has checkpoints of other options, or of"):
-        train()
+    assert json.loads((path / adapter.RECORD).read_bytes())["seed"] == 8
+    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_a_loss_of_nan_leaves_nothing(train, tmp_path):

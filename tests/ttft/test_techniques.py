@@ -103,11 +103,9 @@ def test_it_is_evaluated_and_reported_beside_others(finetuner):
 
     evaluation = Evaluation(
         run="r",
-        seed=0,
         prompts=[Prompt(PROMPT), Prompt("a dog ran")],
         notes=[],
         metrics=["prompt"],
-        adapters={},
         finetuners={
             str(config.settings()): finetuner.with_config(replace(config, dtype=None))
             for config in configs

@@ -55,7 +55,7 @@ class Experiment(ModelConfig, CorpusConfig):
     on the prompt, which is scored, are taken only if it says so."""
 
     score: str | None = None
-    """What to compare by: continuation or prompt, or of what is written line, similarity or chrf;
+    """What to compare by: continuation or prompt, or of what is written line or similarity;
     None for the first that every row has."""
 
     description: str = ""

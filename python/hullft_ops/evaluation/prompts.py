@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pydantic
-from pydantic import AfterValidator, ConfigDict
+from pydantic import ConfigDict, Field
 
 from hullft_ops._terminal import counted, listed
 from hullft_ops.evaluation.experiment import Experiment
@@ -41,13 +41,8 @@ PASSAGE_BUDGET = 2500
 LIMIT = 10
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be blank")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_not_blank)]
+# With a character that is no space.
+Text = Annotated[str, Field(pattern=r"\S")]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))
@@ -97,26 +92,6 @@ class Document:
                 yield Prompt(text, self.name, continuation)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Documents as passages for a datastore, and as prompts with what follows them; the domain is
-    the document.
-
-    Passages that the datastore already has, whatever their layout, are left out of both.
-
-    Attributes:
-        passages: each with the name of its document.
-    """
-
-    passages: dict[str, str]
-    prompts: list[Prompt]
-
-    def digest(self, embedder_name: str) -> str:
-        """Names the datastore of these passages."""
-        content = "\0".join([embedder_name, *self.passages, *self.passages.values()])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file in order, each text once. InputError names a wrong line."""
     prompts: dict[str, Prompt] = {}
@@ -152,8 +127,14 @@ def _sources(package: str, pattern: str) -> Iterator[Document]:
         yield Document(f"{package}/{pattern}", name, text)
 
 
-def hold_out(documents: Sequence[Document]) -> Split:
-    """Hold out one document in eight of each family, by a hash of its name, and cut all."""
+def hold_out(documents: Sequence[Document]) -> tuple[dict[str, str], list[Prompt]]:
+    """Hold out one document in eight of each family, by a hash of its name, and cut all.
+
+    Returns:
+        The passages of the others, each with the name of its document, and the prompts, whose
+        domain is their document. Passages that others have already, whatever their layout, are
+        left out of both.
+    """
     held_out: list[Document] = []
     stored: list[Document] = []
     order = sorted(documents, key=lambda document: (document.family, document.rank))
@@ -175,7 +156,7 @@ def hold_out(documents: Sequence[Document]) -> Split:
             keys = [normalised(text) for text in [*texts, "".join(texts)]]
             if min(map(len, keys)) >= PROMPT_CHARS and known.isdisjoint(keys):
                 prompts[keys[0]] = prompt
-    return Split(passages, list(prompts.values()))
+    return passages, list(prompts.values())
 
 
 def normalised(passage: str) -> str:
@@ -250,23 +231,21 @@ def _held_out_texts(
             Document("", record["source"], record["text"])
             for record in Corpus(corpus, config).records(skipped)
         ]
-    split = hold_out(documents)
-    if not (split.prompts and split.passages):
+    passages, every = hold_out(documents)
+    if not (every and passages):
         raise InputError(
             f"corpus {corpus}: {counted(len(documents), 'document')}, too few to hold one out; "
             f"skipped: {listed(skipped) or 'none'}"
         )
-    total = len(split.prompts)
-    count = limit or min(LIMIT, total)
-    prompts = choose_prompts(split.prompts, count, experiment.seed)
+    count = limit or min(LIMIT, len(every))
+    prompts = choose_prompts(every, count, experiment.seed)
     domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
-    notes = [f"{len(prompts)} of {total} held-out prompts, of {listed(domains)}"]
-    if limit is None and len(prompts) < total:
-        notes.append("--limit takes more prompts")
+    notes = [f"{count} of {len(every)} held-out prompts, of {listed(domains)}"]
     if skipped:
         notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
-    path = DATASTORES / split.digest(embedder.name)
+    content = "\0".join([embedder.name, *passages, *passages.values()])
+    path = DATASTORES / hashlib.sha256(content.encode()).hexdigest()[:16]
     if not path.exists():
-        sources = list(split.passages.values())
-        Datastore.build(split.passages, embedder, path, sources=sources, resume=True)
+        sources = list(passages.values())
+        Datastore.build(passages, embedder, path, sources=sources, resume=True)
     return Datastore.open(path), prompts, notes

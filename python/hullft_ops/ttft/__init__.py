@@ -27,10 +27,9 @@ with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
-    from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.techniques import TTFTConfig
     from hullft_ops.ttft.techniques.passage_steps import SelectionMethod
-    from hullft_ops.ttft.techniques.technique import Prepared, Technique
+    from hullft_ops.ttft.techniques.technique import Prepared, Support, Technique
     from hullft_ops.ttft.training import Training
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.prefix import Passage, Prefix
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
-from hullft_ops.ttft.support import Support
-from hullft_ops.ttft.techniques.technique import Prepared
+from hullft_ops.ttft.techniques.technique import Prepared, Support
 from hullft_ops.ttft.training import Pass, Training
 
 OUT_OF_MEMORY = (
@@ -72,11 +71,6 @@ class Answering:
         return continue_prompt(
             self._reader, prompt, prefix=self._prefix, chat=chat, **generate_kwargs
         )
-
-    def beginning(self, text: str, count: int) -> str:
-        """The first ``count`` tokens of a text, without special ones."""
-        ids = self._reader.passage_ids(text)[:count]
-        return str(self._reader.tokenizer.decode(ids))
 
     def _check_alive(self, function: str) -> None:
         if self.has_ended:

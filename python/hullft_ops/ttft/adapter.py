@@ -37,9 +37,8 @@ from hullft_ops.ttft.validation import options_class
 RECORD = "trained_with.json"
 # Files of the training, also one that a kill cuts off.
 _TRAINING = (
-    f"training/{RECORD}",
-    "training/checkpoint-[0-9]*",
-    "training/tmp*",
+    "training_*/checkpoint-[0-9]*",
+    "training_*/tmp*",
 )
 _FILES = (
     RECORD,
@@ -107,8 +106,7 @@ def train_adapter(
 
     Raises:
         TypeError, ValueError: an option is wrong; the model has adapters or is not causal; no
-            passage has 2 tokens; the hidden folder has checkpoints of another training; or another
-            process trains.
+            passage has 2 tokens; or another process trains.
         FileExistsError: something else is at ``path``.
         NonFiniteLossError: a loss is not finite.
         torch.OutOfMemoryError: memory ran out. The same call goes on.
@@ -135,26 +133,14 @@ def train_adapter(
         # PEFT reads a property that transformers has renamed.
         warnings.catch_warnings(action="ignore", category=FutureWarning),
     ):
-        training = folder / "training"
-        _begin(training, record)
+        # Another training has no checkpoint of this one.
+        digest = hashlib.sha256(record.encode()).hexdigest()
         passages = _tokenized(reader, store, config)
-        _train(lora_model, passages, config, training)
+        _train(lora_model, passages, config, folder / f"training_{digest[:16]}")
         lora_model.save_pretrained(folder)
         (folder / RECORD).write_text(record, encoding="utf-8")
         remove_files(folder, _TRAINING)
     return path
-
-
-def _begin(training: Path, record: str) -> None:
-    """Write the record, or compare it with that of the checkpoints that a kill left."""
-    training.mkdir(exist_ok=True)
-    file = training / RECORD
-    if _last_checkpoint(training) and file.read_text(encoding="utf-8") != record:
-        raise ValueError(
-            f"train_adapter: {training} has checkpoints of other options, or of another model or "
-            "datastore: remove it to begin anew"
-        )
-    file.write_text(record, encoding="utf-8")
 
 
 def _tokenized(reader: Reader, store: Store, config: AdapterConfig) -> list[Tensor]:
@@ -175,9 +161,10 @@ def _tokenized(reader: Reader, store: Store, config: AdapterConfig) -> list[Tens
 
 
 def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> None:
-    """Train the LoRA, from the last checkpoint on."""
+    """Train the LoRA, from the last checkpoint in the folder on."""
     from transformers import Trainer, TrainingArguments
 
+    folder.mkdir(exist_ok=True)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,

@@ -31,9 +31,8 @@ from hullft_ops.ttft.signals import signal_safe
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.format import batches_of_like_length
 from hullft_ops.ttft.store.words import Words
-from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.techniques import TTFTConfig
-from hullft_ops.ttft.techniques.technique import Prepared
+from hullft_ops.ttft.techniques.technique import Prepared, Support
 from hullft_ops.ttft.training import Training, Weights
 
 

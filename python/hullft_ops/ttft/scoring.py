@@ -6,7 +6,7 @@ things differ: only the bytes of scored tokens count, and long texts are scored 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,13 +31,11 @@ class BitsPerByte:
         nll: negative log-likelihood of the scored tokens, in nats.
         bytes: UTF-8 bytes of the scored tokens.
         tokens: how many tokens were scored.
-        is_greedy: for each scored token, whether the model finds no other token likelier.
     """
 
     nll: float
     bytes: int
     tokens: int
-    is_greedy: list[bool] = field(default_factory=list, repr=False)
 
     @property
     def value(self) -> float:
@@ -112,16 +110,16 @@ def score(
             f"{len(ids) - opening}"
         )
     nll = 0.0
-    is_greedy: list[bool] = []
+    count = 0
     predictions = _predictions(reader, ids, first, opening, prefix or Prefix())
     with reader.reading():
         for logits, targets in predictions:
             losses = cross_entropy(logits, targets, reduction="none")
             nll += losses.double().sum().item()
-            is_greedy += (logits.argmax(dim=-1) == targets).tolist()
+            count += len(targets)
     if not math.isfinite(nll):
         raise NonFiniteLossError(f"score_text: the loss of {text[:20]!r}... is {nll}")
-    return BitsPerByte(nll, byte_count, len(is_greedy), is_greedy)
+    return BitsPerByte(nll, byte_count, count)
 
 
 def _bytes_of_first(reader: Reader, text: str, tokens: Tokens) -> int:

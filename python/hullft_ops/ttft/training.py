@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.models.memory import available_memory
 from hullft_ops.ttft.models.modes import ReadingOptions, autocast, eval_mode
 from hullft_ops.ttft.models.weights import rate_scales, trained_parameters
-from hullft_ops.ttft.signals import at_exit, signal_safe
+from hullft_ops.ttft.signals import at_exit
 from hullft_ops.ttft.validation import options_class
 
 # Selection and training hold memory for each step.
@@ -151,7 +151,12 @@ class Training:
             self.weights.freeze_others()
         for group in optimizer.param_groups:
             group["lr"] = self.options.lr
-        with _training_mode(self.weights.model):
+        # Record gradients in eval mode, whatever mode the caller is in.
+        with (
+            eval_mode(self.weights.model),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             for current in progress(passes, desc="training", unit="pass"):
                 if not self._has_budget(current):
                     self.skipped_steps += current.repeats
@@ -177,7 +182,11 @@ class Training:
         optimizer.zero_grad(set_to_none=True)
         with autocast(self._device, self.options.dtype):
             loss = self.weights.loss(tokens)
-        _check_depends(loss)
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "TestTimeFinetuner: the loss depends on no parameter that is trained: is an "
+                "adapter merged or not active?"
+            )
         # On a GPU, many small steps would cost more than the memory that they save.
         if self._device.type == "cpu":
             self._step_amid_backward(loss, repeats)
@@ -237,17 +246,6 @@ def passes_of(
     ]
 
 
-@signal_safe
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    """Record gradients in eval mode, whatever mode the caller is in."""
-    with (
-        eval_mode(model),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        yield
-
-
 def _checked_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
     """What is trained of a model. Warns if it is float16."""
     named = trained_parameters(model)
@@ -270,15 +268,6 @@ def _checked_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
             )
             break
     return list(named.values())
-
-
-def _check_depends(loss: Tensor) -> None:
-    """RuntimeError if the loss depends on no parameter that is trained."""
-    if not loss.requires_grad:
-        raise RuntimeError(
-            "TestTimeFinetuner: the loss depends on no parameter that is trained: is an adapter "
-            "merged or not active?"
-        )
 
 
 def _remove(handles: Iterable[Any]) -> None:

@@ -15,9 +15,9 @@ from hullft_ops import Selection
 from hullft_ops._checks import Variant
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import Neighbours, PoolOptions
-from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.techniques.technique import (
     Prepared,
+    Support,
     Technique,
     TechniqueOptions,
     options_of,

@@ -1,7 +1,5 @@
 """Retrieved passages that stand before the prompt, and are read once."""
 
-from typing import Any
-
 from pydantic import NonNegativeInt
 
 from hullft_ops.ttft.prefix import Passage
@@ -17,7 +15,6 @@ from hullft_ops.ttft.techniques.technique import (
     Technique,
     TechniqueOptions,
     options_of,
-    stated,
 )
 from hullft_ops.ttft.validation import options_class
 
@@ -45,10 +42,6 @@ class Passages(PassageOptions, Technique):
         return self.context
 
     trains = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return stated(self)
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
         """The nearest passage stands last."""

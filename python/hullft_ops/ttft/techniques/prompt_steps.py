@@ -1,7 +1,7 @@
 """Optimizer steps on the prompt itself."""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -12,7 +12,6 @@ from hullft_ops.ttft.techniques.technique import (
     Technique,
     TechniqueOptions,
     options_of,
-    stated,
 )
 from hullft_ops.ttft.training import (
     MAX_STEPS,
@@ -38,10 +37,6 @@ class PromptStepOptions(TrainingOptions, TechniqueOptions):
 
 class PromptSteps(PromptStepOptions, Technique):
     """Optimizer steps on the prompt, as many of its last tokens as fit."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return stated(self)
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
         ids = reader.tokens(neighbours.prompt).ids

@@ -1,7 +1,7 @@
 """What a technique is, and what it prepares for a prompt."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import get_annotations
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -9,10 +9,36 @@ from hullft_ops.ttft.models.modes import ReadingOptions
 from hullft_ops.ttft.prefix import Mixture, Passage
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import Neighbours
-from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.training import Training
 
 Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Support:
+    """The passages that a model is trained on for a prompt, largest weight first.
+
+    Attributes:
+        indices: positions in the datastore.
+        weights: the convex weights; "knn" gives equal ones.
+        counts: optimizer steps on each passage. Their sum is less than was asked for if the method
+            is "knn" and the pool is smaller, or a passage has no next token to train on. "hullft"
+            may leave a passage without a step, even a heavy one, to keep the mean over the steps
+            near the prompt.
+        residual: distance from the prompt's embedding to the weighted mean; its norm without
+            passages.
+        gap: Frank-Wolfe gap over the pool.
+        input_ids: the tokens of each passage, cut to ``max_length``.
+        seconds: wall-clock time to select them.
+    """
+
+    indices: list[int]
+    weights: list[float]
+    counts: list[int]
+    residual: float
+    gap: float
+    input_ids: list[list[int]] = field(default_factory=list)
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -30,6 +56,14 @@ class Prepared:
     passages: Sequence[Passage] = ()
     mixture: Mixture | None = None
     support: Support | None = None
+
+
+class TechniqueOptions:
+    """Options that turn a technique on."""
+
+    def technique(self) -> "Technique | None":
+        """The technique with these options; None if they turn it off."""
+        return None
 
 
 @runtime_checkable
@@ -50,7 +84,8 @@ class Technique(Protocol):
     @property
     def settings(self) -> dict[str, Any]:
         """What a row of an evaluation states of it, by names of its own, in values of JSON."""
-        return {type(self).__name__: True}
+        is_ours = isinstance(self, TechniqueOptions)
+        return stated(self) if is_ours else {type(self).__name__: True}
 
     def load(self, reader: Reader) -> None:
         """Called once for a finetuner. Refuses a model that it does not fit."""
@@ -61,17 +96,9 @@ class Technique(Protocol):
         return Prepared()
 
 
-class TechniqueOptions:
-    """Options that turn a technique on."""
-
-    def technique(self) -> Technique | None:
-        """The technique with these options; None if they turn it off."""
-        return None
-
-
 def options_of(kind: type[Kind], options: Any) -> Kind:
     """The ``kind`` of options with the values that ``options`` has for its fields."""
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    names = [each.name for each in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: getattr(options, name) for name in names})
 
 
@@ -80,7 +107,7 @@ def stated(options: Any) -> dict[str, Any]:
 
     Those of the technique itself come first: they tell configurations apart.
     """
-    shared = {field.name for field in fields(ReadingOptions)}
+    shared = {each.name for each in fields(ReadingOptions)}
     names = [name for kind in type(options).__mro__ for name in get_annotations(kind)]
     values = {name: getattr(options, name) for name in names if name not in shared}
     # Rows of before have Adam's own rate by the name of lr.
