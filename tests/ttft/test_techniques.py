@@ -36,6 +36,9 @@ class Favourite:
         logits[self.token] += 100
         return logits
 
+    def draft(self, length):
+        return [], 0
+
     def while_writing(self):
         return self
 

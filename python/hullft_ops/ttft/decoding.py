@@ -13,7 +13,7 @@ from hullft_ops.ttft.drafts import DraftedWriting
 from hullft_ops.ttft.healing import HealedStreamer, Healing
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.modes import casting_once
-from hullft_ops.ttft.prefix import DraftingText, MixedText, Mixture, Prefix
+from hullft_ops.ttft.prefix import MixedText, Mixture, Prefix
 from hullft_ops.ttft.reader import Reader
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ class Row:
     ids: list[int]
     prompt: int
 
+    def without(self, end: Sequence[int]) -> "Row":
+        """The row without its last tokens."""
+        return Row(self.ids[: len(self.ids) - len(end)], self.prompt - len(end))
+
 
 def written(
     reader: Reader,
@@ -56,49 +60,30 @@ def written(
         token_healing: whether to write the last tokens of each prompt again; see `healing`.
         options: others of ``model.generate``.
     """
-    vocabulary = reader.vocabulary
     taken = [_taken_back(reader, row) if token_healing else [] for row in rows]
-    pairs = [*zip(rows, taken, strict=True)]
-    healed = [row.ids[: len(row.ids) - len(end)] for row, end in pairs]
+    cut = [row.without(end) for row, end in zip(rows, taken, strict=True)]
     healing = Healing(
-        vocabulary,
-        held=[vocabulary.content(end) for end in taken],
-        length=max(map(len, healed)),
+        reader.vocabulary,
+        held=[reader.vocabulary.content(end) for end in taken],
+        length=max(len(row.ids) for row in cut),
         new_tokens=max_new_tokens,
         stops=_stops(reader, options),
     )
     mixture = MixtureProcessor(
         [[each.while_writing() for each in prefix.mixtures] for prefix in prefixes],
-        [row.prompt - len(end) for row, end in pairs],
-        healing.length,
+        [healing.length - row.prompt for row in cut],
     )
-    # What is held comes last, so that the mixture is that of a text without it.
-    processors = options.get("logits_processor") or []
-    options["logits_processor"] = [*processors, mixture, healing.hold]
-    criteria = options.get("stopping_criteria") or []
-    options["stopping_criteria"] = [*criteria, healing.is_done]
-    # What was taken back may be written byte by byte.
-    options["max_new_tokens"] = min(
-        max_new_tokens + max(map(len, healing.held)), reader.window - healing.length
-    )
-    if options.get("min_new_tokens"):
-        options["min_new_tokens"] += max(map(len, taken))
     if options.get("streamer") is not None:
-        prompt = torch.tensor([rows[0].ids])
         options["streamer"] = HealedStreamer(
-            options["streamer"], prompt, healing, reader.tokenizer
+            options["streamer"], rows[0].ids, healing, reader.tokenizer
         )
-    if reader.tokenizer.pad_token_id is None:
-        options.setdefault("pad_token_id", reader.tokenizer.eos_token_id)
-    output = _generated(reader, healed, prefixes, taken, mixture, options)
-    texts = []
-    for row, ids, new in zip(rows, healed, healing.texts(output), strict=True):
-        # Decoders of SentencePiece take the space from the beginning of what they decode.
-        before, text = reader.tokenizer.batch_decode(
-            [row.ids, ids + new], skip_special_tokens=True
-        )
-        texts.append(text[len(before) :])
-    return texts
+    _extend(options, reader, healing, mixture, max(map(len, taken)))
+    output = _generated(reader, cut, prefixes, taken, mixture, options)
+    texts = healing.texts(output)
+    return [
+        _behind(reader, row.ids, before.ids + new)
+        for row, before, new in zip(rows, cut, texts, strict=True)
+    ]
 
 
 def _taken_back(reader: Reader, row: Row) -> list[int]:
@@ -117,53 +102,87 @@ def _stops(reader: Reader, options: dict[str, Any]) -> list[bytes]:
     return [stop.encode() for stop in stops if stop]
 
 
+def _extend(
+    options: dict[str, Any],
+    reader: Reader,
+    healing: Healing,
+    mixture: "MixtureProcessor",
+    taken: int,
+) -> None:
+    """Add the mixture and what is held to the options, behind up to ``taken`` tokens less."""
+    # What is held comes last, so that the mixture is that of a text without it.
+    processors = options.get("logits_processor") or []
+    options["logits_processor"] = [*processors, mixture, healing.hold]
+    criteria = options.get("stopping_criteria") or []
+    options["stopping_criteria"] = [*criteria, healing.is_done]
+    # What was taken back may be written byte by byte.
+    longest = healing.new_tokens + max(map(len, healing.held))
+    options["max_new_tokens"] = min(longest, reader.window - healing.length)
+    if options.get("min_new_tokens"):
+        options["min_new_tokens"] += taken
+    if reader.tokenizer.pad_token_id is None:
+        options.setdefault("pad_token_id", reader.tokenizer.eos_token_id)
+
+
+def _behind(reader: Reader, prompt: list[int], ids: list[int]) -> str:
+    """The text of ``ids`` behind a prompt's."""
+    # Decoders of SentencePiece take the space from the beginning of what they decode.
+    before, text = reader.tokenizer.batch_decode(
+        [prompt, ids], skip_special_tokens=True
+    )
+    return text[len(before) :]
+
+
 def _generated(
     reader: Reader,
-    rows: Sequence[list[int]],
+    rows: Sequence[Row],
     prefixes: Sequence[Prefix],
     taken: Sequence[list[int]],
     mixture: "MixtureProcessor",
     options: dict[str, Any],
 ) -> Any:
     """What ``model.generate`` returns, behind padded rows."""
-    length, device = max(map(len, rows)), reader.model.device
+    arguments = _padded([row.ids for row in rows], reader.model.device)
+    config = _config(reader, options)
+    is_alone = len(rows) == 1
+    generate: Any = reader.model.generate
+    with reader.reading(), casting_once(reader.model):
+        if not _makes_its_cache(config, options, prefixes):
+            cache = None
+            if is_alone:
+                cache = prefixes[0].arguments(rows[0].ids).get(reader.keyword)
+            if cache is not None or reader.takes_padding:
+                cache = reader.read_rows(**arguments, cache=cache)
+                is_plain = config.get_generation_mode() in _PLAIN_MODES
+                if is_alone and is_plain and not config.stop_strings:
+                    streamer = options.pop("streamer", None)
+                    options["custom_generate"] = DraftedWriting(
+                        reader.keyword, taken[0], mixture.draft, streamer
+                    )
+            if cache is not None:
+                cache.batch_repeat_interleave(config.num_beams or 1)
+                arguments |= {reader.keyword: copied(cache), "use_cache": True}
+        return generate(**arguments, **options)
+
+
+def _padded(rows: Sequence[list[int]], device: torch.device) -> dict[str, Any]:
+    """Rows of tokens as arguments, padded at their beginning."""
+    length = max(map(len, rows))
     # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
     padded = [[row[0]] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    arguments: dict[str, Any] = {
+    return {
         "input_ids": torch.tensor(padded, device=device),
         "attention_mask": torch.tensor(mask, device=device),
     }
-    config = _config(reader, options)
-    generate: Any = reader.model.generate
-    with reader.reading(), casting_once(reader.model):
-        if _makes_its_cache(config, options, prefixes):
-            return generate(**arguments, **options)
-        is_alone = len(rows) == 1
-        cache = prefixes[0].arguments(rows[0]).get(reader.keyword) if is_alone else None
-        if cache is None and not reader.takes_padding:
-            return generate(**arguments, **options)
-        cache = reader.read_rows(**arguments, cache=cache)
-        if (
-            config.get_generation_mode() in _PLAIN_MODES
-            and is_alone
-            and not config.stop_strings
-        ):
-            streamer = options.pop("streamer", None)
-            options["custom_generate"] = DraftedWriting(
-                reader.keyword, taken[0], mixture.draft, streamer
-            )
-        if cache is not None:
-            cache.batch_repeat_interleave(config.num_beams or 1)
-            arguments |= {reader.keyword: copied(cache), "use_cache": True}
-        return generate(**arguments, **options)
 
 
 def _config(reader: Reader, options: Mapping[str, Any]) -> Any:
     """The configuration that ``model.generate`` will use."""
     config: Any = deepcopy(reader.model.generation_config)
-    if (given := options.get("generation_config")) is not None:
-        config.update(**given.to_diff_dict())
+    other = options.get("generation_config")
+    if other is not None:
+        config.update(**other.to_diff_dict())
     config.update(**options)
     return config
 
@@ -193,18 +212,14 @@ class MixtureProcessor:
 
     Args:
         mixtures: of each prompt of the batch.
-        lengths: how many tokens at the end of what the model reads are the prompt's.
-        read: how many tokens the model reads.
+        starts: where each prompt begins in its row.
     """
 
     def __init__(
-        self,
-        mixtures: Sequence[Sequence[Mixture]],
-        lengths: Sequence[int],
-        read: int,
+        self, mixtures: Sequence[Sequence[Mixture]], starts: Sequence[int]
     ) -> None:
         self._mixtures = mixtures
-        self._starts = [read - length for length in lengths]
+        self._starts = starts
         self._texts: dict[tuple[int, int], MixedText] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -220,10 +235,8 @@ class MixtureProcessor:
 
     def draft(self, ids: list[int], length: int) -> tuple[list[int], int]:
         """What may come next in a batch of one row; see `NgramText.draft`."""
-        for text in self._texts_of(0, 0, ids):
-            if isinstance(text, DraftingText):
-                return text.draft(length)
-        return [], 0
+        drafts = (text.draft(length) for text in self._texts_of(0, 0, ids))
+        return next((draft for draft in drafts if draft[0]), ([], 0))
 
     def _texts_of(self, row: int, prompt: int, ids: list[int]) -> Iterator[MixedText]:
         """The texts of a row, which go on where they were unless a beam has taken their place."""

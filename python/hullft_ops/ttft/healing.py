@@ -149,7 +149,7 @@ class HealedStreamer:
 
     Args:
         streamer: the other one.
-        prompt: the prompt's tokens ``[1, T]``.
+        prompt: the prompt's tokens.
         healing: what was taken back from the prompt.
         tokenizer: the model's.
     """
@@ -157,43 +157,36 @@ class HealedStreamer:
     def __init__(
         self,
         streamer: Any,
-        prompt: Tensor,
+        prompt: Sequence[int],
         healing: Healing,
         tokenizer: "PreTrainedTokenizerBase",
     ) -> None:
         self._streamer = streamer
-        self._prompt: Tensor | None = prompt
+        self._prompt = prompt
         self._healing = healing
         self._tokenizer = tokenizer
-        self._written: list[int] | None = []
+        self._has_prompt = False
+        # Up to the end of what was taken back.
+        self._written: list[int] = []
 
     def put(self, value: Tensor) -> None:
         """The row that the model reads comes first, and then each token."""
-        if self._prompt is not None:
-            self._streamer.put(self._prompt)
-            self._prompt = None
-        elif self._written is None:
+        [held], vocabulary = self._healing.held, self._healing.vocabulary
+        size = len(vocabulary.content(self._written))
+        if not self._has_prompt:
+            self._has_prompt = True
+            self._streamer.put(torch.tensor([self._prompt]))
+        elif size >= len(held):
             self._streamer.put(value)
         else:
             self._written += value.tolist()
-            self._release(self._written)
-
-    def _release(self, written: list[int]) -> None:
-        """Pass on what goes beyond the bytes that were taken back, once they are written."""
-        [held], vocabulary = self._healing.held, self._healing.vocabulary
-        count = vocabulary.count_within(held, written)
-        beyond = written[count:]
-        within = len(vocabulary.content(written[:count]))
-        if within < len(held):
             # The last token may stand for the rest, and more.
-            content = vocabulary.content(written)[len(held) :]
-            if not content:
-                return
-            text = content.decode(errors="replace")
-            beyond = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        self._written = None
-        if beyond:
-            self._streamer.put(torch.tensor(beyond))
+            text = vocabulary.content(self._written)[len(held) :].decode(
+                errors="replace"
+            )
+            if text:
+                tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+                self._streamer.put(torch.tensor(tokens))
 
     def end(self) -> None:
         """Nothing comes any more."""

@@ -40,13 +40,9 @@ class MixedText(Protocol):
     def mixed(self, logits: Tensor, /) -> Tensor:
         """The logits to use in place of a model's for the next token, ``[vocabulary]``."""
 
-
-@runtime_checkable
-class DraftingText(MixedText, Protocol):
-    """One that foresees what comes next, for several tokens to be written with one pass."""
-
     def draft(self, length: int, /) -> tuple[list[int], int]:
-        """Up to ``length`` tokens, and a kind of draft by which their acceptance is counted."""
+        """Up to ``length`` tokens that may come next, for one pass to verify, and a kind of draft
+        by which their acceptance is counted."""
 
 
 @runtime_checkable
