@@ -1,7 +1,6 @@
 """``hullft-ops adapt`` from the command line to what it prints and writes."""
 
 import io
-import json
 import re
 import shutil
 import sys
@@ -89,12 +88,6 @@ def test_steps_on_the_prompt_count(arguments: list[object]) -> None:
     assert "\n3 steps with 2 gradients\n" in succeeded(*arguments, *options).stdout
 
 
-def test_one_is_singular(arguments: list[object]) -> None:
-    printed = succeeded(*arguments, "--n-select", 1).stdout
-
-    assert "\n1 step with 1 gradient\n" in printed
-
-
 def test_a_budget_names_the_skipped_steps(arguments: list[object]) -> None:
     printed = succeeded(*arguments, "--seconds", 1e-9).stdout
 
@@ -149,30 +142,6 @@ def test_a_folder_is_searched_by_words_without_embedding_it(
         refused = hullft_ops(*arguments, "--prompt", "A text", *options)
 
         assert "embedder missing" in refused.last
-
-
-def test_a_column_of_a_file_takes_the_place_of_a_store(
-    arguments: list[object], texts: list[str], tmp_path: Path
-) -> None:
-    position = arguments.index("--store")
-    without = arguments[:position] + arguments[position + 2 :]
-    file = tmp_path / "notes_with_a_long_name.jsonl"
-    file.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
-    corpus = ["--corpus", file]
-
-    assert "--text-column names another" in hullft_ops(*without, *corpus).last
-
-    printed = succeeded(*without, *corpus, "--text-column", "body").stdout
-
-    assert "6 steps with" in printed
-    assert "\nnotes_with_a_long_name.jsonl:" in printed
-
-
-def test_a_prompt_of_one_token_is_continued(arguments: list[object]) -> None:
-    printed = succeeded(*arguments, "--prompt", "A").stdout
-
-    assert "6 steps with" in printed
-    assert "with adaptation" in printed
 
 
 def test_long_waits_have_a_bar(

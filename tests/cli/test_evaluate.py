@@ -55,10 +55,6 @@ def evaluate(models_of: list[object], store: Path, prompts: Path) -> Evaluate:
     return evaluate
 
 
-def bits_by_key(path: Path) -> dict[tuple[str, str], float]:
-    return {row.key: row.scores["prompt"].after for row in read_rows(path)}
-
-
 def test_searches_are_compared(evaluate: Evaluate) -> None:
     result = evaluate(
         "--n-select", 0, "--ngrams", 1, "--search", "dense", "hybrid", "lexical"
@@ -205,30 +201,6 @@ def test_another_adapter_in_the_folder_is_another_configuration(
     assert all(re.fullmatch("adapter [0-9a-f]{8}", adapter) for adapter in adapters)
 
 
-def test_settings_that_read_other_passages_share_no_training(
-    models_of: list[object],
-    embedder_directory: Path,
-    prompts: Path,
-    texts: list[str],
-) -> None:
-    embedder = load_embedder(str(embedder_directory))
-    sources = ["one document"] * len(texts[6:])
-    Datastore.build(texts[6:], embedder, "documents", sources=sources)
-    inputs = [*models_of, "--store", "documents", "--prompts", prompts, "--limit", 2]
-    reading = ["evaluate", *inputs, "--n-select", 0, "--context", 1]
-    alone = {}
-    for following in (0, 1):
-        output = f"{following}.jsonl"
-        succeeded(*reading, "--context-following", following, "--output", output)
-        alone |= bits_by_key(Path(output))
-
-    succeeded(*reading, "--context-following", 0, 1, "--output", OUTPUT)
-
-    assert bits_by_key(OUTPUT) == alone
-    # Two prompts would have two scores if nothing followed what is read.
-    assert len(set(alone.values())) > 2
-
-
 def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) -> None:
     options = "--method", "knn", "--context", 0, "--lr", 1e30, 0.01
 
@@ -263,7 +235,7 @@ def test_a_file_says_what_to_run_and_options_take_the_place_of_its_values(
 ) -> None:
     grid = {"method": ["knn", "sift"], "n_select": [1, 2]}
     file = tmp_path / "grid.json"
-    file.write_text(json.dumps({"limit": 1, "settings": grid}))
+    file.write_text(json.dumps({"limit": 1, "settings": [grid]}))
 
     assert evaluate("--config", file, "--refresh", 1).code == 0
 

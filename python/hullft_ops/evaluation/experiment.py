@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hullft_ops.evaluation.results import key_of
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
@@ -16,10 +16,6 @@ from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.validation import options_class, parse
 
 _SHIPPED = Path(__file__).with_name("experiments")
-
-
-def _listed(settings: Any) -> Any:
-    return [settings] if isinstance(settings, dict) else settings
 
 
 @options_class
@@ -48,10 +44,10 @@ class Experiment(ModelConfig, CorpusConfig):
     seed: NonNegativeInt = 0
     """Chooses the prompts."""
 
-    settings: Annotated[
-        list[dict[str, Any]], Field(min_length=1), BeforeValidator(_listed)
-    ] = Field(default_factory=lambda: [{"method": ["knn", "hullft"], "n_select": 8}])
-    """The grid: fields of `TTFTConfig` with a value or a list of values, or a list of such. Steps
+    settings: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(
+        default_factory=lambda: [{"method": ["knn", "hullft"], "n_select": 8}]
+    )
+    """The grid: fields of `TTFTConfig` with a value or a list of values. Steps
     on the prompt, which is scored, are taken only if it says so."""
 
     score: str | None = None

@@ -73,7 +73,6 @@ def score_text(
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
         RuntimeError: the model is in use elsewhere.
     """
-    check_text("score_text", "text", text)
     return score(Reader(model, tokenizer, max_length), text, after=after)
 
 
