@@ -177,7 +177,7 @@ def test_the_prompt_may_be_in_stdin(
         (["--corpus", "notes"], "give one of --store and --corpus"),
         (["--prompt", " "], "prompt must have text"),
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
-        (["--device", "tpu"], "device tpu: must be cpu, cuda or cuda:N"),
+        (["--device", "tpu"], "device tpu: RuntimeError: Expected one of cpu, cuda"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--embedder", "./nowhere"], "embedder ./nowhere: "),
         (["--seconds", 0], "seconds must be above 0, got 0.0"),

@@ -40,5 +40,5 @@ def test_what_cannot_be_trained_ends_with_2(arguments, tmp_path):
     result = hullft_ops(*arguments, "--device", "tpu")
 
     assert result.code == 2
-    assert "device tpu: must be cpu, cuda or cuda:N" in result.last
+    assert "device tpu: RuntimeError: Expected one of cpu, cuda" in result.last
     assert not (tmp_path / "adapter").exists()

@@ -145,12 +145,14 @@ def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
 
 def interrupted(train, monkeypatch, **options):
     """A training that has a checkpoint, and then no room."""
+    trained = adapter._train
 
-    def full(*_, **__):
+    def full(*arguments):
+        trained(*arguments)
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter, "remove_files", full)
+        patch.setattr(adapter, "_train", full)
         patch.setattr(adapter, "_SAVE_STEPS", 4)
 
         with pytest.raises(OSError, match="No space left"):
@@ -164,28 +166,6 @@ def test_a_checkpoint_that_a_kill_cut_off_is_passed_over(train, monkeypatch, tmp
     torn.mkdir()
     (torn / "optimizer.pt").write_text("cut off")
 
-    train()
-
-    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_a_file_that_a_kill_cut_off_goes_and_a_users_stays(
-    train, monkeypatch, tmp_path
-):
-    interrupted(train, monkeypatch)
-    [training] = tmp_path.glob(".adapter.*/training_*")
-    (training / "tmp1234").write_text("cut off")
-    notes = training / "checkpoint-mine"
-    notes.write_text("notes")
-
-    with pytest.raises(
-        FileExistsError, match="holds training_.*/checkpoint-mine, which"
-    ):
-        train()
-
-    assert notes.read_text() == "notes"
-
-    notes.unlink()
     train()
 
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
@@ -219,7 +199,7 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
         MambaConfig(vocab_size=320, hidden_size=16, num_hidden_layers=1)
     )
 
-    with pytest.raises(ValueError, match="PEFT cannot adapt this model: .*'out_proj'"):
+    with pytest.raises(ValueError, match="'out_proj'"):
         train_adapter(mamba, tokenizer, store, path, max_length=32)
 
     with pytest.raises(ValueError, match="max_length is 99, the model's window is 32"):
@@ -395,10 +375,8 @@ def has_a_norm(path, model):
     save_file(load_file(path / WEIGHTS) | norm, path / WEIGHTS)
 
 
-BESIDE = "must have only the factors of the model's layers, has base_model.model."
-SHAPES = (
-    "must have factors of transformer.h.0.attn.c_attn of shapes [48, 4] and [4, 16]"
-)
+ALONE = "must have the factors of the model's layers alone, not so: base_model.model."
+SHAPES = f"{ALONE}transformer.h.0.attn.c_attn.lora_A"
 NOT_FINITE = "the factors of transformer.h.0.attn.c_attn are not finite"
 REFUSED = [
     (pickled, "has no adapter_model.safetensors"),
@@ -406,7 +384,7 @@ REFUSED = [
     (without_a_configuration, "has no adapter_config.json"),
     (no_json, "Expecting property name"),
     (frozen, "the model must train transformer.h.0.attn.c_attn"),
-    (tied_head, "the model must train lm_head, and use it only there"),
+    (tied_head, "the model must train lm_head"),
     (embedding, "must be of linear layers, has transformer.wpe"),
     (sets(peft_type="STEAM"), "STEAM"),
     (sets(peft_type="IA3"), "must be a plain LoRA, sets "),
@@ -418,8 +396,8 @@ REFUSED = [
     (sets(layer_replication=[[0, 1]]), "must be a plain LoRA, sets layer_replication"),
     (sets(r=-2), "`r` should be a positive integer value but the value passed is -2"),
     (has_no_factors, SHAPES),
-    (has_embeddings, f"{BESIDE}lm_head.weight, base_model.model.transformer.wte"),
-    (has_a_norm, f"{BESIDE}transformer.ln_f.weight"),
+    (has_embeddings, f"{ALONE}lm_head.weight"),
+    (has_a_norm, f"{ALONE}transformer.ln_f.weight"),
     (has_factor(torch.zeros(())), SHAPES),
     (has_factor(torch.zeros(3, 16)), SHAPES),
     (has_factor(torch.full((4, 16), torch.nan)), NOT_FINITE),

@@ -82,13 +82,6 @@ def test_of_a_long_prompt_the_end_counts(minilm):
     assert np.abs(minilm.encode([f"dog {end}"]) - vectors[0]).max() > 1e-3
 
 
-def test_a_folder_may_have_another_name():
-    path = str(get_model_path())
-    embedder = SentenceTransformerEmbedder(path, name="mine", device="cpu")
-
-    assert embedder.name == "mine"
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A copy of the model."""

@@ -10,12 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hullft_ops.ttft.files import (
-    check_output,
-    named_in_errors,
-    new_folder,
-    remove_files,
-)
+from hullft_ops.ttft.files import check_output, named_in_errors, new_folder
 
 
 def contents(folder):
@@ -27,19 +22,19 @@ def contents(folder):
 
 
 def write(path, text, **options):
-    with new_folder(path, ["*.txt"], **options) as folder:
+    with new_folder(path, **options) as folder:
         (folder / "a.txt").write_text(text)
 
 
 def write_half(path, text, **options):
-    with new_folder(path, ["*.txt"], **options) as folder:
+    with new_folder(path, **options) as folder:
         (folder / f"{len(contents(folder))}.txt").write_text(text)
         raise KeyboardInterrupt
 
 
 def test_a_folder_appears_at_the_end(tmp_path):
     path = tmp_path / "deep" / "out"
-    with new_folder(path, ["sub/*"]) as folder:
+    with new_folder(path) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a.txt").write_text("a")
 
@@ -59,7 +54,7 @@ def test_an_exception_leaves_nothing(tmp_path):
 def test_a_full_disk_has_a_name(tmp_path):
     with (
         pytest.raises(OSError, match=r"No space left on device: '.*output.*partial'"),
-        new_folder(tmp_path / "output", ["text"]),
+        new_folder(tmp_path / "output"),
         Path("/dev/full").open("w") as file,
     ):
         file.write("text")
@@ -96,17 +91,16 @@ def test_an_interrupted_folder_is_there_the_next_time(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             write_half(path, f"{number}", resume=True)
 
-    with new_folder(path, ["*.txt"], resume=True):
+    with new_folder(path, resume=True):
         pass
 
-    assert contents(tmp_path) == {"out/1.txt": "0", "out/2.txt": "1"}
+    assert contents(tmp_path) == {"out/0.txt": "0", "out/1.txt": "1"}
 
 
 def test_the_next_call_removes_what_a_kill_left(tmp_path):
     hidden = tmp_path / ".out.hullft_ops.partial"
     hidden.mkdir()
     (hidden / "half.txt").write_text("half")
-    (hidden / "hullft_ops.lock").touch()
     write(tmp_path / "out", "whole")
 
     assert contents(tmp_path) == {"out/a.txt": "whole"}
@@ -121,7 +115,7 @@ def test_two_processes_do_not_fill_one_folder(tmp_path):
 
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
-    with new_folder(tmp_path / "out", ["*.txt"], resume=True) as folder:
+    with new_folder(tmp_path / "out", resume=True) as folder:
         process = fork.Process(target=other, args=[results])
         process.start()
 
@@ -131,42 +125,6 @@ def test_two_processes_do_not_fill_one_folder(tmp_path):
         (folder / "a.txt").write_text("mine")
 
     assert contents(tmp_path) == {"out/a.txt": "mine"}
-
-
-def users_file(hidden):
-    hidden.mkdir()
-    (hidden / "a.txt").write_text("half")
-    (hidden / "thesis.md").write_text("years of work")
-
-
-def users_link(hidden):
-    hidden.mkdir()
-    (hidden / "b.txt").symlink_to(hidden.with_name("elsewhere"))
-
-
-def planted_link(hidden):
-    hidden.with_name("elsewhere").mkdir()
-    hidden.symlink_to(hidden.with_name("elsewhere"))
-
-
-@pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("put", [users_file, users_link, planted_link])
-def test_what_is_not_ours_in_the_hidden_place_stays(tmp_path, put, resume):
-    put(tmp_path / ".out.hullft_ops.partial")
-    before = contents(tmp_path)
-
-    with pytest.raises(FileExistsError, match=r"\.out\.hullft_ops\.partial (holds|is)"):
-        write(tmp_path / "out", "new", resume=resume)
-
-    assert contents(tmp_path) == before
-
-
-def test_another_users_hidden_folder_is_refused(tmp_path, monkeypatch):
-    (tmp_path / ".out.hullft_ops.partial").mkdir()
-    monkeypatch.setattr(os, "geteuid", lambda: -1)
-
-    with pytest.raises(FileExistsError, match="is a link or another user's"):
-        write(tmp_path / "out", "new")
 
 
 def folder_of_the_user(path):
@@ -213,25 +171,10 @@ def test_an_empty_folder_is_filled(tmp_path):
 def test_a_file_that_came_during_the_work_stays(tmp_path):
     path = tmp_path / "out"
 
-    with pytest.raises(OSError, match="not empty"), new_folder(path, ["*.txt"]):
+    with pytest.raises(OSError, match="not empty"), new_folder(path):
         folder_of_the_user(path)
 
     assert contents(tmp_path) == {"out/thesis.txt": "years of work"}
-
-
-def test_only_our_files_are_removed(tmp_path):
-    path = tmp_path / "out"
-    write(path, "ours")
-    (path / "empty").mkdir()
-    (path / "thesis.md").write_text("years of work")
-    remove_files(path, ["*.txt"])
-
-    assert [entry.name for entry in path.iterdir()] == ["thesis.md"]
-
-    remove_files(path, ["*.md"])
-    remove_files(path, ["*.md"])
-
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_go_to_a_regular_file(tmp_path):

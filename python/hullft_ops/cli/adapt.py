@@ -16,7 +16,7 @@ from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.models.loading import ModelConfig
-from hullft_ops.ttft.store.corpus import STDIN, CorpusConfig
+from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 from hullft_ops.ttft.techniques import TTFTConfig
@@ -54,16 +54,15 @@ def adapt(
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads, searched by words unless
-            --search or --n-select needs embeddings. Its datastore stays in hullft_datastores; of
-            changed files, only new passages are embedded again.
+            --search or --n-select needs embeddings. Its datastore stays in hullft_datastores.
         seconds: budget for retrieval and training; steps that do not fit are skipped.
         chat: continue it as a message, in the chat template of an instruct model.
         max_new_tokens: length of the continuation.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
-    if prompt == STDIN:
-        prompt = text_in(STDIN)
+    if prompt == "-":
+        prompt = text_in(prompt)
     config = TTFTConfig(**settings)
     if corpus is not None and not config.n_select and config.search is None:
         # The answer would wait until all passages are embedded.
@@ -119,7 +118,7 @@ def text_in(file: str) -> str:
 
     ValueError if it is not UTF-8.
     """
-    content = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         return TextIOWrapper(BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeError as error:
@@ -150,4 +149,4 @@ def _print_training(adaptation: Adaptation, store: Any) -> None:
 
 def _source(store: Datastore, index: int) -> str:
     """A passage's source; its position if the datastore has no sources."""
-    return str(store.rows[index]["source"] or index)
+    return str(store.sources[index] or index)

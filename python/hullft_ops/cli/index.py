@@ -27,15 +27,14 @@ def index(
     embedder: str = DEFAULT_EMBEDDER,
     device: str | None = None,
     dtype: Precision | None = None,
-    reuse: Path | None = None,
     vectors: bool = True,
 ) -> None:
     """Build a datastore from a corpus. After a kill, the same command goes on.
 
     Args:
         corpus: a folder, whose files of text and HTML are read; a file of JSON, CSV, Parquet, HTML
-            or plain text; a saved dataset; the name of one on the Hugging Face hub; or - for stdin,
-            JSON lines or one text. Files of JSON and CSV may be compressed.
+            or plain text; or a dataset that the library datasets saved. Files of JSON and CSV may
+            be compressed.
         config: how to read and cut it.
         workers: where to embed.
         output: folder of the datastore.
@@ -44,7 +43,6 @@ def index(
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
             None for the embedder's own.
-        reuse: folder of a datastore of the same embedder; its texts are not embedded again.
         vectors: embed the passages; without, the datastore is searched by words alone, and ready in
             seconds.
     """
@@ -60,19 +58,10 @@ def index(
     embed = None
     engine = Workers(**workers)
     if engine.engine == "ray" and vectors:
-        if reuse is not None:
-            raise ValueError("--reuse embeds in this process, got --engine ray")
         embed = ray_embedding(embedder, engine, dtype)
     encoder = None
     if vectors:
         with waiting("loading the embedder"):
             encoder = load_embedder(embedder, device=device, dtype=dtype)
-    store = index_corpus(
-        corpus,
-        output,
-        encoder,
-        settings,
-        reuse=Datastore.open(reuse) if reuse else None,
-        embed=embed,
-    )
+    store = index_corpus(corpus, output, encoder, settings, embed=embed)
     echo(*store.summary())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._terminal import progress, progress_line
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.files import check_output, new_folder, remove_files
+from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
@@ -35,18 +35,6 @@ from hullft_ops.ttft.validation import options_class
 
 # What an adapter was trained with. PEFT ignores the file.
 RECORD = "trained_with.json"
-# Files of the training, also one that a kill cuts off.
-_TRAINING = (
-    "training_*/checkpoint-[0-9]*",
-    "training_*/tmp*",
-)
-_FILES = (
-    RECORD,
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    *_TRAINING,
-)
 _SAVE_STEPS = 100
 _OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
 
@@ -128,7 +116,7 @@ def train_adapter(
         lora_model.save_pretrained, save_embedding_layers=False
     )
     with (
-        new_folder(path, _FILES, resume=True) as folder,
+        new_folder(path, resume=True) as folder,
         out_of_memory_explained(_OUT_OF_MEMORY),
         # PEFT reads a property that transformers has renamed.
         warnings.catch_warnings(action="ignore", category=FutureWarning),
@@ -139,7 +127,8 @@ def train_adapter(
         _train(lora_model, passages, config, folder / f"training_{digest[:16]}")
         lora_model.save_pretrained(folder)
         (folder / RECORD).write_text(record, encoding="utf-8")
-        remove_files(folder, _TRAINING)
+        for training in folder.glob("training_*"):
+            shutil.rmtree(training)
     return path
 
 
@@ -195,7 +184,7 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         progress_line(f"going on from {last}")
     result = trainer.train(resume_from_checkpoint=last)
     if not math.isfinite(result.training_loss):
-        remove_files(folder.parent, _TRAINING)
+        shutil.rmtree(folder)
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
 
 

@@ -2,10 +2,9 @@
 
 import fcntl
 import os
-import stat
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +12,6 @@ from hullft_ops.ttft.errors import first_line
 
 # What the errors of safetensors and of torch's writer say.
 _WRITING = ("Error while serializing: I/O error", "inline_container.cc")
-# In the hidden folder of an unfinished output.
-LOCK = "hullft_ops.lock"
 
 
 def check_output(
@@ -57,46 +54,40 @@ def check_output(
 
 
 @contextmanager
-def new_folder(
-    path: str | Path,
-    files: Sequence[str],
-    *,
-    resume: bool = False,
-) -> Iterator[Path]:
+def new_folder(path: str | Path, *, resume: bool = False) -> Iterator[Path]:
     """Yield a folder to fill. At the end of the block it appears at ``path``, by a rename.
 
-    Until then it is hidden beside ``path``, always under one name. The next call goes on with what
-    a kill leaves there, or removes it.
+    Until then it is hidden beside ``path``, always under one name.
 
     Args:
-        files: patterns of the files that the block may write, by their path in the folder.
         resume: keep what was written before an exception or a kill for the next call.
 
     Raises:
-        FileExistsError: as `check_output`; or the hidden folder is a link or another user's, or
-            holds other files.
+        FileExistsError: as `check_output`.
         ValueError: another process fills the folder.
     """
     path = Path(path).absolute()
     check_output(path)
-    partial = unfinished(path)
+    partial = path.with_name(f".{path.name}.hullft_ops.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    _check_hidden(partial, [*files, LOCK])
-    with _locked(partial / LOCK, path), named_in_errors(partial):
+    with _locked(partial, path), named_in_errors(partial):
         try:
             if not resume:
-                remove_files(partial, files)
+                _empty(partial)
             yield partial
             partial.rename(path)
-            (path / LOCK).unlink()
         except BaseException:
-            remove_files(partial, [LOCK] if resume else [*files, LOCK])
+            if not resume:
+                _empty(partial)
+            # Nothing may be in it yet.
+            with suppress(OSError):
+                partial.rmdir()
             raise
 
 
-def unfinished(path: Path) -> Path:
-    """Where an output is until it is whole."""
-    return path.with_name(f".{path.name}.hullft_ops.partial")
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 @contextmanager
@@ -117,45 +108,13 @@ def named_in_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _check_hidden(partial: Path, files: Sequence[str]) -> None:
-    status = partial.lstat()
-    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.geteuid():
-        raise FileExistsError(f"{partial} is a link or another user's: remove it")
-    for entry in partial.rglob("*"):
-        name = entry.relative_to(partial).as_posix()
-        is_ours = entry.is_dir() or _matches(name, files)
-        if entry.is_symlink() or not is_ours:
-            raise FileExistsError(
-                f"{partial} holds {name}, which hullft_ops did not write"
-            )
-
-
 @contextmanager
-def _locked(file: Path, path: Path) -> Iterator[None]:
-    with file.open("a") as content:
-        try:
-            fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output {path}: another process writes it") from None
+def _locked(folder: Path, path: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-
-
-def remove_output(folder: Path, files: Sequence[str]) -> None:
-    """Remove the files of an output, finished or not, unless a process writes it."""
-    with suppress(ValueError), _locked(folder / LOCK, folder):
-        remove_files(folder, [*files, LOCK])
-
-
-def remove_files(folder: Path, files: Sequence[str]) -> None:
-    """Remove the files in a folder that match a pattern, and folders that are empty then."""
-    # What a folder holds comes before it.
-    for entry in [*sorted(folder.rglob("*"), reverse=True), folder]:
-        if entry.is_dir():
-            with suppress(OSError):
-                entry.rmdir()
-        elif _matches(entry.relative_to(folder).as_posix(), files):
-            entry.unlink()
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    except BlockingIOError:
+        raise ValueError(f"output {path}: another process writes it") from None
+    finally:
+        os.close(descriptor)

@@ -22,18 +22,20 @@ from hullft_ops.ttft.chat import Prompt, question_of
 from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.generation import continue_prompts
-from hullft_ops.ttft.models.checks import full_window, text_window
+from hullft_ops.ttft.models.checks import model_window, text_window
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.retrieval import DEFAULT_SEARCH, Neighbours, retrieve
 from hullft_ops.ttft.signals import signal_safe
 from hullft_ops.ttft.store.base import Store, check_embedder
-from hullft_ops.ttft.store.format import batches_of_like_length
 from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.technique import Prepared, Support
 from hullft_ops.ttft.training import Training, Weights
+
+# Of so many prompts, those of like length are continued together.
+_GROUP = 128
 
 
 class TestTimeFinetuner:
@@ -235,7 +237,7 @@ class TestTimeFinetuner:
         size = batch_size if self.reader.takes_padding else 1
         first = [self._prepare(self.retrieve(question)) for question in questions[:1]]
         with self._changed([*chain.from_iterable(first)]):
-            for batch in batches_of_like_length(questions, 0, size):
+            for batch in _batches_of_like_length(questions, size):
                 texts = self._continued([prompts[i] for i in batch], **options)
                 yield from zip(batch, texts, strict=True)
 
@@ -283,4 +285,13 @@ def window_of(
 ) -> int:
     """How many tokens the model reads at once with these options."""
     cut = text_window(model, tokenizer, config.max_length)
-    return full_window(model, tokenizer, cut)
+    return model_window(model, tokenizer) or cut
+
+
+def _batches_of_like_length(texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """The positions of the texts, group by group, the short ones first."""
+    for start in range(0, len(texts), _GROUP):
+        positions = range(start, min(start + _GROUP, len(texts)))
+        by_length = sorted(positions, key=lambda position: len(texts[position]))
+        for i in range(0, len(by_length), size):
+            yield by_length[i : i + size]

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.models.loading import checked_device, load_model
+from hullft_ops.ttft.models.loading import load_model
 
 CODE = """
 from pathlib import Path
@@ -174,4 +174,4 @@ def test_a_folder_without_a_tokenizer_is_refused(folder):
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "mps"])
 def test_a_device_that_is_not_here_is_refused(name):
     with pytest.raises(InputError, match=re.escape(f"device {name}: ")):
-        checked_device(name)
+        load_model(None, name)

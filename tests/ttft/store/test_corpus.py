@@ -1,10 +1,8 @@
 """Reading corpora of every kind, and what bad ones get."""
 
 import gzip
-import io
 import json
 import os
-import sys
 
 import datasets
 import pyarrow.parquet
@@ -26,11 +24,6 @@ LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
 def read(corpus, **options):
     skipped = []
     return list(Corpus(corpus, IndexConfig(**options)).records(skipped)), skipped
-
-
-def pipe(monkeypatch, content):
-    stdin = io.TextIOWrapper(io.BytesIO(content.encode()))
-    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def jsonl(path):
@@ -81,11 +74,12 @@ FORMATS = [jsonl, jsonl_gz, json_array, csv, parquet, saved, saved_splits]
 @pytest.mark.parametrize("make", FORMATS)
 def test_every_format_gives_the_same_records(make, tmp_path):
     corpus = make(tmp_path)
-    records, skipped = read(str(corpus), metadata=("domain", "year"))
-    sources = [f"{corpus.name}:{number}" for number in range(1, 6)]
+    records, skipped = read(str(corpus))
 
-    assert [record.pop("source") for record in records] == sources
-    assert records == [{**record, "year": str(record["year"])} for record in RECORDS]
+    assert records == [
+        {"text": record["text"], "source": f"{corpus.name}:{number}"}
+        for number, record in enumerate(RECORDS, start=1)
+    ]
     assert skipped == []
 
 
@@ -107,7 +101,7 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
     (folder / "__pycache__" / "a.cpython-313.pyc").write_bytes(b"\0")
     (folder / "store").mkdir()
     (folder / "store" / "datastore.json").write_text("{}")
-    (folder / "store" / "skipped.txt").write_text("of a datastore")
+    (folder / "store" / "texts.txt").write_text("of a datastore")
 
     records, skipped = read(folder)
 
@@ -140,7 +134,7 @@ def test_html_is_what_a_browser_shows(tmp_path):
     records, skipped = read(tmp_path)
 
     assert [record["text"] for record in records] == [
-        "Tides\n\nHigh water & low.\nToday\n\ndef tide():\n    return 6"
+        "Tides\n\nHigh water & low.\n\nToday\n\ndef tide():\n    return 6"
     ]
     assert skipped == ["notes.gz: not UTF-8 text"]
 
@@ -164,94 +158,15 @@ def test_patterns_choose_among_the_files_of_a_folder(tmp_path, include, exclude,
     assert [record["source"] for record in records] == names
 
 
-MARKDOWN = "[A link](to)\nand a line\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "texts"),
-    [
-        ("\ufeff" + LINES, [record["text"] for record in RECORDS]),
-        (MARKDOWN, [MARKDOWN]),
-    ],
-)
-def test_stdin_is_lines_of_json_or_one_text(content, texts, monkeypatch):
-    pipe(monkeypatch, content)
-    records, _ = read("-")
-
-    sources = [f"stdin:{number}" for number in range(1, len(texts) + 1)]
-
-    assert [record["text"] for record in records] == texts
-    assert [record["source"] for record in records] == sources
-
-
-class Builder:
-    """Of a dataset on the hub at a revision."""
-
-    hash = "1f2e"
-
-    def as_streaming_dataset(self, split):
-        return iter([{"body": f"hello from {split}"}])
-
-
-def test_the_name_of_a_dataset_is_looked_up_on_the_hub(monkeypatch):
-    names = []
-    monkeypatch.setattr(
-        datasets, "load_dataset_builder", lambda name: names.append(name) or Builder()
-    )
-    corpus = Corpus("owner/name", IndexConfig(text_column="body"))
-
-    assert names == ["owner/name"]
-    assert corpus.state == "1f2e"
-    assert list(corpus.records([])) == [
-        {"text": "hello from train", "source": "name:1"}
-    ]
-
-
-def test_text_in_utf_16_is_read_and_in_latin_1_named(tmp_path):
-    (tmp_path / "a.txt").write_text("Größe", encoding="utf-16")
+def test_latin_1_is_named(tmp_path):
     (tmp_path / "b.txt").write_text("Größe", encoding="latin-1")
-    records, skipped = read(tmp_path)
 
-    assert records == [{"text": "Größe", "source": "a.txt"}]
-    assert skipped == ["b.txt: not UTF-8 text"]
+    assert read(tmp_path) == ([], ["b.txt: not UTF-8 text"])
 
     (tmp_path / "c.csv").write_text("text\nGröße\n", encoding="latin-1")
 
-    with pytest.raises(InputError, match="c.csv: not UTF-8 text$"):
+    with pytest.raises(InputError, match="c.csv: .*'utf-8' codec can't decode"):
         read(tmp_path / "c.csv")
-
-
-def test_columns_may_be_between_tabs(tmp_path):
-    (tmp_path / "c.tsv").write_text("n\tbody\n1\tone, or two\n")
-    records, _ = read(tmp_path / "c.tsv", text_column="body")
-
-    assert [record["text"] for record in records] == ["one, or two"]
-
-
-def test_metadata_are_strings_whatever_they_were(monkeypatch):
-    values = ["a", "\ud800", None, 2**80, 1.5, True, ["a"], {"b": 1}]
-    lines = [json.dumps({"text": "hello", "m": value}) for value in values]
-    lines.append(json.dumps({"text": "half a pair: \ud800", "m": "b"}))
-    pipe(monkeypatch, "\n".join(lines))
-    records, skipped = read("-", metadata=("m",))
-
-    assert [record["m"] for record in records] == [
-        "a",
-        "?",
-        None,
-        str(2**80),
-        "1.5",
-        "true",
-        '["a"]',
-        '{"b": 1}',
-    ]
-    assert skipped == ["stdin:9: no text in column text"]
-
-
-def test_a_line_of_stdin_that_is_no_object_is_named(monkeypatch):
-    pipe(monkeypatch, '{"text": "good"}\n\n[1]\n')
-    with pytest.raises(InputError, match="^-: line 3 must be a JSON object$"):
-        read("-")
 
 
 @pytest.mark.parametrize(
@@ -275,11 +190,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    # Nor is the hub asked for it.
-    with pytest.raises(InputError, match=r"^nowhere.jsonl: no such file$"):
-        read("nowhere.jsonl")
-
-    with pytest.raises(InputError, match="^nowhere: no such file or folder, and as a"):
+    with pytest.raises(InputError, match="^nowhere: no such file or folder$"):
         read("nowhere")
 
     (tmp_path / "datastore.json").touch()
@@ -287,23 +198,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="is a datastore, not the texts of one$"):
         read(tmp_path)
 
-    columns = (
-        "is missing or empty, the columns are domain, text, year: "
-        "--text-column names another"
-    )
-    for options in ({"metadata": ("domain", "colour")}, {"text_column": "colour"}):
-        with pytest.raises(InputError, match=f".jsonl: column colour {columns}"):
-            read(jsonl(tmp_path), **options)
+    columns = "the columns are domain, text, year: --text-column names another"
 
-    with pytest.raises(InputError, match="text is body, not metadata"):
-        read(jsonl(tmp_path), text_column="body", metadata=("text",))
-
-    splits = {"test": datasets.Dataset.from_list(RECORDS)}
-    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
-
-    with pytest.raises(InputError, match="saved: has no split train, has test"):
-        read(tmp_path / "saved")
-
-    (tmp_path / "empty.jsonl").touch()
-
-    assert read(tmp_path / "empty.jsonl") == ([], [])
+    with pytest.raises(InputError, match=f".jsonl: no column colour, {columns}"):
+        read(jsonl(tmp_path), text_column="colour")

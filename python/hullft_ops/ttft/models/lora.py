@@ -1,7 +1,6 @@
 """PEFT's LoRAs: put around a model, read from a folder, added to weights, and saved."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,30 +51,23 @@ def with_lora(
     ValueError if PEFT cannot put LoRAs around all of these modules.
     """
     from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
 
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=target_modules,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
     with _quiet():
-        try:
-            return get_peft_model(_sharing_weights(model), config)
-        except ValueError as error:
-            # PEFT goes on with advice for its own arguments.
-            reason = str(error).partition(". ")[0]
-            raise ValueError(f"PEFT cannot adapt this model: {reason}") from error
+        return get_peft_model(_sharing_weights(model), config)
 
 
 def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter, Any]]:
     """The LoRA that PEFT saved in a folder: each weight that it changes, and PEFT's layer for it.
 
     Raises any exception of PEFT for a damaged folder, and ValueError if the LoRA is more than a
-    plain one, is of another model or not finite, changes a weight that the model does not train or
-    uses in two layers, or if there are other tensors beside it.
+    plain one, is of another model or not finite, changes a weight that the model does not train, or
+    if there are other tensors beside it.
     """
     from peft import PeftModel
     from peft.tuners.lora import Linear
@@ -96,7 +88,6 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
         )
     _check_tensors(folder, adapted)
     modules: dict[str, Any] = dict(model.named_modules())
-    uses = parameter_uses(model)
     trained = {id(parameter) for parameter in trained_parameters(model).values()}
     layers = []
     for name, layer in adapted.get_base_model().named_modules():
@@ -105,9 +96,10 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
         if type(layer) is not Linear:
             raise ValueError(f"must be of linear layers, has {name}")
         weight = modules[name].weight
-        if id(weight) not in trained or uses[id(weight)] > 1:
-            raise ValueError(f"the model must train {name}, and use it only there")
-        _check_factors(name, layer, weight)
+        if id(weight) not in trained:
+            raise ValueError(f"the model must train {name}")
+        if not layer.get_delta_weight("default").to(weight).isfinite().all():
+            raise ValueError(f"the factors of {name} are not finite")
         layers.append((weight, layer))
     return layers
 
@@ -136,29 +128,21 @@ def _plain_config(folder: Path) -> Any:
 
 
 def _check_tensors(folder: Path, adapted: Any) -> None:
-    """ValueError if the file has a tensor that is no factor of a layer: PEFT saves trained
-    embeddings, for one, without a word in the configuration."""
+    """ValueError unless the file has the factors of the model's layers and no other tensor: PEFT
+    saves trained embeddings, for one, without a word in the configuration."""
     from peft import get_peft_model_state_dict
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
-    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
-        names = set(file.keys())
+    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     factors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    others = sorted(names - factors.keys())
+    stored = {(name, *tensor.shape) for name, tensor in tensors.items()}
+    others = stored ^ {(name, *factor.shape) for name, factor in factors.items()}
     if others:
+        names = sorted({str(name) for name, *_ in others})
         raise ValueError(
-            f"must have only the factors of the model's layers, has {listed(others)}"
+            f"must have the factors of the model's layers alone, not so: {listed(names)}"
         )
-
-
-def _check_factors(name: str, layer: Any, weight: Tensor) -> None:
-    factors = [layer.lora_B["default"].weight, layer.lora_A["default"].weight]
-    if any(factor.is_meta for factor in factors):
-        shapes = " and ".join(str(list(factor.shape)) for factor in factors)
-        raise ValueError(f"must have factors of {name} of shapes {shapes}")
-    if not layer.get_delta_weight("default").to(weight).isfinite().all():
-        raise ValueError(f"the factors of {name} are not finite")
 
 
 @torch.no_grad()
@@ -168,13 +152,6 @@ def add_lora(layers: Iterable[tuple[nn.Parameter, Any]]) -> None:
         weight.add_(layer.get_delta_weight("default").to(weight))
     # A caller's autocast holds copies of the weights before.
     torch.clear_autocast_cache()
-
-
-def parameter_uses(model: nn.Module) -> Counter[int]:
-    """In how many places the model has each parameter, by its id: more than one if it is shared."""
-    return Counter(
-        id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)
-    )
 
 
 def _sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":

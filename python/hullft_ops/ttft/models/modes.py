@@ -57,16 +57,12 @@ class ThreadModes:
         self._thread = get_ident()
         self._records_gradients = torch.is_grad_enabled()
         self._device = device.type
-        self._has_autocast = torch.amp.is_autocast_available(self._device)
-        if self._has_autocast:
-            self._is_on = torch.is_autocast_enabled(self._device)
-            self._dtype = torch.get_autocast_dtype(self._device)
-            self._caches = torch.is_autocast_cache_enabled()
-            # Torch tells the depth only when it changes. One instruction: no signal comes between.
-            _, self._depth = map(
-                call,
-                (torch.autocast_increment_nesting, torch.autocast_decrement_nesting),
-            )
+        self._is_on = torch.is_autocast_enabled(self._device)
+        self._dtype = torch.get_autocast_dtype(self._device)
+        # Torch tells the depth only when it changes. One instruction: no signal comes between.
+        _, self._depth = map(
+            call, (torch.autocast_increment_nesting, torch.autocast_decrement_nesting)
+        )
 
     def put_back(self) -> None:
         """Give them back to the thread that had them."""
@@ -74,11 +70,8 @@ class ThreadModes:
         if get_ident() != self._thread:
             return
         torch.set_grad_enabled(self._records_gradients)
-        if not self._has_autocast:
-            return
         torch.set_autocast_enabled(self._device, self._is_on)
         torch.set_autocast_dtype(self._device, self._dtype)
-        torch.set_autocast_cache_enabled(self._caches)
         torch.autocast_increment_nesting()
         while torch.autocast_decrement_nesting() > self._depth:
             pass

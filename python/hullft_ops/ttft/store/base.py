@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -101,7 +101,7 @@ class MemoryStore:
         self.embedder = embedder_name
         self.dim = vectors.shape[1]
         self.embeddings = torch.from_numpy(vectors)
-        self.identity = identity_of(({"text": text} for text in self.texts), vectors)
+        self.identity = identity_of(self.texts, [None] * len(self.texts), vectors)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -129,19 +129,12 @@ def exact_search(
     """The rows of ``embeddings``, float32 ``[M, dim]``, nearest to each query: arguments, result
     and errors of `Datastore.search`."""
     count, dim = embeddings.shape
-    if isinstance(queries, Tensor) and queries.device.type != "cpu":
+    vectors = np.ascontiguousarray(queries, np.float32)
+    if vectors.shape[1:] != (dim,) or not np.isfinite(vectors).all():
+        shape = list(vectors.shape)
         raise ValueError(
-            f"{function}: queries must be on the CPU, got {queries.device}"
+            f"{function}: queries must be finite and have shape [B, {dim}], got {shape}"
         )
-    vectors = np.ascontiguousarray(queries)
-    if vectors.dtype != np.float32:
-        raise TypeError(f"{function}: queries must be float32, got {vectors.dtype}")
-    if vectors.shape[1:] != (dim,):
-        raise ValueError(
-            f"{function}: queries must have shape [B, {dim}], got {list(vectors.shape)}"
-        )
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{function}: queries must be finite")
     k = check_integer(function, "k", k, 1)
     if k > count:
         raise ValueError(f"{function}: k is {k}, the store has {count} texts")
@@ -176,15 +169,12 @@ def _nearest(
 
 
 def identity_of(
-    rows: Iterable[Mapping[str, str | None]], embeddings: np.ndarray
+    texts: Sequence[str], sources: Sequence[str | None], embeddings: np.ndarray
 ) -> str:
-    """SHA-256 over the texts with their sources and metadata, and the vectors, in hexadecimal
-    digits."""
+    """SHA-256 over the texts with their sources, and the vectors, in hexadecimal digits."""
     digest = hashlib.sha256()
-    for row in rows:
-        # Without what is absent, so that a store in memory has the identity of one on disk.
-        columns = {name: row[name] for name in sorted(row) if row[name] is not None}
-        digest.update(json.dumps(columns).encode())
+    for row in zip(texts, sources, strict=True):
+        digest.update(json.dumps(row).encode())
     digest.update(np.ascontiguousarray(embeddings).data)
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hullft_ops.ttft.embedding import token_starts
@@ -28,21 +29,13 @@ def token_chunks(
     text: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int
 ) -> Iterator[str]:
     """Consecutive pieces of ``text`` that join up to it again, of ``max_tokens`` tokens each, not
-    counting special ones; the last may be shorter."""
-    start = 0
-    while start < len(text):
-        window = text[start : start + _WINDOW]
+    counting special ones; one at the end of the text or of 2**18 characters may be shorter."""
+    for window in split_passages(text, _WINDOW):
         starts = token_starts(window, tokenizer)
-        begin = 0
-        for end in range(max_tokens, len(starts), max_tokens):
-            if starts[end] > begin:
-                yield window[begin : starts[end]]
-            begin = starts[end]
-        # The next window cuts the last piece of this one again, with the text after it.
-        if start + len(window) == len(text) or begin == 0:
-            yield window[begin:]
-            begin = len(window)
-        start += begin
+        cuts = [0, *starts[max_tokens::max_tokens], len(window)]
+        for begin, end in pairwise(cuts):
+            if end > begin:
+                yield window[begin:end]
 
 
 def split_passages(text: str, max_chars: int) -> Iterator[str]:

@@ -11,24 +11,17 @@ from torch import Tensor
 from hullft_ops._checks import check_text
 from hullft_ops._terminal import counted
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.files import new_folder
-from hullft_ops.ttft.store.base import checked_vectors, exact_search, identity_of
+from hullft_ops.ttft.store.base import exact_search, identity_of
 from hullft_ops.ttft.store.format import (
-    FILES,
     INFO,
-    SKIPPED,
-    SOURCE,
     WORDS,
+    Column,
     Info,
-    Rows,
-    Source,
-    embed_texts,
-    finish,
     open_matrix,
-    read_model,
-    write_texts,
+    write_datastore,
 )
-from hullft_ops.ttft.store.words import Words
+from hullft_ops.ttft.store.words import Words, digest_of
+from hullft_ops.ttft.validation import parse
 
 
 class Datastore:
@@ -37,31 +30,25 @@ class Datastore:
     Attributes:
         folder: where its files are.
         info: its counts, embedder and identity.
-        source: where the texts come from; None if a program gave them.
-        rows: by position the text, its source and metadata, a dictionary of strings; each access
-            reads one from disk.
-        texts: by position, likewise.
+        texts: by position; each access reads one from disk.
+        sources: likewise, the document of each text, or None.
         embeddings: mapped from disk without a copy. Writing to them changes this process's view,
             never the file.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        info: Info,
-        embeddings: np.ndarray,
-        source: Source | None = None,
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.info = info
-        self.source = source
+        file = folder / INFO
+        if not file.is_file():
+            raise ValueError(f"{folder} is not a datastore: it has no {INFO}")
+        self.info = info = parse(Info, file.read_bytes(), str(file))
         self.embedder = info.embedder
         self.dim = info.dim
         self.identity = info.identity
-        self.rows: Sequence[dict[str, str | None]] = Rows(folder)
-        self.texts: Sequence[str] = Rows(folder, "text")
-        self._sources: Sequence[str | None] = Rows(folder, "source")
-        self.embeddings = torch.from_numpy(embeddings)
+        self.texts: Sequence[str] = Column(folder, "text")
+        self.sources: Sequence[str | None] = Column(folder, "source")
+        matrix = open_matrix(folder, info.count, info.dim)
+        self.embeddings = torch.from_numpy(matrix)
 
     def __len__(self) -> int:
         return self.info.count
@@ -85,8 +72,7 @@ class Datastore:
             embedder: what makes their vectors; None for search by words alone.
             path: the folder to create, with missing parents.
             sources: the document of each text; texts in a row that share it follow one another.
-            resume: keep the embeddings for the next call if this one is interrupted. That call must
-                have the same texts.
+            resume: keep the embeddings for the next call if this one is interrupted.
 
         Raises:
             TypeError, ValueError: there are no texts, a text is not a valid str, or the embedder
@@ -97,63 +83,38 @@ class Datastore:
             raise TypeError(
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
-        with new_folder(path, FILES, resume=resume) as folder:
-            if write_texts(folder, _rows(texts, sources)) == 0:
-                raise ValueError("Datastore.build: texts is empty, need at least 1")
-            if embedder is not None:
-                embed_texts(folder, embedder)
-            finish(folder, embedder)
+        rows = _rows(texts, sources)
+        write_datastore(path, rows, embedder, resume=resume, describe=_check_count)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "Datastore":
         """Open the datastore in the folder. Maps its files and runs nothing from them.
 
-        That takes the same time however large it is: it compares counts and sizes, and `verify`
-        reads everything.
+        That takes the same time however large it is; `verify` reads everything.
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: it is not a datastore, or a file is missing or contradicts another.
+            ValueError: it is not a datastore, or a file is missing or damaged.
         """
         folder = Path(path)
         if not folder.is_dir():
             raise FileNotFoundError(f"Datastore.open: {path}: no such folder")
-        info = read_model(Info, folder / INFO)
-        matrix = open_matrix(folder, info.count, info.dim)
-        source = None
-        if (folder / SOURCE).exists():
-            source = read_model(Source, folder / SOURCE)
-        store = cls(folder, info, matrix, source)
-        if len(store.texts) != info.count:
-            raise ValueError(
-                f"{folder} must have {info.count} texts, has {len(store.texts)}"
-            )
-        return store
+        return cls(folder)
 
     def verify(self) -> None:
-        """Read every row, every vector and the index of words once.
-
-        Raises:
-            ValueError: an embedding is no unit vector, or a text, a source, metadata, a vector or
-                the index has changed since it was written.
-        """
-        count, dim = self.info.count, self.info.dim
-        matrix = self.embeddings.numpy()
-        what = f"the vectors in {self.folder}"
-        if dim:
-            checked_vectors(what, matrix, count=count, dim=dim)
-        if identity_of(self.rows, matrix) != self.identity:
-            raise ValueError(
-                f"{self.folder} is damaged: its texts, sources or vectors have changed"
-            )
-        Words.open(self.folder / WORDS, self.info.words)
+        """Read every text, source and vector and the index of words once. ValueError if one has
+        changed since it was written."""
+        identity = identity_of(self.texts, self.sources, self.embeddings.numpy())
+        words = digest_of(self.folder / WORDS)
+        if (identity, words) != (self.identity, self.info.words):
+            raise ValueError(f"{self.folder} is damaged: its files have changed")
 
     @cached_property
     def words(self) -> Words:
         """The index of the texts' words, which is mapped when it is first asked for. ValueError if
         it is damaged."""
-        return Words.open(self.folder / WORDS, self.info.words)
+        return Words.open(self.folder / WORDS)
 
     def vectors(self, positions: Tensor) -> Tensor:
         """As `Store.vectors`."""
@@ -171,15 +132,15 @@ class Datastore:
             first. Of equal scores, the lower position comes first.
 
         Raises:
-            TypeError: queries are not float32, or k is not an int.
-            ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k
-                is out of range.
+            TypeError: k is not an int.
+            ValueError: queries have a wrong shape or a value that is not finite, or k is out of
+                range.
         """
         return exact_search("Datastore.search", self.embeddings, queries, k)
 
     def following(self, position: int) -> int | None:
         """The next position, if its text has the same source; else None."""
-        sources = self._sources[position : position + 2]
+        sources = self.sources[position : position + 2]
         is_followed = len(sources) == 2 and None is not sources[0] == sources[1]
         return position + 1 if is_followed else None
 
@@ -187,25 +148,25 @@ class Datastore:
         """Lines that describe the datastore."""
         info = self.info
         vectors = f"{info.embedder} of dim {info.dim}" if info.dim else "no vectors"
-        lines = [f"{counted(info.count, 'passage')}, {vectors}"]
-        if self.source:
-            corpus = self.source.settings.get("corpus")
-            lines.append(f"{corpus}: {self.source.left_out()}")
-            if self.source.skipped > len(self.source.skipped_named):
-                lines.append(f"all that was skipped: {self.folder / SKIPPED}")
-        return lines
+        line = f"{counted(info.count, 'passage')}, {vectors}"
+        return [line] if info.source is None else [line, info.source]
 
 
 def _rows(
     texts: Iterable[str], sources: Sequence[str] | None
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, str | None]]:
     for position, text in enumerate(texts):
         check_text("Datastore.build", f"texts[{position}]", text)
         if sources is None:
-            yield {"text": text}
+            yield {"text": text, "source": None}
         elif position < len(sources):
             yield {"text": text, "source": sources[position]}
         else:
             raise ValueError(
                 f"Datastore.build: sources must have one for each text, has {len(sources)}"
             )
+
+
+def _check_count(count: int) -> None:
+    if count == 0:
+        raise ValueError("Datastore.build: texts is empty, need at least 1")

@@ -1,94 +1,44 @@
 """The files of a datastore, which is a folder, and how they are read and written.
 
     datastore.json   see `Info`
-    source.json      see `Source`; absent if a program gave the texts
-    skipped.txt      a line for each record or file without a text; absent as above
-    texts.arrow      columns of strings: text, source and metadata; a stream of Arrow
+    texts.arrow      columns of strings, text and source; a stream of Arrow
     embeddings.f32   float32 [count, dim] in C order, row i embeds text i; absent without vectors
+    embedded.txt     what an interrupted run has embedded: the embedder, and a digest of the texts
     words/           the index of the texts' words, as bm25s saves it: arrays of numpy, and JSON
 
 All large files are mapped. The operators and FAISS read the embeddings as one matrix without a
 copy; an Arrow column would be split at every record batch.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import tee
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from hullft_ops._extras import needed_by
-from hullft_ops._terminal import counted, listed
+from hullft_ops._terminal import progress
 from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.files import new_folder
+from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.store.base import checked_vectors, identity_of
 from hullft_ops.ttft.store.words import Words, digest_of
-from hullft_ops.ttft.validation import Kind, parse
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 INFO = "datastore.json"
-SOURCE = "source.json"
-SKIPPED = "skipped.txt"
 TEXTS = "texts.arrow"
 EMBEDDINGS = "embeddings.f32"
 WORDS = "words"
-FILES = (
-    INFO,
-    SOURCE,
-    SKIPPED,
-    TEXTS,
-    EMBEDDINGS,
-    f"{WORDS}/*.index.*",
-    f"{SOURCE}.part",
-)
+_EMBEDDED = "embedded.txt"
 
-# The size of a batch of texts on disk, which counts each row's own memory too. Opening a datastore
-# reads where each batch begins.
-_BATCH_CHARS, _ROW_CHARS = 1 << 24, 64
-
-# A group's texts are embedded in batches of like length, because padding takes time: 29 s in place
-# of 41 for 1,024 chunks of source files on two cores of an AMD EPYC. With batches of this size the
-# progress bar moves every second on one core. A resumed write forms the same groups and batches,
-# because the batch changes the last bits of a vector.
+# So many texts are embedded at a time. A resumed write forms the same groups, because the texts
+# beside it change the last bits of a vector.
 GROUP = 128
-BATCH = 16
 
-# Turns batches of texts into the vectors float32 [n, dim] of each batch, in their order.
+# Turns groups of texts into the vectors float32 [n, dim] of each group, in their order.
 Embed = Callable[[Iterable[list[str]]], Iterable[np.ndarray]]
-
-
-class Source(BaseModel):
-    """Where the texts come from, and what was left out.
-
-    Attributes:
-        settings: what was read, and how.
-        records: how many records or files were read.
-        short: passages with too few characters.
-        repeated: passages that repeat another exactly.
-        skipped: records without a text and files that cannot be read as text.
-        skipped_named: the first of these, each with the reason.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    settings: dict[str, Any]
-    records: int = 0
-    short: int = 0
-    repeated: int = 0
-    skipped: int = 0
-    skipped_named: list[str] = []
-
-    def left_out(self) -> str:
-        """What was left out, in words."""
-        named = f" ({listed(self.skipped_named, self.skipped)})" if self.skipped else ""
-        return (
-            f"of {counted(self.records, 'record')} {self.short} passages are short and "
-            f"{self.repeated} repeated; {self.skipped} skipped{named}"
-        )
 
 
 class Info(BaseModel):
@@ -99,226 +49,161 @@ class Info(BaseModel):
         embedder: the name of the embedder that made the embeddings; None if there are none.
         dim: length of an embedding; 0 likewise.
         count: how many texts there are.
-        identity: SHA-256 over the rows and the embeddings.
+        identity: SHA-256 over the texts, their sources and the embeddings.
         words: SHA-256 over the index of words.
+        source: where the texts come from, and what was left out, in words; None if a program gave
+            them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[5] = 5
+    format: Literal[6] = 6
     embedder: str | None
     dim: NonNegativeInt
     count: PositiveInt
     identity: str
     words: str
+    source: str | None
 
 
-def read_model(model: type[Kind], file: Path) -> Kind:
-    """The values in a JSON file. ValueError with one sentence if they are not the model's."""
-    if not file.is_file():
-        raise ValueError(f"{file.parent} is not a datastore: it has no {file.name}")
-    return parse(model, file.read_bytes(), str(file))
+class Column(Sequence[Any]):
+    """A column of a datastore's rows by position; each access reads from disk.
 
-
-class Rows(Sequence[Any]):
-    """The rows of a datastore by position, as dictionaries or as the strings of one column.
-
-    Each access reads from disk.
-
-    Raises:
-        ValueError: the file is damaged. Its batches and columns are checked when it is opened, a
-            row when it is read.
+    ValueError if the file is damaged or lacks the column.
     """
 
-    def __init__(self, folder: Path, column: str | None = None) -> None:
-        with needed_by("Datastore"):
-            import pyarrow
-
-        self._file = folder / TEXTS
-        self._column = column
-        if not self._file.is_file():
-            raise ValueError(f"{folder} is not a datastore: it has no {TEXTS}")
-        try:
-            self._table = pyarrow.ipc.open_stream(
-                pyarrow.memory_map(str(self._file))
-            ).read_all()
-        # Arrow does not document what it raises for foreign bytes.
-        except Exception as error:
-            raise ValueError(f"{self._file} is damaged: {error}") from error
-        schema = self._table.schema
-        types = set(schema.types)
-        counts = [schema.names.count(name) for name in ("text", "source")]
-        if counts != [1, 1] or types != {pyarrow.large_string()}:
-            raise ValueError(
-                f"{self._file} must have columns of strings, one is text, one source"
-            )
+    def __init__(self, folder: Path, name: str) -> None:
+        file = str(folder / TEXTS)
+        with input_errors(file):
+            table = pyarrow.ipc.open_stream(pyarrow.memory_map(file)).read_all()
+            self._values = table[name]
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._values)
 
     def __getitem__(self, position: Any) -> Any:
         if isinstance(position, slice):
-            positions = range(len(self))[position]
-            if positions.step != 1:
-                return [self[i] for i in positions]
-            return self._values(self._table.slice(positions.start, len(positions)))
-        [row] = self._values(self._table.slice(range(len(self))[position], 1))
-        return row
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._table.to_batches():
-            yield from self._values(batch)
-
-    def _values(self, rows: Any) -> list[Any]:
-        """The values of a part of the table."""
-        if self._column is not None:
-            rows = rows.select([self._column])
-        try:
-            # Arrow trusts offsets, and one out of range would read outside of the file.
-            rows.validate(full=True)
-        except ValueError as error:
-            raise ValueError(f"{self._file} is damaged: {error}") from error
-        if "text" in rows.schema.names and rows.column("text").null_count:
-            raise ValueError(f"{self._file} must have a text in each row")
-        values: list[Any] = (
-            rows.to_pylist() if self._column is None else rows.column(0).to_pylist()
-        )
-        return values
+            return self._values[position].to_pylist()
+        return self._values[position].as_py()
 
 
 def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
-    """The embeddings float32 ``[count, dim]``, mapped. ValueError if the file has another size."""
-    file = folder / EMBEDDINGS
+    """The embeddings float32 ``[count, dim]``, mapped. ValueError if the file is too small."""
     if not dim:
         return np.empty((count, 0), np.float32)
-    size = file.stat().st_size if file.is_file() else 0
-    if size != count * dim * 4:
-        raise ValueError(
-            f"{file} must have {count * dim * 4} bytes for {count} texts, has {size}"
+    file = folder / EMBEDDINGS
+    with input_errors(str(file)):
+        # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
+        return np.memmap(file, np.float32, mode="c", shape=(count, dim))
+
+
+def write_datastore(
+    path: str | Path,
+    rows: Iterable[dict[str, Any]],
+    embedder: Embedder | None,
+    *,
+    resume: bool,
+    describe: Callable[[int], str | None],
+    embed: Embed | None = None,
+) -> None:
+    """Write a datastore. Only a group of texts is in memory.
+
+    Args:
+        path: the folder that appears at the end, as of `new_folder`.
+        rows: texts with their sources.
+        embedder: what makes the texts' vectors; None for none.
+        resume: keep the vectors for the next call if this one is interrupted.
+        describe: gives `Info.source` when the rows are written, of which it gets the number, or
+            raises an exception if it is too small.
+        embed: in place of ``embedder.encode``.
+
+    Raises:
+        ValueError: the vectors of an interrupted call are of other texts or of another embedder.
+    """
+    with new_folder(path, resume=resume) as folder:
+        source = describe(_write_texts(folder, rows))
+        dim = 0
+        if embedder is not None:
+            dim = embedder.dim
+            _check_embedded(folder, embedder)
+            _embed_texts(folder, embedder, embed)
+        texts = Column(folder, "text")
+        count = len(texts)
+        indexed = progress(texts, desc="indexing words", total=count, unit=" texts")
+        Words.build(indexed).save(folder / WORDS)
+        matrix = open_matrix(folder, count, dim)
+        info = Info(
+            embedder=embedder.name if embedder else None,
+            dim=dim,
+            count=count,
+            identity=identity_of(texts, Column(folder, "source"), matrix),
+            words=digest_of(folder / WORDS),
+            source=source,
         )
-    # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
-    return np.memmap(file, np.float32, mode="c", shape=(count, dim))
+        (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")
 
 
-def write_texts(
-    folder: Path, rows: Iterable[Mapping[str, Any]], metadata: Sequence[str] = ()
-) -> int:
-    """Write the rows' texts, sources and metadata, all strings, and return how many there are."""
+def _write_texts(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write texts and sources, and return how many there are."""
     with needed_by("Datastore"):
-        import pyarrow
+        from datasets import Features, Value
+        from datasets.arrow_writer import ArrowWriter
 
-    names = dict.fromkeys(["text", "source", *metadata])
-    schema = pyarrow.schema([(name, pyarrow.large_string()) for name in names])
-    count = 0
-    with (
-        pyarrow.OSFile(str(folder / TEXTS), "wb") as file,
-        pyarrow.ipc.new_stream(file, schema) as writer,
-    ):
-        for batch in _batches(rows):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            count += len(batch)
+    file = folder / TEXTS
+    column = Value("large_string")
+    features = Features({"text": column, "source": column})
+    with ArrowWriter(path=str(file), features=features) as writer:
+        for row in progress(rows, desc="writing texts", unit=" texts"):
+            writer.write(row)
+        count: int = writer.finalize()[0]
+    if count == 0:
+        file.unlink()
     return count
 
 
-def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    batch, chars = [], 0
-    with progress_bar("writing texts") as bar:
-        for row in rows:
-            batch.append(row)
-            chars += _ROW_CHARS + len(row["text"])
-            bar.update()
-            if chars >= _BATCH_CHARS:
-                yield batch
-                batch, chars = [], 0
-    if batch:
-        yield batch
+def _check_embedded(folder: Path, embedder: Embedder) -> None:
+    with (folder / TEXTS).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    content = f"{embedder.name} of dim {embedder.dim}, texts {digest}"
+    record = folder / _EMBEDDED
+    if not (folder / EMBEDDINGS).exists():
+        record.write_text(content, encoding="utf-8")
+    elif record.read_text(encoding="utf-8") != content:
+        raise ValueError(
+            f"{folder} has vectors of an interrupted run with other texts or another embedder: "
+            "remove it to begin anew"
+        )
 
 
-def progress_bar(
-    name: str,
-    total: int | None = None,
-    done: int = 0,
-    over: Iterable[str] | None = None,
-) -> "tqdm[Any]":
-    """A bar of `datasets`, printed every second. A resumed one begins at ``done``."""
-    from datasets.utils import tqdm
-
-    return tqdm(
-        over, desc=name, total=total, initial=done, unit=" texts", mininterval=1.0
-    )
-
-
-def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) -> None:
+def _embed_texts(folder: Path, embedder: Embedder, embed: Embed | None) -> None:
     """Append the vectors that are missing to the file of embeddings.
 
     A group of vectors that is in the file is never embedded again.
     """
-    texts = Rows(folder, "text")
-    row_bytes = embedder.dim * 4
-    vectors_file = folder / EMBEDDINGS
-    vectors_file.touch()
-    done = vectors_file.stat().st_size // row_bytes
-    if done < len(texts):
-        done -= done % GROUP
-    # A kill may leave a part of a group.
-    os.truncate(vectors_file, done * row_bytes)
-    with (
-        vectors_file.open("ab") as file,
-        progress_bar("embedding", len(texts), done) as bar,
-    ):
-        positions, to_embed = tee(_batches_to_embed(texts, done))
-        batches = (batch for _, batch in to_embed)
-        encoded = embed(batches) if embed else map(embedder.encode, batches)
-        group = np.empty((GROUP, embedder.dim), np.float32)
-        n_embedded = 0  # of the group, whose first text is number `done`
-        for (batch, _), vectors in zip(positions, encoded, strict=True):
-            group[np.array(batch) - done] = checked_vectors(
+    texts, dim = Column(folder, "text"), embedder.dim
+    with (folder / EMBEDDINGS).open("ab") as file:
+        done = file.tell() // (4 * dim)
+        if done < len(texts):
+            done -= done % GROUP
+        # A kill may leave a part of a group.
+        file.truncate(4 * dim * done)
+        starts = range(done, len(texts), GROUP)
+        groups = (texts[start : start + GROUP] for start in starts)
+        encoded = embed(groups) if embed else map(embedder.encode, groups)
+        pairs = progress(
+            zip(starts, encoded, strict=True),
+            desc="embedding",
+            total=len(range(0, len(texts), GROUP)),
+            initial=done // GROUP,
+            unit=" texts",
+            unit_scale=GROUP,
+        )
+        for start, vectors in pairs:
+            rows = checked_vectors(
                 f"the vectors of embedder {embedder.name}",
                 vectors,
-                count=len(batch),
-                dim=embedder.dim,
+                count=min(GROUP, len(texts) - start),
+                dim=dim,
             )
-            n_embedded += len(batch)
-            bar.update(len(batch))
-            if n_embedded == min(GROUP, len(texts) - done):
-                file.write(group[:n_embedded].tobytes())
-                file.flush()
-                done += n_embedded
-                n_embedded = 0
-
-
-def _batches_to_embed(
-    texts: Sequence[str], first: int
-) -> Iterator[tuple[list[int], list[str]]]:
-    """The positions and texts of each batch, from text ``first`` on."""
-    for start in range(first, len(texts), GROUP):
-        group = texts[start : start + GROUP]
-        for batch in batches_of_like_length(group, 0, BATCH):
-            yield [start + i for i in batch], [group[i] for i in batch]
-
-
-def batches_of_like_length(
-    texts: Sequence[str], first: int, size: int
-) -> Iterator[list[int]]:
-    """The positions of the texts from ``first`` on, group by group, the short ones first."""
-    for start in range(first, len(texts), GROUP):
-        lengths = [len(text) for text in texts[start : start + GROUP]]
-        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-        for i in range(0, len(by_length), size):
-            yield [start + position for position in by_length[i : i + size]]
-
-
-def finish(folder: Path, embedder: Embedder | None) -> None:
-    """Index the words, and write what tells a datastore from a folder with texts and vectors."""
-    texts = Rows(folder, "text")
-    bar = progress_bar("indexing words", len(texts), over=texts)
-    Words.build(bar).save(folder / WORDS)
-    dim = embedder.dim if embedder else 0
-    info = Info(
-        embedder=embedder.name if embedder else None,
-        dim=dim,
-        count=len(texts),
-        identity=identity_of(Rows(folder), open_matrix(folder, len(texts), dim)),
-        words=digest_of(folder / WORDS),
-    )
-    (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+            file.write(rows.tobytes())
+            file.flush()

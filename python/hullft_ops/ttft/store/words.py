@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._extras import needed_by
+from hullft_ops.ttft.models.loading import input_errors
 
 if TYPE_CHECKING:
     from bm25s import BM25
@@ -45,13 +46,12 @@ class Words:
         return cls(index)
 
     @classmethod
-    def open(cls, folder: Path, digest: str) -> "Words":
-        """Map the files of `save`. ValueError if their digest, as of `digest_of`, is another."""
+    def open(cls, folder: Path) -> "Words":
+        """Map the files of `save`. ValueError if they are damaged."""
         with needed_by("search by words"):
             from bm25s import BM25
-        if digest_of(folder) != digest:
-            raise ValueError(f"{folder} is damaged: its files have changed")
-        return cls(BM25.load(folder, mmap=True))
+        with input_errors(str(folder)):
+            return cls(BM25.load(folder, mmap=True))
 
     def save(self, folder: Path) -> None:
         """Write arrays of numpy and JSON into the folder."""
