@@ -267,6 +267,7 @@ def response(
             "content": text,
             "model": model,
             "stop": choices[-1]["reason"] is not None,
+            "passages": choices[-1].get("passages", []),
         }
     is_chunk = task.is_stream and task.kind == "chat.completion"
     head = {
@@ -279,9 +280,11 @@ def response(
     return body if task.is_stream and not task.has_usage else body | {"usage": usage}
 
 
-def choice_of(task: Task, index: int, text: str, reason: str | None) -> dict[str, Any]:
+def choice_of(
+    task: Task, index: int, text: str, reason: str | None, **others: Any
+) -> dict[str, Any]:
     """One answer, or a part of one."""
-    choice = {"index": index, "finish_reason": reason, "logprobs": None}
+    choice = {"index": index, "finish_reason": reason, "logprobs": None} | others
     if task.kind != "chat.completion":
         return choice | {"text": text}
     message = {"role": "assistant", "content": text}

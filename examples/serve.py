@@ -32,6 +32,9 @@ from transformers import TextStreamer
 
 from hullft_ops import ttft
 
+# So many of the nearest passages are named.
+PASSAGES = 5
+
 
 class StoppedError(RuntimeError):
     """The client has gone, or the server ends."""
@@ -52,6 +55,7 @@ class Answer(TextStreamer):
         self.tokens = 0
         self.has_seen_prompt = False
         self.turn: Future[str] | None = None
+        self.passages: list[Any] = []
 
     def abandon(self) -> None:
         """Leave the queue, or end at the next token."""
@@ -85,7 +89,8 @@ class Answer(TextStreamer):
         is_cut = self.tokens >= self.task.length
         has_stopped = whole(self.text, self.task.stops) != self.text
         reason = "length" if is_cut and not has_stopped else "stop"
-        return {"index": self.index, "text": text, "reason": reason if ends else None}
+        choice = {"index": self.index, "text": text, "reason": reason if ends else None}
+        return choice | ({"passages": self.passages} if ends else {})
 
 
 def whole(text: str, stops: list[str]) -> str:
@@ -194,6 +199,7 @@ class Server:
         if task.stops:
             options["stop_strings"] = task.stops
         self.current = answer
+        answer.passages = self.nearest(prompt.query or prompt.text)
         try:
             with seeded(task.seed):
                 if prompt.query is None:
@@ -202,6 +208,15 @@ class Server:
                     return adaptation.generate(prompt.text, **options)
         finally:
             self.current = None
+
+    def nearest(self, prompt: str | list[dict[str, Any]]) -> list[Any]:
+        """The files of the nearest passages."""
+        if isinstance(prompt, list):
+            texts = [each["content"] for each in prompt if each["role"] == "user"]
+            prompt = texts[-1]
+        store = self.finetuner.store
+        neighbours = self.finetuner.retrieve(prompt, PASSAGES)
+        return [store.rows[position].get("source") for position in neighbours.positions]
 
     async def events(
         self, task: Task, answers: list[Answer], written: list[Any]

@@ -28,7 +28,7 @@ from openai import (
     RateLimitError,
 )
 
-from hullft_ops.ttft import TestTimeFinetuner, load_model
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_model
 from model_state import unchanged
 
 SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
@@ -126,6 +126,25 @@ def test_it_answers_and_streams(served: Served) -> None:
         assert len(pieces) > 2
         assert [piece.finish_reason for piece in pieces[-2:]] == [None, "length"]
         assert (last.choices, last.usage) == ([], whole.usage)
+
+
+def test_the_files_of_the_nearest_passages_are_named(
+    served: Served, tmp_path: Path
+) -> None:
+    texts = ["def area(side): return side", "a cat sat"]
+    sources = ["a.py", "b.txt"]
+    store = Datastore.build(texts, None, tmp_path / "store", sources=sources)
+    model, tokenizer = served.finetuner.model, served.finetuner.tokenizer
+    options = {"search": "lexical", "context": 0, "train_on_prompt": 0}
+    served.server.finetuner = TestTimeFinetuner(model, tokenizer, store, **options)
+    text = served.client.completions.create(prompt=TEXT, **ASKED)
+    chat = served.client.chat.completions.create(messages=MESSAGES, **ASKED)
+    [*_, last] = served.client.completions.create(prompt=TEXT, stream=True, **ASKED)
+
+    for answer in (text, chat, last):
+        assert answer.choices[0].passages[0] == "a.py"
+
+    assert served.ask("/infill", {"prompt": TEXT})[1]["passages"][0] == "a.py"
 
 
 def test_each_text_of_a_list_has_a_choice(served: Served) -> None:

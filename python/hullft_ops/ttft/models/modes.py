@@ -96,7 +96,9 @@ def casting_once(model: nn.Module) -> Iterator[None]:
     frozen = [
         parameter
         for parameter in model.parameters()
-        if parameter.is_floating_point() and not parameter.requires_grad
+        if parameter.is_floating_point()
+        and not parameter.requires_grad
+        and not parameter.is_inference()
     ]
     with at_exit(partial(_set_requires_grad, frozen, False)):
         _set_requires_grad(frozen, True)
