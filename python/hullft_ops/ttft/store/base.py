@@ -59,7 +59,54 @@ class Store(Protocol):
         of none."""
 
 
-class MemoryStore:
+class Matrix:
+    """Vectors in one matrix, which is searched as a whole.
+
+    Attributes:
+        embeddings: float32 ``[M, dim]`` on the CPU, each of norm 1.
+    """
+
+    embeddings: Tensor
+
+    def vectors(self, positions: Tensor) -> Tensor:
+        """As `Store.vectors`."""
+        return self.embeddings[positions]
+
+    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` texts nearest to each query. The search is exact.
+
+        Args:
+            queries: float32 ``[B, dim]``, finite, on the CPU like the store.
+            k: how many texts, at most ``len(store)``.
+
+        Returns:
+            ``(scores, positions)``: inner products float32 ``[B, k]`` and int64 ``[B, k]``, nearest
+            first. Of equal scores, the lower position comes first.
+
+        Raises:
+            TypeError: k is not an int.
+            ValueError: queries have a wrong shape or a value that is not finite, or k is out of
+                range.
+        """
+        function = f"{type(self).__name__}.search"
+        count, dim = self.embeddings.shape
+        vectors = np.ascontiguousarray(queries, np.float32)
+        if vectors.shape[1:] != (dim,) or not np.isfinite(vectors).all():
+            raise ValueError(
+                f"{function}: queries must be finite and have shape [B, {dim}], got "
+                f"{list(vectors.shape)}"
+            )
+        k = check_integer(function, "k", k, 1)
+        if k > count:
+            raise ValueError(f"{function}: k is {k}, the store has {count} texts")
+        scores, positions = _nearest(self.embeddings.numpy(), vectors, k)
+        # FAISS has no position for a row of NaN.
+        if not np.isfinite(scores).all() or (positions < 0).any():
+            raise ValueError(f"{function}: the store has vectors that are not finite")
+        return torch.from_numpy(scores), torch.from_numpy(positions)
+
+
+class MemoryStore(Matrix):
     """A `Store` in memory. Its search is exact.
 
     Args:
@@ -111,38 +158,8 @@ class MemoryStore:
         """The index of the texts' words."""
         return Words.build(self.texts)
 
-    def vectors(self, positions: Tensor) -> Tensor:
-        """As `Store.vectors`."""
-        return self.embeddings[positions]
-
-    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `Datastore.search`, with the same errors."""
-        return exact_search("MemoryStore.search", self.embeddings, queries, k)
-
     def following(self, position: int) -> None:
         """None: the store does not know of documents."""
-
-
-def exact_search(
-    function: str, embeddings: Tensor, queries: np.ndarray | Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    """The rows of ``embeddings``, float32 ``[M, dim]``, nearest to each query: arguments, result
-    and errors of `Datastore.search`."""
-    count, dim = embeddings.shape
-    vectors = np.ascontiguousarray(queries, np.float32)
-    if vectors.shape[1:] != (dim,) or not np.isfinite(vectors).all():
-        shape = list(vectors.shape)
-        raise ValueError(
-            f"{function}: queries must be finite and have shape [B, {dim}], got {shape}"
-        )
-    k = check_integer(function, "k", k, 1)
-    if k > count:
-        raise ValueError(f"{function}: k is {k}, the store has {count} texts")
-    scores, positions = _nearest(embeddings.numpy(), vectors, k)
-    # FAISS has no position for a row of NaN.
-    if not np.isfinite(scores).all() or (positions < 0).any():
-        raise ValueError(f"{function}: the store has vectors that are not finite")
-    return torch.from_numpy(scores), torch.from_numpy(positions)
 
 
 def _nearest(

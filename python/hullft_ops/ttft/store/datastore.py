@@ -4,14 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from hullft_ops._checks import check_text
 from hullft_ops._terminal import counted
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.store.base import exact_search, identity_of
+from hullft_ops.ttft.store.base import Matrix, identity_of
 from hullft_ops.ttft.store.format import (
     INFO,
     WORDS,
@@ -24,7 +22,7 @@ from hullft_ops.ttft.store.words import Words, digest_of
 from hullft_ops.ttft.validation import parse
 
 
-class Datastore:
+class Datastore(Matrix):
     """A `Store` in a folder; see `hullft_ops.ttft.store.format`. `build` or `open` makes one.
 
     Attributes:
@@ -115,28 +113,6 @@ class Datastore:
         """The index of the texts' words, which is mapped when it is first asked for. ValueError if
         it is damaged."""
         return Words.open(self.folder / WORDS)
-
-    def vectors(self, positions: Tensor) -> Tensor:
-        """As `Store.vectors`."""
-        return self.embeddings[positions]
-
-    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` texts nearest to each query. The search is exact.
-
-        Args:
-            queries: float32 ``[B, dim]``, finite, on the CPU like the datastore.
-            k: how many texts, at most ``len(store)``.
-
-        Returns:
-            ``(scores, positions)``: inner products float32 ``[B, k]`` and int64 ``[B, k]``, nearest
-            first. Of equal scores, the lower position comes first.
-
-        Raises:
-            TypeError: k is not an int.
-            ValueError: queries have a wrong shape or a value that is not finite, or k is out of
-                range.
-        """
-        return exact_search("Datastore.search", self.embeddings, queries, k)
 
     def following(self, position: int) -> int | None:
         """The next position, if its text has the same source; else None."""
