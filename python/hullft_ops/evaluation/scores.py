@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from statistics import fmean
 
+from hullft_ops._extras import needed_by
 from hullft_ops.evaluation.prompts import Prompt
 from hullft_ops.ttft.adaptation import Answering
 from hullft_ops.ttft.errors import InputError, NothingToScoreError
 
-# Tokens that the model writes for a line at most.
+# Tokens that the model writes for a score of what is written, and for one of a line at most.
 WRITTEN_TOKENS = 64
 # Of the continuation, so many lines with text are written.
 LINES = 3
@@ -50,6 +51,19 @@ def _bits_of_prompt(prompt: Prompt, model: Answering) -> float | None:
         return model.score(prompt.text).value
     except NothingToScoreError:
         return None
+
+
+def _chrf(prompt: Prompt, model: Answering) -> float | None:
+    """chrF of what is written, against as many tokens of the continuation."""
+    with needed_by("the score chrf"):
+        from sacrebleu import sentence_chrf
+    if prompt.continuation is None:
+        return None
+    written = model.generate(
+        prompt.text, max_new_tokens=WRITTEN_TOKENS, do_sample=False
+    )
+    true = model.beginning(prompt.continuation, WRITTEN_TOKENS)
+    return float(sentence_chrf(written, [true]).score)
 
 
 def _exact_lines(prompt: Prompt, model: Answering) -> float | None:
@@ -99,6 +113,14 @@ METRICS = {
         "bits per byte of the prompt",
         "The prompt is what the methods adapt to: its bits tell how closely the model fits it.",
         _bits_of_prompt,
+    ),
+    "chrf": Metric(
+        "chrF of what is written",
+        f"chrF, from 0 to 100, compares the {WRITTEN_TOKENS} tokens that the model writes with the "
+        "continuation.",
+        _chrf,
+        more_is_better=True,
+        is_written=True,
     ),
     "line": Metric(
         "lines that are written exactly, in percent",

@@ -72,6 +72,11 @@ class Answering:
             self._reader, prompt, prefix=self._prefix, chat=chat, **generate_kwargs
         )
 
+    def beginning(self, text: str, count: int) -> str:
+        """The first ``count`` tokens of a text, without special ones."""
+        ids = self._reader.passage_ids(text)[:count]
+        return str(self._reader.tokenizer.decode(ids))
+
     def _check_alive(self, function: str) -> None:
         if self.has_ended:
             raise RuntimeError(
