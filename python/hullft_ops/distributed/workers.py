@@ -92,6 +92,7 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
             log_to_driver=False,
             logging_level=40,  # errors
         )
+    actors: list[Any] = []
     try:
         start = ray.remote(Worker).options(
             num_cpus=workers.threads,
@@ -100,10 +101,8 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
             max_task_retries=RETRIES,
         )
         count = _count(workers, ray.cluster_resources())  # type: ignore[no-untyped-call]
-        actors = [
-            start.remote(Path.cwd(), workers.threads, load, arguments)
-            for _ in range(count)
-        ]
+        for _ in range(count):
+            actors.append(start.remote(Path.cwd(), workers.threads, load, arguments))
         yield ActorPool(actors)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
@@ -113,6 +112,8 @@ def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]
             "ended each time it started; the machine may have run out of memory"
         ) from error
     finally:
+        for actor in actors:
+            ray.kill(actor)
         if connects:
             ray.shutdown()
 
