@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hullft_ops.ttft import TestTimeFinetuner, TTFTConfig
+from hullft_ops.ttft import finetuner as module
 from hullft_ops.ttft.scoring import score, score_text
 
 PROMPT = "the cat sat on the red mat"
@@ -193,3 +194,14 @@ def test_nothing_is_embedded_where_nothing_is_retrieved(gpt2, tokenizer, make):
         alone.adapted(make(gpt2).retrieve(PROMPT)),
     ):
         pass
+
+
+def test_a_large_model_returns_its_freed_memory(gpt2, make, monkeypatch):
+    returned = []
+    monkeypatch.setattr(module, "return_freed_memory", lambda: returned.append(True))
+    for least, steps, times in ((2**30, 1, 0), (1, 0, 0), (1, 1, 1)):
+        monkeypatch.setattr(module, "_LARGE", least)
+        with make(gpt2, n_select=steps).adapted(PROMPT):
+            assert not returned
+
+        assert len(returned) == times

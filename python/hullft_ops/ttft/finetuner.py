@@ -1,6 +1,7 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from itertools import chain
@@ -23,11 +24,14 @@ from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.checks import model_window, text_window
-from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.models.memory import (
+    out_of_memory_explained,
+    return_freed_memory,
+)
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import exclusive, restored
 from hullft_ops.ttft.retrieval import DEFAULT_SEARCH, Neighbours, retrieve
-from hullft_ops.ttft.signals import signal_safe
+from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.techniques import TTFTConfig
@@ -36,6 +40,8 @@ from hullft_ops.ttft.training import Training, Weights
 
 # Of so many prompts, those of like length are continued together.
 _GROUP = 128
+# Smaller models grow by little, and memory that returns page by page takes a tenth of their time.
+_LARGE = 2**30
 
 
 class TestTimeFinetuner:
@@ -263,7 +269,9 @@ class TestTimeFinetuner:
             trains = any(each.trains for each in self.techniques)
             with out_of_memory_explained(OUT_OF_MEMORY):
                 self._weights.check_memory(trains=trains)
+        is_large = sum(parameter.nbytes for parameter in trained) >= _LARGE
         with (
+            at_exit(return_freed_memory) if is_large else nullcontext(),
             exclusive(self.model, adapts=True),
             restored(self.model, trained, self._weights.copies),
         ):

@@ -12,7 +12,7 @@ PROGRAM = """
 from pathlib import Path
 
 import torch
-from hullft_ops.ttft.models.memory import keep_freed_memory
+from hullft_ops.ttft.models.memory import keep_freed_memory, return_freed_memory
 
 BLOCK = 2**28
 
@@ -27,7 +27,10 @@ def is_kept():
 
 assert not is_kept()
 assert keep_freed_memory()
+start = resident()
 assert is_kept()
+return_freed_memory()
+assert resident() - start < 0.1 * BLOCK
 """
 
 

@@ -34,6 +34,16 @@ def keep_freed_memory() -> bool:
     return bool(large and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
+def return_freed_memory() -> None:
+    """Give the system what this process has freed, also between blocks that stay, if it is glibc's.
+
+    Every prompt's gradients leave other gaps: after 36 prompts a model of 0.5 B had grown from 9 to
+    15 GB.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def available_memory() -> int | None:
     """Bytes that the system can still give on the CPU's side; None where it does not tell."""
     try:
