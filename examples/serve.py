@@ -216,7 +216,7 @@ class Server:
             prompt = texts[-1]
         store = self.finetuner.store
         neighbours = self.finetuner.retrieve(prompt, PASSAGES)
-        return [store.rows[position].get("source") for position in neighbours.positions]
+        return [store.sources[position] for position in neighbours.positions]
 
     async def events(
         self, task: Task, answers: list[Answer], written: list[Any]

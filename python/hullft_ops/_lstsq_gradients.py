@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hullft_ops import _ops, reference
+from hullft_ops import _ops
 
 
 class _Solution(_ops.Undifferentiable):
@@ -94,4 +94,10 @@ def _adjoint(*arguments: Any) -> Any:
 
 
 _ops.gradients.update(simplex_lstsq=_Solution, nnls=_Solution)
-torch.library.impl("hullft_ops::lstsq_adjoint", "cuda", reference.lstsq_adjoint)
+
+
+@torch.library.impl("hullft_ops::lstsq_adjoint", "cuda")
+def _adjoint_on_cuda(*arguments: Any) -> Any:
+    from hullft_ops import reference  # slow to import
+
+    return reference.lstsq_adjoint(*arguments)
