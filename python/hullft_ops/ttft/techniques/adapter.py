@@ -1,5 +1,6 @@
 """An adapter: a LoRA that was trained on a whole datastore, added to the weights."""
 
+from pathlib import Path
 from typing import Any
 
 from hullft_ops.ttft.adapter import adapter_identity, read_adapter
@@ -38,6 +39,9 @@ class Adapter(Technique):
 
     @property
     def settings(self) -> dict[str, Any]:
+        # `load` refuses a folder that is not there.
+        if not Path(self._folder).is_dir():
+            return {"adapter": self._folder}
         # Another adapter in the same folder is another setting.
         return {"adapter": f"{self._folder} {adapter_identity(self._folder)[:8]}"}
 
