@@ -31,6 +31,7 @@ from starlette.routing import Route
 from transformers import TextStreamer
 
 from hullft_ops import ttft
+from hullft_ops.ttft.chat import question_of
 
 # So many of the nearest passages are named.
 PASSAGES = 5
@@ -199,8 +200,8 @@ class Server:
         if task.stops:
             options["stop_strings"] = task.stops
         self.current = answer
-        answer.passages = self.nearest(prompt.query or prompt.text)
         try:
+            answer.passages = self.nearest(prompt.query or prompt.text)
             with seeded(task.seed):
                 if prompt.query is None:
                     return str(self.finetuner.generate(prompt.text, **options))
@@ -211,11 +212,8 @@ class Server:
 
     def nearest(self, prompt: str | list[dict[str, Any]]) -> list[Any]:
         """The files of the nearest passages."""
-        if isinstance(prompt, list):
-            texts = [each["content"] for each in prompt if each["role"] == "user"]
-            prompt = texts[-1]
         store = self.finetuner.store
-        neighbours = self.finetuner.retrieve(prompt, PASSAGES)
+        neighbours = self.finetuner.retrieve(question_of(prompt), PASSAGES)
         return [store.sources[position] for position in neighbours.positions]
 
     async def events(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -47,6 +48,14 @@ class Evaluation:
     notes: list[str]
     metrics: list[str]
     finetuners: dict[str, TestTimeFinetuner]
+
+    @cached_property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Those of each configuration, by its key. An adapter is read to tell it from others."""
+        return {
+            key: finetuner.config.settings()
+            for key, finetuner in self.finetuners.items()
+        }
 
     @property
     def reader(self) -> Reader:
@@ -129,14 +138,14 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     # In the model's own dtype, so that it is the same for all.
     plain = Answering(evaluation.reader.using(evaluation.reader.window, None), Prefix())
     before = scores_of(prompt, plain, evaluation.metrics)
-    for finetuner in finetuners:
+    for key, finetuner in zip(keys, finetuners, strict=True):
         if finetuner.search not in retrieved:
             retrieved[finetuner.search] = finetuner.retrieve(prompt.text, count)
         try:
             with finetuner.adapted(retrieved[finetuner.search]) as adaptation:
                 after = scores_of(prompt, adaptation, evaluation.metrics)
         except NonFiniteLossError as error:
-            yield _row(evaluation, prompt, finetuner, error=str(error))
+            yield _row(evaluation, prompt, key, error=str(error))
             continue
         scores = {
             name: Score(before=before[name], after=value)
@@ -145,7 +154,7 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
         yield _row(
             evaluation,
             prompt,
-            finetuner,
+            key,
             scores=scores,
             seconds=adaptation.seconds,
             passes=adaptation.passes,
@@ -155,17 +164,17 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
 def _row(
     evaluation: Evaluation,
     prompt: Prompt,
-    finetuner: TestTimeFinetuner,
+    key: str,
     **measured: Any,
 ) -> Row:
     versions: dict[str, str | None] = {
         name: str(import_module(name).__version__) for name in _MODULES
     }
-    versions["device"] = finetuner.model.device.type
+    versions["device"] = evaluation.reader.model.device.type
     return Row(
         run=evaluation.run,
         prompt=prompt.id,
-        settings=finetuner.config.settings(),
+        settings=evaluation.settings[key],
         domain=prompt.domain,
         versions=versions,
         threads=torch.get_num_threads(),

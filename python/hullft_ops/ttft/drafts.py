@@ -22,12 +22,8 @@ _LONGEST = 15
 # SmolLM2-135M behind 2,000 tokens, on one thread of a Xeon with AMX. With bfloat16, and on GPUs,
 # more tokens cost little.
 _SECONDS = [1.0, *(1.08 + 0.014 * size for size in range(1, _LONGEST + 1))]
-_SECONDS_FLOAT32 = [
-    1,
-    1.14,
-    1.24,
-    *(min(1.35 + 0.1 * size, 2.2) for size in range(3, 16)),
-]
+_SECONDS_FLOAT32 = [1.0, 1.14, 1.24]
+_SECONDS_FLOAT32 += [min(1.35 + 0.1 * size, 2.2) for size in range(3, _LONGEST + 1)]
 # By the length of the n-gram, how often a drafted token stood: 22 texts of SmolLM2-135M on code, C
 # and documentation, behind retrieved passages. It counts as so many tokens of the text itself.
 _RATES = {0: 0.0, 1: 0.45, 2: 0.45, 4: 0.7, 8: 0.9}

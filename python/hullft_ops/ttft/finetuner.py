@@ -269,7 +269,7 @@ class TestTimeFinetuner:
             trains = any(each.trains for each in self.techniques)
             with out_of_memory_explained(OUT_OF_MEMORY):
                 self._weights.check_memory(trains=trains)
-        is_large = sum(parameter.nbytes for parameter in trained) >= _LARGE
+        is_large = bool(changes) and self._weights.size >= _LARGE
         with (
             at_exit(return_freed_memory) if is_large else nullcontext(),
             exclusive(self.model, adapts=True),

@@ -85,13 +85,17 @@ class Weights:
         self.optimizer = ReplayAdam([group], rounding_seed=0)
         self.loss = MeanLoss(model)
 
+    @property
+    def size(self) -> int:
+        """Bytes of what is trained."""
+        return sum(parameter.nbytes for parameter in self.trained)
+
     def check_memory(self, *, trains: bool) -> None:
         """MemoryError if what is still to be allocated does not fit into the CPU's memory."""
-        size = sum(parameter.nbytes for parameter in self.trained)
-        needed = 0.0 if self.copies else size
+        needed = 0.0 if self.copies else self.size
         if trains and not self.optimizer.state:
             # Two moments, and the gradients of a part.
-            needed += (2 + _SHARE) * size
+            needed += (2 + _SHARE) * self.size
         available = available_memory()
         on_cpu = self.model.device.type == "cpu"
         if on_cpu and available is not None and needed > available:
@@ -203,7 +207,7 @@ class Training:
         raises where another use is left.
         """
         trained, optimizer = self.weights.trained, self.weights.optimizer
-        enough = max(_SHARE * sum(p.nbytes for p in trained), _LEAST_BYTES)
+        enough = max(_SHARE * self.weights.size, _LEAST_BYTES)
         gradients: dict[Tensor, Tensor] = {}
 
         def step() -> None:

@@ -5,6 +5,7 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,9 +27,9 @@ def keep_freed_memory() -> bool:
     environment variables ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` have the same
     effect. Returns False, and changes nothing, if the C library is not glibc.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return False
-    libc = ctypes.CDLL(None)
     # Before 2.35 glibc refuses a threshold of this size. Then forbid separate mappings altogether.
     large = libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) or libc.mallopt(_MMAP_MAX, 0)
     return bool(large and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
@@ -40,8 +41,15 @@ def return_freed_memory() -> None:
     Every prompt's gradients leave other gaps: after 36 prompts a model of 0.5 B had grown from 9 to
     15 GB.
     """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    """The process's C library; None if it is another than glibc."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def available_memory() -> int | None:

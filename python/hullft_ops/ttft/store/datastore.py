@@ -13,9 +13,9 @@ from hullft_ops.ttft.store.base import Matrix, identity_of
 from hullft_ops.ttft.store.format import (
     INFO,
     WORDS,
-    Column,
     Info,
     open_matrix,
+    open_texts,
     write_datastore,
 )
 from hullft_ops.ttft.store.words import Words, digest_of
@@ -43,8 +43,9 @@ class Datastore(Matrix):
         self.embedder = info.embedder
         self.dim = info.dim
         self.identity = info.identity
-        self.texts: Sequence[str] = Column(folder, "text")
-        self.sources: Sequence[str | None] = Column(folder, "source")
+        self.texts: Sequence[str]
+        self.sources: Sequence[str | None]
+        self.texts, self.sources = open_texts(folder)
         matrix = open_matrix(folder, info.count, info.dim)
         self.embeddings = torch.from_numpy(matrix)
 

@@ -67,16 +67,10 @@ class Info(BaseModel):
 
 
 class Column(Sequence[Any]):
-    """A column of a datastore's rows by position; each access reads from disk.
+    """A column of a datastore's rows by position; each access reads from disk."""
 
-    ValueError if the file is damaged or lacks the column.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        file = str(folder / TEXTS)
-        with input_errors(file):
-            table = pyarrow.ipc.open_stream(pyarrow.memory_map(file)).read_all()
-            self._values = table[name]
+    def __init__(self, values: Any) -> None:
+        self._values = values
 
     def __len__(self) -> int:
         return len(self._values)
@@ -85,6 +79,14 @@ class Column(Sequence[Any]):
         if isinstance(position, slice):
             return self._values[position].to_pylist()
         return self._values[position].as_py()
+
+
+def open_texts(folder: Path) -> tuple[Column, Column]:
+    """The texts and their sources. ValueError if the file is damaged or lacks one."""
+    file = str(folder / TEXTS)
+    with input_errors(file):
+        table = pyarrow.ipc.open_stream(pyarrow.memory_map(file)).read_all()
+        return Column(table["text"]), Column(table["source"])
 
 
 def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
@@ -122,12 +124,12 @@ def write_datastore(
     """
     with new_folder(path, resume=resume) as folder:
         source = describe(_write_texts(folder, rows))
+        texts, sources = open_texts(folder)
         dim = 0
         if embedder is not None:
             dim = embedder.dim
             _check_embedded(folder, embedder)
-            _embed_texts(folder, embedder, embed)
-        texts = Column(folder, "text")
+            _embed_texts(folder, texts, embedder, embed)
         count = len(texts)
         indexed = progress(texts, desc="indexing words", total=count, unit=" texts")
         Words.build(indexed).save(folder / WORDS)
@@ -136,7 +138,7 @@ def write_datastore(
             embedder=embedder.name if embedder else None,
             dim=dim,
             count=count,
-            identity=identity_of(texts, Column(folder, "source"), matrix),
+            identity=identity_of(texts, sources, matrix),
             words=digest_of(folder / WORDS),
             source=source,
         )
@@ -175,12 +177,14 @@ def _check_embedded(folder: Path, embedder: Embedder) -> None:
         )
 
 
-def _embed_texts(folder: Path, embedder: Embedder, embed: Embed | None) -> None:
+def _embed_texts(
+    folder: Path, texts: Column, embedder: Embedder, embed: Embed | None
+) -> None:
     """Append the vectors that are missing to the file of embeddings.
 
     A group of vectors that is in the file is never embedded again.
     """
-    texts, dim = Column(folder, "text"), embedder.dim
+    dim = embedder.dim
     with (folder / EMBEDDINGS).open("ab") as file:
         done = file.tell() // (4 * dim)
         if done < len(texts):
