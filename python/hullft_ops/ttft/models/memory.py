@@ -38,8 +38,8 @@ def keep_freed_memory() -> bool:
 def return_freed_memory() -> None:
     """Give the system what this process has freed, also between blocks that stay, if it is glibc's.
 
-    Every prompt's gradients leave other gaps: after 36 prompts a model of 0.5 B had grown from 9 to
-    15 GB.
+    Every prompt's gradients leave other gaps: over 36 prompts a process with a model of 0.5 B grew
+    from 9 to 15 GB.
     """
     libc = _glibc()
     if libc is not None:
