@@ -23,20 +23,13 @@ class Favourite:
     """A mixture that prefers a token, whatever the text."""
 
     token: int
-    tokens = ()
 
-    def after(self, text):
-        return self
-
-    def extend(self, tokens):
-        pass
-
-    def mixed(self, logits):
+    def mixed(self, text, logits):
         logits = logits.clone()
         logits[self.token] += 100
         return logits
 
-    def draft(self, length):
+    def draft(self, text, length):
         return [], 0
 
     def while_writing(self):

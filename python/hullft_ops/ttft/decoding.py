@@ -1,7 +1,7 @@
 """Writing behind prompts: from a boundary of tokens, with drafts."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from hullft_ops.ttft.drafts import DraftedWriting
 from hullft_ops.ttft.healing import HealedStreamer, Healing
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.modes import casting_once
-from hullft_ops.ttft.prefix import MixedText, Mixture, Prefix
+from hullft_ops.ttft.prefix import Mixture, Prefix
 from hullft_ops.ttft.reader import Reader
 
 _log = logging.getLogger(__name__)
@@ -220,30 +220,20 @@ class MixtureProcessor:
     ) -> None:
         self._mixtures = mixtures
         self._starts = starts
-        self._texts: dict[tuple[int, int], MixedText] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
         beams = len(scores) // len(self._mixtures)
         rows = []
-        for row, ids in enumerate(input_ids.tolist()):
-            logits = scores[row]
-            for text in self._texts_of(row, row // beams, ids):
-                logits = text.mixed(logits)
+        for number, (ids, logits) in enumerate(zip(input_ids, scores, strict=True)):
+            prompt = number // beams
+            for mixture in self._mixtures[prompt]:
+                logits = mixture.mixed(ids[self._starts[prompt] :], logits)
             rows.append(logits)
         return torch.stack(rows)
 
-    def draft(self, ids: list[int], length: int) -> tuple[list[int], int]:
-        """What may come next in a batch of one row; see `NgramText.draft`."""
-        drafts = (text.draft(length) for text in self._texts_of(0, 0, ids))
+    def draft(self, ids: Tensor, length: int) -> tuple[list[int], int]:
+        """What may come next in a batch of one row ``[T]``; see `Mixture.draft`."""
+        text = ids[self._starts[0] :]
+        drafts = (mixture.draft(text, length) for mixture in self._mixtures[0])
         return next((draft for draft in drafts if draft[0]), ([], 0))
-
-    def _texts_of(self, row: int, prompt: int, ids: list[int]) -> Iterator[MixedText]:
-        """The texts of a row, which go on where they were unless a beam has taken their place."""
-        tokens = ids[self._starts[prompt] :]
-        for number, mixture in enumerate(self._mixtures[prompt]):
-            text = self._texts.get((row, number))
-            if text is None or list(text.tokens) != tokens[: len(text.tokens)]:
-                text = self._texts[row, number] = mixture.after([])
-            text.extend(tokens[len(text.tokens) :])
-            yield text

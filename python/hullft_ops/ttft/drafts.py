@@ -81,7 +81,7 @@ class DraftedWriting:
         self,
         keyword: str,
         first: Sequence[int],
-        draft: Callable[[list[int], int], tuple[list[int], int]],
+        draft: Callable[[Tensor, int], tuple[list[int], int]],
         streamer: Any = None,
     ) -> None:
         self._keyword = keyword
@@ -122,7 +122,7 @@ class DraftedWriting:
                 accepted = ids.shape[1] - read - 1
                 passes.cut(len(draft) - accepted)
                 acceptance.enter(length, accepted, len(draft))
-                draft, length = self._draft(ids[0].tolist(), passes.longest)
+                draft, length = self._draft(ids[0], passes.longest)
                 draft = draft[: acceptance.best_size(length)]
 
     def _put(self, tokens: Tensor) -> None:

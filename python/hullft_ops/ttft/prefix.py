@@ -27,30 +27,19 @@ class Passage:
     positions: Sequence[int] = ()
 
 
-class MixedText(Protocol):
-    """A text that grows, and the predictions of its next token."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The text's."""
-
-    def extend(self, tokens: Sequence[int], /) -> None:
-        """Append tokens to the text."""
-
-    def mixed(self, logits: Tensor, /) -> Tensor:
-        """The logits to use in place of a model's for the next token, ``[vocabulary]``."""
-
-    def draft(self, length: int, /) -> tuple[list[int], int]:
-        """Up to ``length`` tokens that may come next, for one pass to verify, and a kind of draft
-        by which their acceptance is counted."""
-
-
 @runtime_checkable
 class Mixture(Protocol):
-    """Changes a model's predictions."""
+    """Changes a model's predictions.
 
-    def after(self, text: Sequence[int], /) -> MixedText:
-        """Its predictions behind the tokens of a text, without retrieved passages."""
+    A ``text`` is its tokens so far, ``[T]``, without retrieved passages.
+    """
+
+    def mixed(self, text: Tensor, logits: Tensor, /) -> Tensor:
+        """The logits to use in place of a model's for the next token, ``[vocabulary]``."""
+
+    def draft(self, text: Tensor, length: int, /) -> tuple[list[int], int]:
+        """Up to ``length`` tokens that may come next, for one pass to verify, and a kind of draft
+        by which their acceptance is counted."""
 
     def while_writing(self) -> "Mixture":
         """The mixture to use while the model writes."""

@@ -5,7 +5,7 @@ things differ: only the bytes of scored tokens count, and long texts are scored 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
-from hullft_ops.ttft.prefix import MixedText, Prefix
+from hullft_ops.ttft.prefix import Mixture, Prefix
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.tokens import BYTE_FALLBACK, Tokens, bytes_of_token
 
@@ -151,25 +151,26 @@ def _predictions(
     # Without passages, only the first window reads the special tokens that open a text.
     body = ids[opening:] if head else ids
     first -= len(ids) - len(body)
-    texts = [mixture.after(body[:first]) for mixture in prefix.mixtures]
+    text = torch.tensor(body)
     windows = _windows(first, len(body), reader.window - len(head))
     for begin, place, end in windows:
         window = body[begin:end]
         for logits, targets in reader.logits(head, window, place - begin, prefix):
-            yield _mixed(texts, logits, targets), targets
+            yield _mixed(prefix.mixtures, text, place, logits), targets
+            place += len(targets)
 
 
-def _mixed(texts: list[MixedText], logits: Tensor, targets: Tensor) -> Tensor:
-    """The logits with what the mixtures say; their texts go on by the targets."""
-    if not texts:
-        return logits
-    rows = []
-    for row, target in zip(logits, targets.tolist(), strict=True):
-        for text in texts:
-            row = text.mixed(row)
-            text.extend([target])
-        rows.append(row)
-    return torch.stack(rows)
+def _mixed(
+    mixtures: Sequence[Mixture], text: Tensor, place: int, logits: Tensor
+) -> Tensor:
+    """What predicts the tokens ``[T]`` of a text from a place on, with what the mixtures say."""
+    for mixture in mixtures:
+        rows = [
+            mixture.mixed(text[: place + number], row)
+            for number, row in enumerate(logits)
+        ]
+        logits = torch.stack(rows)
+    return logits
 
 
 def _windows(first: int, length: int, window: int) -> list[tuple[int, int, int]]:

@@ -62,4 +62,5 @@ class NgramMixture(NgramOptions, Technique):
         store = neighbours.store
         runs = whole_runs(store, neighbours.positions[: self.pool_size])
         texts = [reader.passage_ids(text_of(store, run)) for run in runs]
-        return Prepared(mixture=Ngrams(texts, self.ngram_weights).scaled(self.ngrams))
+        weights = [self.ngrams * weight for weight in self.ngram_weights]
+        return Prepared(mixture=Ngrams(texts, weights))
