@@ -84,8 +84,8 @@ def test_a_model_is_adapted_scored_continued_and_restored(model, tokenizer, adap
 def test_a_batch_gives_the_texts_of_one_at_a_time(
     family, model, make, monkeypatch, at_once
 ):
-    """Whether they read the padded prompts in parts, or as they begin to write."""
-    monkeypatch.setattr(reader, "_TOKENS_AT_ONCE", at_once)
+    """Whether they read the padded prompts in parts, or at once."""
+    monkeypatch.setattr(reader, "TOKENS_AT_ONCE", at_once)
     finetuner = make(model, n_select=0, context=1, max_length=64)
     prompts = ["the cat", "the dog sat on the red mat", "a tree", "hello world " * 3]
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}

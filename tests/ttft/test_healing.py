@@ -96,9 +96,7 @@ def test_what_is_held_is_written_whatever_else_is_forbidden(copier):
     count = vocabulary.taken_back(tokens)
     held = vocabulary.content(tokens[-count:])
     healing = Healing(vocabulary, [held], len(tokens) - count, new_tokens=1, stops=[])
-    scores = healing.hold(
-        torch.tensor([tokens[:-count]]), torch.full((1, 320), -torch.inf)
-    )
+    scores = healing(torch.tensor([tokens[:-count]]), torch.full((1, 320), -torch.inf))
     [allowed] = scores.isfinite()
 
     assert set(allowed.nonzero().flatten().tolist()) == {

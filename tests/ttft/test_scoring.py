@@ -170,7 +170,7 @@ def test_passages_are_read_in_parts(model, tokenizer, prefilled, monkeypatch):
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    monkeypatch.setattr(reader_module, "_TOKENS_AT_ONCE", 3)
+    monkeypatch.setattr(reader_module, "TOKENS_AT_ONCE", 3)
     prefix = prefilled(reader, passages)
 
     assert calls == [[40, 41, 42], [90, 91, 92], [60]]

@@ -40,7 +40,7 @@ def prompt_tokens(
         if mark and mark in prompt:
             begin, _, end = prompt.rpartition(mark)
             opening, body = reader.tokens(begin).ids, reader.passage_ids(end)
-            return Tokens([*opening, *body], len(opening), None)
+            return Tokens([*opening, *body], len(opening))
     check_text("generate", "prompt", prompt)
     tokens = reader.tokens(prompt)
     if not tokens.ids:

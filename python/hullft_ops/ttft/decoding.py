@@ -14,11 +14,9 @@ from hullft_ops.ttft.healing import HealedStreamer, Healing
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.modes import casting_once
 from hullft_ops.ttft.prefix import Mixture, Prefix
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.reader import TOKENS_AT_ONCE, Reader
 
 _log = logging.getLogger(__name__)
-# Caches that a caller may pass.
-_CACHES = ("cache", "past_key_values")
 # Modes of transformers in which drafts give the same text, and others that go on behind a cache.
 _PLAIN_MODES = ("greedy_search", "sample")
 _BEAM_MODES = ("beam_search", "beam_sample")
@@ -112,7 +110,7 @@ def _extend(
     """Add the mixture and what is held to the options, behind up to ``taken`` tokens less."""
     # What is held comes last, so that the mixture is that of a text without it.
     processors = options.get("logits_processor") or []
-    options["logits_processor"] = [*processors, mixture, healing.hold]
+    options["logits_processor"] = [*processors, mixture, healing]
     criteria = options.get("stopping_criteria") or []
     options["stopping_criteria"] = [*criteria, healing.is_done]
     # What was taken back may be written byte by byte.
@@ -142,39 +140,39 @@ def _generated(
     options: dict[str, Any],
 ) -> Any:
     """What ``model.generate`` returns, behind padded rows."""
-    arguments = _padded([row.ids for row in rows], reader.model.device)
+    ids, mask = _padded([row.ids for row in rows], reader.model.device)
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     config = _config(reader, options)
     is_alone = len(rows) == 1
     generate: Any = reader.model.generate
     with reader.reading(), casting_once(reader.model):
-        if not _makes_its_cache(config, options, prefixes):
-            cache = None
-            if is_alone:
-                cache = prefixes[0].arguments(rows[0].ids).get(reader.keyword)
-            if cache is not None or reader.takes_padding:
-                cache = reader.read_rows(**arguments, cache=cache)
-                is_plain = config.get_generation_mode() in _PLAIN_MODES
-                if is_alone and is_plain and not config.stop_strings:
-                    streamer = options.pop("streamer", None)
-                    options["custom_generate"] = DraftedWriting(
-                        reader.keyword, taken[0], mixture.draft, streamer
-                    )
+        cache = prefixes[0].cache_before(rows[0].ids) if is_alone else None
+        if not _reads_again(config, options, prefixes) and (
+            cache is not None or reader.takes_padding
+        ):
+            is_plain = config.get_generation_mode() in _PLAIN_MODES
+            unread = 1
+            if is_alone and is_plain and not config.stop_strings:
+                # One pass reads the rest and verifies the first draft.
+                unread = TOKENS_AT_ONCE
+                streamer = options.pop("streamer", None)
+                options["custom_generate"] = DraftedWriting(
+                    reader.keyword, taken[0], mixture.draft, streamer
+                )
+            cache = reader.read(ids[:, :-unread], mask[:, :-unread], cache)
             if cache is not None:
                 cache.batch_repeat_interleave(config.num_beams or 1)
                 arguments |= {reader.keyword: copied(cache), "use_cache": True}
         return generate(**arguments, **options)
 
 
-def _padded(rows: Sequence[list[int]], device: torch.device) -> dict[str, Any]:
-    """Rows of tokens as arguments, padded at their beginning."""
+def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of tokens, padded at their beginning, and their attention mask, both ``[B, T]``."""
     length = max(map(len, rows))
     # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
     padded = [[row[0]] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return {
-        "input_ids": torch.tensor(padded, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
+    return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
 
 
 def _config(reader: Reader, options: Mapping[str, Any]) -> Any:
@@ -187,11 +185,11 @@ def _config(reader: Reader, options: Mapping[str, Any]) -> Any:
     return config
 
 
-def _makes_its_cache(
+def _reads_again(
     config: Any, options: Mapping[str, Any], prefixes: Sequence[Prefix]
 ) -> bool:
     """Whether transformers makes a cache of its own, so that the model reads all tokens again."""
-    reasons = [name for name in _CACHES if options.get(name) is not None]
+    reasons = []
     if config.cache_implementation is not None:
         reasons.append(f"cache_implementation={config.cache_implementation!r}")
     if config.use_cache is False:

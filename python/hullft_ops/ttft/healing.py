@@ -5,20 +5,22 @@ or the first spaces of an indentation. Its last tokens are then others than thos
 learned to continue. They are taken back, and what is written in their place is held to their bytes.
 """
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hullft_ops.ttft.tokens import BYTE_FALLBACK, bytes_of_token
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# How SentencePiece writes a byte.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Longer tokens are rulers and blank lines, which continue a prompt by chance alone.
 _LONGEST = 128
 
@@ -31,20 +33,48 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._bytes = _bytes_of_tokens(tokenizer)
-        pairs = sorted((content, token) for token, content in self._bytes.items())
-        self._contents = [content for content, _ in pairs]
-        self._tokens = [token for _, token in pairs]
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        self._added = tokenizer.added_tokens_decoder
+        decoder = tokenizer.backend_tokenizer.decoder if tokenizer.is_fast else None
+        kinds = b"" if decoder is None else decoder.__getstate__()
+        # GPT-2 writes a byte as the character of that number if it shows, else as another.
+        table: Any = bytes_to_unicode
+        pairs = table().items() if b"ByteLevel" in kinds else ()
+        self._characters = {character: byte for byte, character in pairs}
+        self._is_sentence_piece = b"ByteFallback" in kinds or b"Metaspace" in kinds
 
     def __bool__(self) -> bool:
-        return bool(self._bytes)
+        return bool(self._characters) or self._is_sentence_piece
+
+    @cached_property
+    def _sorted(self) -> tuple[list[bytes], list[int]]:
+        """The bytes of all tokens, in order, and the tokens."""
+        tokens = self._tokenizer.get_vocab().values()
+        pairs = sorted((self._bytes_of(token), token) for token in tokens)
+        return [content for content, _ in pairs], [token for _, token in pairs]
+
+    def _bytes_of(self, token: int) -> bytes:
+        # A model may have ids that its tokenizer lacks.
+        text = str(self._tokenizer.convert_ids_to_tokens(token) or "")
+        if not self or token in self._special:
+            return b""
+        if self._is_sentence_piece and _BYTE.fullmatch(text):
+            return bytes.fromhex(text[3:5])
+        if token in self._added:
+            return b"" if self._added[token].special else text.encode()
+        if self._characters:
+            return bytes(self._characters.get(character, 0) for character in text)
+        return text.replace("\u2581", " ").encode()
 
     def content(self, tokens: Sequence[int]) -> bytes:
         """The bytes of tokens, up to the first that stands for none."""
         return b"".join(self._known(tokens))
 
     def _known(self, tokens: Sequence[int]) -> Iterator[bytes]:
-        return takewhile(bool, (self._bytes.get(token, b"") for token in tokens))
+        return takewhile(bool, map(self._bytes_of, tokens))
 
     def count_within(self, content: bytes, tokens: Sequence[int]) -> int:
         """How many of the first tokens stand for no more than these bytes."""
@@ -68,19 +98,20 @@ class Vocabulary:
 
     def agreeing(self, content: bytes) -> list[int]:
         """The tokens that begin with these bytes, or stand for the first of them."""
-        tokens = [*self._beginning_with(content)]
+        contents, every = self._sorted
+        tokens = self._beginning_with(content)
         for size in range(1, len(content)):
-            first = bisect_left(self._contents, content[:size])
-            last = bisect_right(self._contents, content[:size])
-            tokens += self._tokens[first:last]
+            first = bisect_left(contents, content[:size])
+            tokens += every[first : bisect_right(contents, content[:size])]
         return tokens
 
     def _beginning_with(self, content: bytes) -> list[int]:
-        first = bisect_left(self._contents, content)
+        contents, tokens = self._sorted
+        first = bisect_left(contents, content)
         last = bisect_right(
-            self._contents, content, lo=first, key=lambda other: other[: len(content)]
+            contents, content, lo=first, key=lambda other: other[: len(content)]
         )
-        return self._tokens[first:last]
+        return tokens[first:last]
 
 
 @dataclass(frozen=True)
@@ -108,8 +139,8 @@ class Healing:
         for number, tokens in enumerate(input_ids[:, self.length :].tolist()):
             yield self.held[number // beams], tokens
 
-    def hold(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """A logits processor that forbids what disagrees with the bytes."""
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """As a logits processor, it forbids what disagrees with the bytes."""
         rows = []
         for row, (held, tokens) in zip(scores, self.rows(input_ids), strict=True):
             content = self.vocabulary.content(tokens[: len(held)])
@@ -135,8 +166,8 @@ class Healing:
     def _end(self, held: bytes, tokens: Sequence[int]) -> int:
         """How many tokens a text has, if it goes on far enough."""
         end = self.vocabulary.count_within(held, tokens) + self.new_tokens
-        content = self.vocabulary.content(tokens)
         for stop in self.stops:
+            content = self.vocabulary.content(tokens)
             position = content.find(stop, len(held))
             if position >= 0:
                 rest = content[: position + len(stop) - 1]
@@ -201,21 +232,3 @@ def _only(scores: Tensor, tokens: Sequence[int]) -> Tensor:
     if values.isneginf().all():
         values = torch.zeros_like(values)
     return torch.full_like(scores, -torch.inf).index_copy(0, allowed, values)
-
-
-def _bytes_of_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, bytes]:
-    bytes_of = bytes_of_token(tokenizer)
-    if bytes_of is None:
-        return {}
-    special = set(tokenizer.all_special_ids)
-    added = tokenizer.added_tokens_decoder
-    contents = {}
-    for text, token in tokenizer.get_vocab().items():
-        is_byte = BYTE_FALLBACK.fullmatch(text)
-        if token in added and not is_byte:
-            content = b"" if added[token].special else text.encode()
-        else:
-            content = bytes_of(text)
-        if content and token not in special:
-            contents[token] = content
-    return contents

@@ -53,14 +53,14 @@ class Prefix:
         passages: stand before texts, nearest last.
         mixtures: change the predictions, one after the other.
         ids: the tokens that the model has read: what opens a text, and the passages.
-        cache: the argument of the model that holds ``ids`` without the last; empty if there is
-            none, and they are read again before each text.
+        cache: holds ``ids`` without the last; None if there is none, and they are read again before
+            each text.
     """
 
     passages: Sequence[Passage] = ()
     mixtures: Sequence[Mixture] = ()
     ids: Sequence[int] = ()
-    cache: dict[str, Any] | None = None
+    cache: Any = None
 
     def before(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
         """What stands before the text of ``ids``: its first ``opening`` tokens, and the passages.
@@ -85,15 +85,10 @@ class Prefix:
             )
         return replace(self, passages=passages)
 
-    def arguments(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Arguments for one call of the model behind the cache.
-
-        Empty if there is no cache, or ``ids`` begin with other tokens than it was made of.
-        """
-        if self.cache is None or list(ids[: len(self.ids)]) != list(self.ids):
-            return {}
-        [(keyword, whole)] = self.cache.items()
-        return {keyword: copied(whole), "use_cache": True}
+    def cache_before(self, ids: Sequence[int]) -> Any:
+        """A copy of the cache, if ``ids`` begin with the tokens that it was made of; else None."""
+        is_read = list(ids[: len(self.ids)]) == list(self.ids)
+        return copied(self.cache) if is_read and self.cache is not None else None
 
 
 def room_before(length: int, opening: int, window: int) -> int:

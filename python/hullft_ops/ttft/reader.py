@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # A small model reads so many in about a second on one core.
-_TOKENS_AT_ONCE = 512
+TOKENS_AT_ONCE = 512
 
 
 class Reader:
@@ -120,42 +120,31 @@ class Reader:
     def takes_padding(self) -> bool:
         """Whether the model keeps keys and values alone, in which padding can be masked."""
         with self.reading():
-            return self._cache_of(torch.tensor([self.tokens("a").ids])) is not None
+            return self.read(torch.tensor([self.tokens("a").ids])) is not None
 
     def prefill(self, prefix: Prefix, opening: Sequence[int]) -> Prefix:
         """Read the passages of a prefix, behind the tokens that open a text."""
         ids = [*opening, *chain.from_iterable(each.ids for each in prefix.passages)]
         cache = None
         # The cache leaves the last token out: its logits predict the first of the text.
-        if prefix.passages and len(ids) > 1:
+        if prefix.passages:
             with self.reading():
-                cache = self._cache_of(torch.tensor([ids[:-1]]))
-        arguments = None if cache is None else {self.keyword: cache}
-        return replace(prefix, ids=ids, cache=arguments)
+                cache = self.read(torch.tensor([ids[:-1]]))
+        return replace(prefix, ids=ids, cache=cache)
 
-    def read_rows(
-        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None
-    ) -> Any:
-        """A cache of all but the last token of padded rows ``[B, T]``, if it pays to read them now.
-
-        It does if they are many, or if tokens are written in another dtype than they are read in.
-        Call it in `reading`.
-
-        Args:
-            input_ids: the rows.
-            attention_mask: 0 where a row is padded.
-            cache: of the rows' first tokens, which grows; None for none.
-        """
-        unread = input_ids.shape[1] - (0 if cache is None else cache.get_seq_length())
-        is_cast = torch.is_autocast_enabled(input_ids.device.type)
-        if unread > _TOKENS_AT_ONCE or (is_cast and unread > 1):
-            return self._cache_of(input_ids[:, :-1], attention_mask, cache)
-        return cache
-
-    def _cache_of(
+    def read(
         self, ids: Tensor, attention_mask: Tensor | None = None, cache: Any = None
     ) -> Any:
-        """The model's cache of rows of tokens; None if it keeps more than keys and values."""
+        """The model's cache of rows of tokens ``[B, T]``. Call it in `reading`.
+
+        Args:
+            ids: the rows.
+            attention_mask: ``[B, T]``, 0 where a row is padded; None if none is.
+            cache: of the rows' first tokens, or of more, which grows; None for none.
+
+        Returns:
+            None if there is no token, or the model keeps more than keys and values.
+        """
         ids = ids.to(self.model.device)
         parameters = inspect.signature(unwrapped(self.model).forward).parameters
         arguments: dict[str, Any] = {"use_cache": True}
@@ -165,9 +154,9 @@ class Reader:
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         is_padded = not mask.all()
         first = 0 if cache is None else cache.get_seq_length()
-        starts = range(first, ids.shape[1], _TOKENS_AT_ONCE)
+        starts = range(first, ids.shape[1], TOKENS_AT_ONCE)
         for start in progress(starts, desc="reading passages", unit="part"):
-            end = min(start + _TOKENS_AT_ONCE, ids.shape[1])
+            end = min(start + TOKENS_AT_ONCE, ids.shape[1])
             if cache is not None:
                 arguments[self.keyword] = cache
             if is_padded:
@@ -179,7 +168,8 @@ class Reader:
             cache = getattr(output, self.keyword, None)
             if not keeps_keys_and_values(cache):
                 return None
-        return cache if cache.get_seq_length() == ids.shape[1] else None
+        is_read = cache is not None and cache.get_seq_length() >= ids.shape[1]
+        return cache if is_read else None
 
     def logits(
         self,
@@ -193,7 +183,8 @@ class Reader:
         Call it in `reading`. ``head`` stands before the body; if it is what the prefix
         has read, it is not read again.
         """
-        cache = prefix.arguments(head)
-        before = head[-1:] if cache else head
+        cache = prefix.cache_before(head)
+        before = head if cache is None else head[-1:]
+        arguments = {} if cache is None else {self.keyword: cache, "use_cache": True}
         ids = torch.tensor([*before, *body], device=self.model.device)
-        return next_token_logits(self.model, ids, len(before) + first, **cache)
+        return next_token_logits(self.model, ids, len(before) + first, **arguments)

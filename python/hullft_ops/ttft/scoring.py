@@ -7,7 +7,7 @@ things differ: only the bytes of scored tokens count, and long texts are scored 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.prefix import Mixture, Prefix
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.tokens import BYTE_FALLBACK, Tokens, bytes_of_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,7 +59,7 @@ def score_text(
 
     Args:
         model: a causal language model. It is scored in eval mode.
-        tokenizer: its tokenizer, a fast one.
+        tokenizer: its tokenizer.
         text: at least 2 tokens.
         after: a prompt that comes before the text. It is not scored; all of the text is, which has
             tokens of its own, as if the model had written it.
@@ -68,8 +67,7 @@ def score_text(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range, there is nothing
-            to score, the tokenizer is slow, or the model is not causal or lacks ids of the
-            tokenizer.
+            to score, or the model is not causal or lacks ids of the tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
         RuntimeError: the model is in use elsewhere.
     """
@@ -86,11 +84,6 @@ def score(
     as without them.
     """
     check_text("score_text", "text", text)
-    if not reader.tokenizer.is_fast:
-        raise ValueError(
-            "score_text: tokenizer must be a fast one, got "
-            f"{type(reader.tokenizer).__name__}"
-        )
     prompt = reader.tokens(after).ids if after else []
     tokens = reader.tokens(text)
     opening, ids = tokens.opening, tokens.ids
@@ -101,7 +94,7 @@ def score(
         first = len(prompt)
         ids = [*prompt, *ids[opening:]]
     elif ids and not opening:
-        byte_count -= _bytes_of_first(reader, text, tokens)
+        byte_count -= _bytes_of_first(reader, text, ids)
     if first >= len(ids) or byte_count == 0:
         least = "1 token" if opening or prompt else "2 tokens"
         raise NothingToScoreError(
@@ -121,17 +114,11 @@ def score(
     return BitsPerByte(nll, byte_count, count)
 
 
-def _bytes_of_first(reader: Reader, text: str, tokens: Tokens) -> int:
+def _bytes_of_first(reader: Reader, text: str, ids: list[int]) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
-    tokenizer: Any = reader.tokenizer
-    [token, *_] = tokenizer.convert_ids_to_tokens(tokens.ids[:1])
-    bytes_of = bytes_of_token(tokenizer)
-    is_added = tokens.ids[0] in tokenizer.added_tokens_decoder
-    if bytes_of is None or (is_added and not BYTE_FALLBACK.fullmatch(token)):
-        # Offsets are of whole characters. Tokenizers that split them may leave white space out.
-        [(_, end), *_] = tokens.offsets or []
-        return len(text[:end].encode())
-    content = bytes_of(token)
+    content = reader.vocabulary.content(ids[:1])
+    if not content:
+        content = str(reader.tokenizer.decode(ids[:1])).encode()
     # Do not count the space that some tokenizers put before a text.
     return len(content) - (not text.encode().startswith(content))
 

@@ -29,7 +29,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor, Tensor]:
         """Append ``[B, heads, tokens, dim]``, in the cache's dtype. Returns all."""
         if not self.is_initialized:
-            return super().update(key_states, value_states)
+            return super().update(key_states.to(value_states.dtype), value_states)
         self._key_room, keys = _appended(self._key_room, self.keys, key_states)
         self._value_room, values = _appended(
             self._value_room, self.values, value_states
