@@ -80,6 +80,19 @@ def test_a_text_takes_fewer_passes_than_tokens(make_copier, passes, monkeypatch)
     assert len(sizes) - 24 < 24
 
 
+def test_one_pass_reads_the_prompt_and_verifies_a_draft(make_copier, passes, tokenizer):
+    prompt = tokenizer(PROMPT)["input_ids"]
+    with make_copier().adapted(TEXT) as adaptation:
+        passes.clear()
+        adaptation.generate(PROMPT, **OPTIONS)
+
+    # Behind the last token of the passage.
+    [_, *first], _ = passes[0]
+
+    assert first[: len(prompt)] == prompt
+    assert len(first) > len(prompt) + 4
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -207,11 +220,12 @@ def test_what_reads_passages_again_is_named(
     assert len(passes[0][0]) > 50
 
 
+@pytest.mark.parametrize("context", [0, 1])
 def test_one_token_is_written_in_the_models_dtype_and_drafts_in_bfloat16(
-    make_copier, passes, monkeypatch
+    make_copier, passes, monkeypatch, context
 ):
     monkeypatch.setattr(MixtureProcessor, "draft", every_other)
-    finetuner = make_copier(dtype="bfloat16")
+    finetuner = make_copier(dtype="bfloat16", context=context)
     with finetuner.adapted(PROMPT) as adaptation:
         passes.clear()
         assert adaptation.generate(PROMPT, **OPTIONS)

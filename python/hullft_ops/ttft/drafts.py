@@ -71,7 +71,7 @@ class DraftedWriting:
 
     Args:
         keyword: what the model's forward calls a cache.
-        first: tokens to draft first.
+        first: tokens that the first draft begins with.
         draft: of the tokens so far, up to so many that may come next, and the length of the n-gram
             that they follow.
         streamer: gets each token.
@@ -99,13 +99,16 @@ class DraftedWriting:
         **arguments: Any,
     ) -> Tensor:
         """The row with what was written; the arguments are those of transformers' own loops."""
-        ids, draft, length = input_ids, self._first, 0
+        ids, first = input_ids, self._first
         self._put(ids)
         with grouped_attention(model) as is_grouped:
             passes = _Passes(model, self._keyword, arguments, is_grouped=is_grouped)
             acceptance = Acceptance(passes.seconds)
             while True:
+                ahead = torch.cat([ids[0], ids.new_tensor(first)])
+                behind, length = self._draft(ahead, passes.longest)
                 room = generation_config.max_length - ids.shape[1] - 1
+                draft = [*first, *behind[: acceptance.best_size(length)]]
                 draft = draft[: min(room, passes.longest)]
                 read = ids.shape[1]
                 for logits, drafted in passes.predictions(ids, draft):
@@ -121,9 +124,11 @@ class DraftedWriting:
                         break
                 accepted = ids.shape[1] - read - 1
                 passes.cut(len(draft) - accepted)
-                acceptance.enter(length, accepted, len(draft))
-                draft, length = self._draft(ids[0], passes.longest)
-                draft = draft[: acceptance.best_size(length)]
+                if accepted >= len(first):
+                    acceptance.enter(
+                        length, accepted - len(first), len(draft) - len(first)
+                    )
+                first = []
 
     def _put(self, tokens: Tensor) -> None:
         if self._streamer is not None:
