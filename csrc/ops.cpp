@@ -50,9 +50,6 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "Tensor? lr_tensor=None, int? seed=None, Tensor? repeats_tensor=None, "
       "float[]? lr_scales=None) -> ()");
   m.def(
-      "adam_replay_check(Tensor[] params, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, "
-      "Tensor[] steps, Tensor[] lr_tensors, Tensor? repeats_tensor=None) -> ()");
-  m.def(
       "grad_accumulate_(Tensor(a!)[] caches, Tensor[] grads, *, float alpha=1.0, float beta=1.0) "
       "-> ()");
 }

@@ -79,9 +79,8 @@ inline double read_value(const ListedTensor& t) {
 
 // A learning rate in a tensor. One that lies on a GPU is read by the launch, unchecked; then this
 // is 0.
-template <typename Name>
-double read_lr_tensor(const char* op, const Name& name, const ListedTensor& lr,
-                      const TensorList& params) {
+inline double read_lr_tensor(const char* op, const ListedTensor& lr, const TensorList& params) {
+  constexpr const char* name = "lr_tensor";
   check_one_value(op, name, lr);
   if (!lr.is_cpu()) {
     if (params.size()) check_same_device(op, name, lr, "the first tensor", params[0]);
@@ -146,7 +145,7 @@ inline AdamOptions check_adam_arguments(const char* op, const TensorList& params
   std::vector<Tensor> rates;
   if (lr_tensor) rates.push_back(*lr_tensor);
   const TensorList rate_list{"lr_tensor", rates};
-  if (lr_tensor) options.lr = read_lr_tensor(op, "lr_tensor", rate_list[0], params);
+  if (lr_tensor) options.lr = read_lr_tensor(op, rate_list[0], params);
   check_adam_lists(op, params, grads, exp_avgs, exp_avg_sqs, steps, rate_list);
   check_single(op, "lr", options.lr, params);
   if (lr_scales) check_lr_scales(op, *lr_scales, options.lr, params);

@@ -169,12 +169,6 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
 # query, or one for each selected row, of int64 or of the dtype of weights.
 _FOR_EACH_ROW = ("indices", "weights", "counts", "picks", "variance")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
-_SCALARS = (
-    "steps",
-    "lr_tensor",
-    "lr_tensors",
-    "repeats_tensor",
-)  # may be on the CPU too
 
 
 def _fake(name: str, schema: Any) -> Callable[..., Any]:
@@ -182,7 +176,6 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
 
     def fake_kernel(*positional: Any, **keywords: Any) -> Any:
         arguments = keywords | dict(zip(names, positional, strict=False))
-        _check_devices(name, schema, arguments)
         if not schema.returns:
             return None
         pool = arguments[names[0]]
@@ -204,73 +197,31 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
     return fake_kernel
 
 
-def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
-    """Refuse tensors on several devices, as csrc does where none is fake or on meta.
-
-    A meta tensor among real ones brings a call here, and nothing would be computed. torch accepts
-    None for any tensor of a schema.
-    """
-    tensors: dict[str, Tensor] = {}
-    indexed = arguments.get("candidates") is not None
-    public = {"pool": "embeddings"} if indexed else {}
-    if arguments.get("is_gram"):
-        public = {"pool": "gram", "query": "products"}
-    for argument in schema.arguments:
-        value = arguments.get(argument.name)
-        if value is None and str(argument.type) == "Tensor":
-            raise TypeError(
-                f"hullft_ops: {argument.name} must be a torch.Tensor, got NoneType"
-            )
-        if isinstance(value, Tensor):
-            tensors[public.get(argument.name, argument.name)] = value
-        elif str(argument.type) == "List[Tensor]":
-            for i, tensor in enumerate(value or ()):
-                tensors[f"{argument.name}[{i}]"] = tensor
-    for name, tensor in tensors.items():
-        if name.partition("[")[0] in _SCALARS and tensor.device.type == "cpu":
-            continue
-        first_name, first = next(iter(tensors.items()))
-        if tensor.device != first.device:
-            like = "the first tensor" if first_name.endswith("]") else first_name
-            function = f"{op}_indexed" if indexed else op
-            raise ValueError(
-                f"{function}: {name} is on {tensor.device}, {like} is on {first.device}"
-            )
-
-
 def _vmap_rule(operator: Any) -> Callable[..., Any]:
     """Several batches become one: ``register_vmap`` calls this with a dimension of each tensor.
 
-    The first argument may be shared by the batch, all others have one value a query.
+    The first argument may be shared by the batch, all others have one value a query. Embeddings
+    with candidates have to be shared.
     """
-    names = [argument.name for argument in operator._schema.arguments]
 
     def run(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
         n = info.batch_size
 
-        def first(x: Tensor, dim: int | None) -> Tensor:  # [n, ...]
+        def first(x: Any, dim: int | None) -> Any:  # [n, ...]
+            if not isinstance(x, Tensor):
+                return x
             return x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)
 
-        values = [
-            first(x, dim) if isinstance(x, Tensor) else x
-            for x, dim in zip(arguments, in_dims, strict=True)
-        ]
-        pool, batch = values[0], values[1].shape[1]
-        merged = dict(zip(names, values, strict=False))
-        for name, x in merged.items():
-            if isinstance(x, Tensor):
-                merged[name] = x.flatten(0, 1)
-        candidates = merged.get("candidates")
+        pool, *others = map(first, arguments, in_dims)
+        batch = others[0].shape[1]
         if pool.dim() == 3 and in_dims[0] is None:
-            merged[names[0]] = arguments[0]
-        elif pool.dim() == 3 and candidates is None:
-            shape = (n, batch, *pool.shape[1:])
-            merged[names[0]] = pool[:, None].expand(shape).flatten(0, 1)
-        elif candidates is not None:  # the rows of one matrix after those of another
-            offset = torch.arange(n, device=pool.device) * pool.shape[1]
-            offset = offset.repeat_interleave(batch)[:, None]
-            merged["candidates"] = candidates + offset * (candidates >= 0)
-        results = operator(*merged.values())
+            pool = arguments[0]
+        elif pool.dim() == 3:
+            pool = pool.repeat_interleave(batch, dim=0)
+        else:
+            pool = pool.flatten(0, 1)
+        others = [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in others]
+        results = operator(pool, *others)
         if isinstance(results, Tensor):
             return results.view(n, batch, *results.shape[1:]), 0
         results = tuple(r.view(n, batch, *r.shape[1:]) for r in results)

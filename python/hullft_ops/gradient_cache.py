@@ -88,13 +88,10 @@ class GradientCache:
             beta: the weight of the cached gradient, finite.
 
         Raises:
-            TypeError: a gradient is sparse, or alpha or beta is not a number.
-            ValueError: no parameter has a gradient, a parameter has changed its shape, or alpha or
-                beta is not finite.
+            TypeError: a gradient is sparse.
+            ValueError: no parameter has a gradient, a parameter has changed its shape, or a weight
+                that is used is not finite in float32.
         """
-        # Checked here because no operator sees beta while nothing is cached.
-        _checks.check_finite("GradientCache.accumulate", "alpha", alpha)
-        _checks.check_finite("GradientCache.accumulate", "beta", beta)
         grads = self._present_gradients()
         entry = dict(self._cached.get(example, {}))
         continued = [param for param in grads if param in entry]

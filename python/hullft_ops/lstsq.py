@@ -170,7 +170,7 @@ def _lstsq(
         op,
         pool,
         query,
-        gap_tol=_checks.check_tolerance(op, "gap_tol", gap_tol),
+        gap_tol=_checks.check_number(op, "gap_tol", gap_tol),
         max_iter=max_iter,
         pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
         is_gram=is_gram,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from operator import attrgetter
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from hullft_ops import _checks
 from hullft_ops._ops import (
     Columns,
     by_device,
-    call,
     call_in_place,
     count_writes,
     locals_of,
@@ -137,26 +136,8 @@ class ReplayAdam(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
-    @overload
-    def step(
-        self,
-        closure: None = None,
-        *,
-        repeats: int | Tensor | None = None,
-        grads: Mapping[Tensor, Tensor] | None = None,
-    ) -> None: ...
-
-    @overload
-    def step(
-        self,
-        closure: Callable[[], float],
-        *,
-        repeats: int | Tensor | None = None,
-        grads: Mapping[Tensor, Tensor] | None = None,
-    ) -> float: ...
-
     @torch.no_grad()
-    def step(
+    def step(  # type: ignore[override]  # torch's has an overload for each kind of closure
         self,
         closure: Callable[[], float] | None = None,
         *,
@@ -176,8 +157,8 @@ class ReplayAdam(Optimizer):
                 parameter's shape and device, a DTensor's mesh and placements, and any of the four
                 dtypes. Not with a closure. See `GradientCache`.
 
-        Parameters without a gradient stay as they are. An error is raised before any parameter of
-        any group is written.
+        Parameters without a gradient stay as they are. Options are checked before anything is
+        written, and the tensors of a group before any of that group is.
 
         Raises:
             TypeError: ``repeats`` is neither an int nor a tensor, ``grads`` is not a mapping of
@@ -217,8 +198,6 @@ class ReplayAdam(Optimizer):
             for columns in self._columns(group, grad_of)
         ]
         try:
-            if len(calls) > 1:  # a single call checks its tensors before it writes
-                _check_together(calls, repeats)
             for columns, options in calls:
                 call_in_place("adam_replay_", columns, **options)
         except Exception:
@@ -288,21 +267,12 @@ class ReplayAdam(Optimizer):
     def _check_capture(self) -> None:
         """Refuse a capture that would repeat a step count from the CPU at every replay."""
         for i, group in enumerate(self.param_groups):
-            params = group["params"]
-            if not any(map(is_capturing, {param.device for param in params})):
-                continue
-            if not group["capturable"]:
+            devices = {param.device for param in group["params"]}
+            if not group["capturable"] and any(map(is_capturing, devices)):
                 raise RuntimeError(
                     f"ReplayAdam.step: capturable of parameter group {i} must be True in the "
                     f"capture of a CUDA graph, got {group['capturable']}"
                 )
-            for j, param in enumerate(params):
-                count = self.state.get(param, {}).get("step")
-                if count is not None and count.device != param.device:
-                    raise RuntimeError(
-                        f"ReplayAdam.step: step of parameter {j} of group {i} must be on "
-                        f"{param.device} in the capture of a CUDA graph, got {count.device}"
-                    )
 
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
         if not isinstance(grads, Mapping):
@@ -414,22 +384,3 @@ def is_capturing(device: torch.device) -> bool:
         return False
     with torch.cuda.device(device):  # each device has its own current stream
         return torch.cuda.is_current_stream_capturing()
-
-
-def _check_together(
-    calls: Sequence[tuple[Columns, dict[str, Any]]], repeats: int | Tensor | None
-) -> None:
-    """Refuses what any of the calls would refuse, and memory that two of them share."""
-    devices = {columns[0][0].device for columns, _ in calls}
-    for device in devices:
-        joined: Columns = ([], [], [], [], [])
-        rates = []
-        for columns, options in calls:
-            if columns[0][0].device != device:
-                continue
-            for column, tensors in zip(joined, locals_of(columns), strict=True):
-                column.extend(tensors)
-            if options["lr_tensor"] is not None:
-                rates.append(options["lr_tensor"])
-        of_tensor = repeats if isinstance(repeats, Tensor) else None
-        call("adam_replay_check", *joined, rates, of_tensor)

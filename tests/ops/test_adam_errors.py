@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,21 +29,9 @@ from bad_tensors import (
 from hullft_ops import ReplayAdam
 
 
-def assert_refused(
-    message: str,
-    tensors: AdamTensors,
-    rates: Sequence[torch.Tensor] = (),
-    **options: object,
-) -> None:
-    """By the sweep, and by the check before several sweeps."""
-    options = {"repeats": 1, **OPTIONS, **options}
-
+def assert_refused(message: str, tensors: AdamTensors, **options: object) -> None:
     with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
-        OPS.adam_replay_(*tensors, **options)
-
-    repeats = options.get("repeats_tensor")
-    with pytest.raises(ValueError, match=f"^adam_replay_check: {message}$"):
-        OPS.adam_replay_check(*tensors, list(rates), repeats)
+        OPS.adam_replay_(*tensors, **{"repeats": 1, **OPTIONS, **options})
 
 
 @pytest.mark.parametrize("case", bad_adam_tensors())
@@ -59,23 +47,20 @@ def test_step_counts_within_other_tensors(message: str) -> None:
 
 @pytest.mark.parametrize(("message", "options"), BAD_ADAM_OPTIONS)
 def test_bad_options(message: str, options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
-        OPS.adam_replay_(*make_tensors([3]), **{"repeats": 1, **OPTIONS, **options})
+    assert_refused(message, make_tensors([3]), **options)
 
 
 @pytest.mark.parametrize(("message", "rate"), BAD_RATES)
 def test_bad_learning_rate_tensors(message: str, rate: torch.Tensor) -> None:
-    rates = [torch.tensor(1e-3), rate]
-    message = rf"(lr_tensor|lr_tensors\[1\]) {message}"
-    assert_refused(message, make_tensors([3]), rates, lr_tensor=rate)
+    assert_refused(f"lr_tensor {message}", make_tensors([3]), lr_tensor=rate)
 
 
 @pytest.mark.cpu_only("a learning rate on the device is read by the launch, unchecked")
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_bad_values_of_a_learning_rate_tensor(value: float) -> None:
     rate = torch.tensor(value)
-    message = rf"lr_tensor(s\[0\])? must be finite and >= 0, got {value:g}"
-    assert_refused(message, make_tensors([3]), [rate], lr_tensor=rate)
+    message = f"lr_tensor must be finite and >= 0, got {value:g}"
+    assert_refused(message, make_tensors([3]), lr_tensor=rate)
 
 
 @pytest.mark.cpu_only("a number of steps on the device is read by the launch")
@@ -88,8 +73,8 @@ def test_bad_tensors_of_repeats(message: str, repeats: torch.Tensor) -> None:
 def test_a_learning_rate_within_what_is_written() -> None:
     tensors = make_tensors([(2, 3), 4])
     rate = tensors.exp_avgs[1][2]
-    message = r"(exp_avgs|lr_tensors?)\[[01]\] overlaps .*"
-    assert_refused(message, tensors, [rate], lr_tensor=rate)
+    message = r"(exp_avgs|lr_tensor)\[[01]\] overlaps .*"
+    assert_refused(message, tensors, lr_tensor=rate)
 
 
 def test_an_error_in_the_second_tensor_leaves_the_first_as_it_was() -> None:
@@ -232,20 +217,13 @@ class Step:
     def spoil_option(self, name: str, value: object) -> None:
         self.group[name] = value
 
-    def spoil_rate(self, value: float, **options: object) -> None:
-        self.group["capturable"] = True
-        self.group["lr"] = torch.tensor(value, **options)
-
-    def share_memory(self) -> None:
-        first = self.optimizer.param_groups[0]["params"][0]
-        self.param.data = first.detach().view(-1)[4:28].view(3, 8)
-
     def tensors(self) -> object:
-        return list(self.model.parameters()), self.optimizer.state_dict()["state"]
+        params = self.group["params"]
+        return params, [self.optimizer.state[param] for param in params]
 
 
 BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
-    "the gradient of parameter 0 must be dense, .*SparseAdam": (
+    "the gradient of parameter 0 must be dense, got layout torch.sparse_coo": (
         TypeError,
         lambda step: step.spoil_gradient(torch.Tensor.to_sparse),
     ),
@@ -253,11 +231,11 @@ BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
         TypeError,
         lambda step: step.spoil_gradient(torch.Tensor.tolist),
     ),
-    r"grads\[2\] has shape \[1, 8\], params\[2\] has shape \[3, 8\]": (
+    r"grads\[0\] has shape \[1, 8\], params\[0\] has shape \[3, 8\]": (
         ValueError,
         lambda step: step.spoil_gradient(lambda grad: grad[:1]),
     ),
-    r"steps\[2\] must be finite and >= 0, got -1": (
+    r"steps\[0\] must be finite and >= 0, got -1": (
         ValueError,
         lambda step: step.spoil_state("step", torch.tensor(-1.0)),
     ),
@@ -265,11 +243,10 @@ BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
         TypeError,
         lambda step: step.spoil_state("step", 5),
     ),
-    "the state of parameter 0 has no exp_avg": (
-        ValueError,
+    "exp_avg of parameter 0 must be a torch.Tensor, got NoneType": (
+        TypeError,
         lambda step: step.optimizer.state[step.param].pop("exp_avg"),
     ),
-    r"params\[2\] overlaps params\[0\]": (ValueError, Step.share_memory),
     "lr must be finite and >= 0, got -1.0": (
         ValueError,
         lambda step: step.spoil_option("lr", -1.0),
@@ -278,15 +255,11 @@ BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
         ValueError,
         lambda step: step.spoil_option("lr_scales", [-1.0]),
     ),
-    r"lr_tensors\[0\] is on meta, the first tensor is on cpu": (
-        ValueError,
-        lambda step: step.spoil_rate(1e-3, device="meta"),
-    ),
 }
 
 
 @pytest.mark.parametrize("message", BAD_STEPS)
-def test_a_bad_group_leaves_all_groups_as_they_were(message: str) -> None:
+def test_a_bad_group_stays_as_it_was(message: str) -> None:
     error, spoil = BAD_STEPS[message]
     step = Step()
     spoil(step)
@@ -299,12 +272,12 @@ def test_a_bad_group_leaves_all_groups_as_they_were(message: str) -> None:
 
 
 @pytest.mark.cpu_only("a learning rate on the device is read there, unchecked")
-def test_a_bad_rate_of_a_group_leaves_all_groups_as_they_were() -> None:
+def test_a_group_with_a_bad_rate_stays_as_it_was() -> None:
     step = Step()
-    step.spoil_rate(-1.0)
+    step.group |= {"capturable": True, "lr": torch.tensor(-1.0)}
     before = copy.deepcopy(step.tensors())
 
-    with pytest.raises(ValueError, match=r"lr_tensors\[0\] must be finite and >= 0"):
+    with pytest.raises(ValueError, match="lr_tensor must be finite and >= 0"):
         step.optimizer.step(grads=step.grads)
 
     torch.testing.assert_close(step.tensors(), before, rtol=0, atol=0)
@@ -356,20 +329,6 @@ def test_a_captured_group_must_be_capturable(capturing: dict[str, bool]) -> None
 
     assert not calls
     assert not optimizer.state
-
-
-def test_a_captured_step_count_must_be_on_the_device(
-    capturing: dict[str, bool],
-) -> None:
-    """It is not after a change of the group's option."""
-    optimizer = ReplayAdam([parameter("cuda")])
-    capturing["on"] = False
-    optimizer.step()
-    capturing["on"] = True
-    optimizer.param_groups[0]["capturable"] = True
-
-    with pytest.raises(RuntimeError, match="step of parameter 0 of group 0 must be on"):
-        optimizer.step()
 
 
 def test_a_capture_must_not_make_the_state(capturing: dict[str, bool]) -> None:

@@ -300,9 +300,3 @@ def test_opcheck(dtype: torch.dtype, options: dict[str, object]) -> None:
     tensors = make_tensors([(3, 4), 0, 5], dtype, grad_dtype=torch.bfloat16)
     options = {**OPTIONS, **options}
     torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
-
-
-def test_opcheck_of_the_check() -> None:
-    tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
-    arguments = (*tensors, [torch.tensor(1e-3)], torch.tensor(3))
-    torch.library.opcheck(OPS.adam_replay_check.default, arguments)

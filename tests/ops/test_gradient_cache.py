@@ -221,17 +221,12 @@ def test_replay_needs_a_replay_adam() -> None:
         cache.replay("a", adam)
 
 
-@pytest.mark.parametrize("example", [0, 1])
 @pytest.mark.parametrize(
-    ("error", "message", "factors"),
-    [
-        (ValueError, "alpha must be finite, got nan", {"alpha": math.nan}),
-        (ValueError, "beta must be finite, got inf", {"beta": math.inf}),
-        (TypeError, "beta must be a number, got str", {"beta": "much"}),
-    ],
+    ("example", "weight", "value"),
+    [(0, "alpha", math.nan), (1, "alpha", math.nan), (0, "beta", math.inf)],
 )
 def test_a_failed_accumulate_changes_nothing(
-    error: type[Exception], message: str, factors: dict[str, object], example: int
+    example: int, weight: str, value: float
 ) -> None:
     """Whether the example is cached or not."""
     params = make_params((4,), (5,))
@@ -239,8 +234,8 @@ def test_a_failed_accumulate_changes_nothing(
     grads = set_grads(params, 1)
     cache.accumulate(0)
 
-    with pytest.raises(error, match=f"^GradientCache.accumulate: {message}"):
-        cache.accumulate(example, **factors)
+    with pytest.raises(ValueError, match=f"{weight} must be finite .*got {value}$"):
+        cache.accumulate(example, **{weight: value})
 
     assert len(cache) == 1
     assert all(map(torch.equal, cache.gradients(0).values(), grads))
