@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 
 #include <string>
-#include <vector>
 
 #include "cpu/simd/instruction_sets.h"
 #ifdef HULLFT_KERNELS
@@ -20,14 +19,8 @@ inline std::string cuda_unusable(int) {
 }
 #endif
 
-inline std::vector<std::string> simd_levels() {
-  const char* names[8];
-  const int n = available_simd_levels(names, 8);
-  return std::vector<std::string>(names, names + n);
-}
-
 inline void use_simd_level(const std::string& name) {
-  if (!choose_simd_level(name.c_str()))
+  if (!choose_simd_level(name))
     throw pybind11::value_error("use_simd_level: '" + name + "' cannot run on this processor");
 }
 

@@ -6,80 +6,55 @@
 #include <cmath>
 #include <vector>
 
-#include "../host/empty.h"
-#include "batch.h"
-#include "integerizer.h"
 #include "memory.h"
-#include "row_products.h"
+#include "row_counts.h"
+#include "select_batch.h"
 
 namespace hullft {
 namespace {
 
+using Counts = std::vector<int64_t>;
+
 template <typename T>
-class IntegerizeSolver {
- public:
-  bool solve(const T* const* rows, int64_t m, const T* query, int64_t d, const double* weights,
-             int64_t n_select, int64_t swap_passes, bool share_rows, int64_t* counts) {
-    products_.begin(rows, m, d, share_rows);
-    double* b = b_.reserve(padded(m));
-    products_.multiply(query, b);
-    double* gram = gram_.reserve(m * m);
-    products_.multiply_all(gram);
-    double poison = Integerizer::total(weights, m) * 0;
-    for (int64_t i = 0; i < m; ++i) poison += (b[i] + weights[i]) * 0;
-    for (int64_t i = 0; i < m * m; ++i) poison += gram[i] * 0;
-    if (std::isnan(poison)) return false;
-    integerizer_.run(gram, b, weights, m, n_select, swap_passes, counts);
+struct IntegerizeSolver {
+  bool solve(const QueryPool<T>& in, Counts& answer) {
+    read_weights(in.b, in.n_rows);
+    answer.resize(size_t(in.n_rows));
+    return counts.count(in.rows, in.n_rows, in.query, in.d, in.share_rows, weights.data(), n_select,
+                        swap_passes, answer.data());
+  }
+
+  void explain(const SelectionArguments& arguments, int64_t b, int64_t size) {
+    read_weights(b, size);
+    if (!all_finite(weights.data(), size))
+      value_error(arguments.op, "weights[", b, "] has NaN or infinity");
+    if (!std::isfinite(Integerizer::total(weights.data(), size)))
+      value_error(arguments.op, "weights[", b, "] has a sum that float64 does not hold");
+  }
+
+  void read_weights(int64_t b, int64_t size) {
+    weights.resize(size_t(size));
+    for (int64_t i = 0; i < size; ++i) weights[size_t(i)] = all_weights[b * width + i];
+  }
+
+  const RealInput& all_weights;
+  int64_t width, n_select, swap_passes;
+  std::vector<double> weights = {};  // of a query
+  RowCounts<T> counts = {};
+};
+
+struct CountsOutput {
+  using Answer = Counts;
+
+  bool write(int64_t b, const Counts& answer) const {
+    int64_t* row = counts + b * width;
+    std::fill(std::copy(answer.begin(), answer.end(), row), row + width, int64_t(0));
     return true;
   }
 
- private:
-  RowProducts<T> products_;
-  AlignedDoubles b_, gram_;
-  Integerizer integerizer_;
+  int64_t* counts;
+  int64_t width;
 };
-
-template <typename T>
-void integerize_batch(const SelectionArguments& arguments, const Sizes& sizes,
-                      const Tensor& weights, int64_t n_select, int64_t swap_passes,
-                      const Tensor& counts) {
-  const int64_t batch = arguments.batch, width = arguments.width, d = arguments.dim;
-  const Pool<T> support(arguments);
-  const Tensor query = dense_query(arguments);
-  const RealInput all_weights(weights);
-  const T* queries = data<T>(query);
-  const int64_t query_stride = query.stride(0);
-  int64_t* out = counts.mutable_data_ptr<int64_t>();
-  struct Workspace {
-    IntegerizeSolver<T> solver;
-    std::vector<const T*> rows;
-    std::vector<double> weights;
-  };
-  const auto read_weights = [&](int64_t b, std::vector<double>& into) {
-    into.resize(size_t(sizes[b]));
-    for (int64_t i = 0; i < sizes[b]; ++i) into[size_t(i)] = all_weights[b * width + i];
-  };
-  const double gram_work = double(d) * double(sizes.largest()) / 2 * sizes.total();
-  FirstFailure failure;
-  for_each_query(
-      batch, double(batch) * kStepsWork + gram_work, failure, [] { return Workspace{}; },
-      [&](Workspace& w, int64_t b) {
-        support.rows(b, sizes[b], w.rows);
-        read_weights(b, w.weights);
-        std::fill(out + b * width, out + (b + 1) * width, int64_t(0));
-        return w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d,
-                              w.weights.data(), n_select, swap_passes, batch == 1, out + b * width);
-      });
-  if (!failure.any()) return;
-  const int64_t b = failure.query();
-  std::vector<double> of_query;
-  read_weights(b, of_query);
-  if (!all_finite(of_query.data(), sizes[b]))
-    value_error(arguments.op, "weights[", b, "] has NaN or infinity");
-  if (!std::isfinite(Integerizer::total(of_query.data(), sizes[b])))
-    value_error(arguments.op, "weights[", b, "] has a sum that float64 does not hold");
-  non_finite_error(arguments, support, sizes[b], queries + b * query_stride, b);
-}
 
 Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weights,
                   int64_t n_select, int64_t swap_passes,
@@ -96,8 +71,15 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
                8.0 * double(arguments.batch) * double(arguments.width) + bytes_of(weights) +
                    at_once(arguments.batch) * gram_bytes);
   const Tensor counts = empty_beside(support, out_shape, ScalarType::Long);
+  const CountsOutput output{counts.mutable_data_ptr<int64_t>(), arguments.width};
+  const RealInput all_weights(weights);
+  const double work = double(arguments.batch) * kStepsWork +
+                      double(arguments.dim) * double(sizes.largest()) / 2 * sizes.total();
   dispatch_floating(support.scalar_type(), [&](auto t) {
-    integerize_batch<decltype(t)>(arguments, sizes, weights, n_select, swap_passes, counts);
+    using T = decltype(t);
+    select_batch<T>(arguments, sizes, work, output, [&] {
+      return IntegerizeSolver<T>{all_weights, arguments.width, n_select, swap_passes};
+    });
   });
   return counts;
 }

@@ -6,10 +6,9 @@
 #include <vector>
 
 #include "../core/frank_wolfe.h"
-#include "../host/selection_tensors.h"
-#include "batch.h"
 #include "memory.h"
 #include "row_products.h"
+#include "select_batch.h"
 
 namespace hullft {
 namespace {
@@ -23,22 +22,29 @@ constexpr double kAnswerBytes = 20;  // as it is returned, at least: the values 
 template <typename T>
 class LmoSolver {
  public:
-  bool solve(const T* const* rows, int64_t n_rows, const T* query, const T* current, int64_t d,
-             bool share_rows, LmoAnswer& answer) {
-    products_.begin(rows, n_rows, d, share_rows);
-    double* r = residual_.reserve(padded(d));
-    std::fill(r, r + padded(d), 0.0);
-    for (int64_t i = 0; i < d; ++i) r[i] = widen(query[i]) - widen(current[i]);
-    double* c = c_.reserve(padded(n_rows));
+  LmoSolver(const T* current, int64_t stride) : current_(current), stride_(stride) {}
+
+  bool solve(const QueryPool<T>& in, LmoAnswer& answer) {
+    const T* current = current_ + in.b * stride_;
+    products_.begin(in.rows, in.n_rows, in.d, in.share_rows);
+    double* r = residual_.reserve(padded(in.d));
+    std::fill(r, r + padded(in.d), 0.0);
+    for (int64_t i = 0; i < in.d; ++i) r[i] = widen(in.query[i]) - widen(current[i]);
+    double* c = c_.reserve(padded(in.n_rows));
     products_.multiply_wide(r, c);
     int64_t s = 0;
-    for (int64_t k = 0; k < n_rows; ++k) {
+    for (int64_t k = 0; k < in.n_rows; ++k) {
       if (!std::isfinite(c[k])) return false;
       if (c[k] > c[s]) s = k;
     }
     answer.vertex = s;
     answer.correlation = c[s];
-    return measure(rows[s], current, d, answer);
+    return measure(in.rows[s], current, in.d, answer);
+  }
+
+  void explain(const SelectionArguments& arguments, int64_t b, int64_t /*size*/) const {
+    if (!all_finite(current_ + b * stride_, arguments.dim))
+      value_error(arguments.op, "current[", b, "] has NaN or infinity");
   }
 
  private:
@@ -58,45 +64,24 @@ class LmoSolver {
     return std::isfinite(answer.gap) && std::isfinite(answer.gamma) && std::isfinite(xx + cc);
   }
 
+  const T* current_;
+  int64_t stride_;
   RowProducts<T> products_;
   AlignedDoubles residual_, c_;
 };
 
-template <typename T>
-void lmo_batch(const SelectionArguments& arguments, const Sizes& sizes, const Tensor& current,
-               const LmoTensors& out) {
-  const int64_t batch = arguments.batch, d = arguments.dim;
-  const Pool<T> pool(arguments);
-  const Tensor query = dense_query(arguments), dense_current = with_dense_rows(current);
-  const auto query_at = [&](int64_t b) { return data<T>(query) + b * query.stride(0); };
-  const auto current_at = [&](int64_t b) {
-    return data<T>(dense_current) + b * dense_current.stride(0);
-  };
-  struct Workspace {
-    LmoSolver<T> solver;
-    std::vector<const T*> rows;
-  };
-  int64_t* vertex = out.vertex.mutable_data_ptr<int64_t>();
-  const RealOutput correlation(out.correlation), gamma(out.gamma), gap(out.gap);
-  FirstFailure failure;
-  for_each_query(
-      batch, double(d) * sizes.total(), failure, [] { return Workspace{}; },
-      [&](Workspace& w, int64_t b) {
-        LmoAnswer answer;
-        pool.rows(b, sizes[b], w.rows);
-        if (!w.solver.solve(w.rows.data(), sizes[b], query_at(b), current_at(b), d, batch == 1,
-                            answer))
-          return false;
-        vertex[b] = answer.vertex;
-        gamma.set(b, answer.gamma);
-        return correlation.set(b, answer.correlation) && gap.set(b, answer.gap);
-      });
-  if (!failure.any()) return;
-  const int64_t b = failure.query();
-  if (!all_finite(current_at(b), d))
-    value_error(arguments.op, "current[", b, "] has NaN or infinity");
-  non_finite_error(arguments, pool, sizes[b], query_at(b), b);
-}
+struct LmoOutput {
+  using Answer = LmoAnswer;
+
+  bool write(int64_t b, const LmoAnswer& answer) const {
+    vertex[b] = answer.vertex;
+    gamma.set(b, answer.gamma);
+    return correlation.set(b, answer.correlation) && gap.set(b, answer.gap);
+  }
+
+  int64_t* vertex;
+  RealOutput correlation, gamma, gap;
+};
 
 LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& current,
                          const std::optional<Tensor>& pool_sizes) {
@@ -107,8 +92,15 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
              " queries: the answer");
   const Sizes sizes(arguments, 1);
   const LmoTensors out(pool, arguments.batch);
-  dispatch_floating(pool.scalar_type(),
-                    [&](auto t) { lmo_batch<decltype(t)>(arguments, sizes, current, out); });
+  const LmoOutput output{out.vertex.mutable_data_ptr<int64_t>(), RealOutput(out.correlation),
+                         RealOutput(out.gamma), RealOutput(out.gap)};
+  const Tensor points = with_dense_rows(current);
+  const double work = double(arguments.dim) * sizes.total();
+  dispatch_floating(pool.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    select_batch<T>(arguments, sizes, work, output,
+                    [&] { return LmoSolver<T>(data<T>(points), points.stride(0)); });
+  });
   return out.tuple();
 }
 

@@ -44,7 +44,8 @@ struct QueryPool {
   int64_t n_rows;
   const T* query;  // [d], or several targets one after the other
   int64_t d;
-  bool share_rows;  // among threads
+  int64_t b, batch, query_stride;  // the query's place, and where the others of the batch are
+  bool share_rows;                 // among threads
   ReadAhead<T>* ahead;
 };
 

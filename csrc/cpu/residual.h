@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "../core/dtypes.h"
 
@@ -13,25 +14,17 @@ namespace hullft {
 // largest of their squares it has lost more than float64 can spare.
 constexpr double kCancelled = 1e-6;
 
-// Starts as the query in float64, d values, and loses the rows of the mix one by one.
-class Residual {
- public:
-  Residual(double* values, int64_t d) : values_(values), d_(d) {}
-
-  template <typename T>
-  void subtract(double weight, const T* row) {
-    for (int64_t i = 0; i < d_; ++i) values_[i] -= weight * widen(row[i]);
+// The norm of the query, d values in float64 that it uses up, less the rows times their weights.
+template <typename RowAt>
+double residual_norm(double* query, int64_t d, const std::vector<double>& weights,
+                     const RowAt& row_at) {
+  for (size_t j = 0; j < weights.size(); ++j) {
+    const auto* row = row_at(j);
+    for (int64_t i = 0; i < d; ++i) query[i] -= weights[j] * widen(row[i]);
   }
-
-  double norm() const {
-    double squared = 0;
-    for (int64_t i = 0; i < d_; ++i) squared += values_[i] * values_[i];
-    return std::sqrt(squared);
-  }
-
- private:
-  double* values_;
-  int64_t d_;
-};
+  double squared = 0;
+  for (int64_t i = 0; i < d; ++i) squared += query[i] * query[i];
+  return std::sqrt(squared);
+}
 
 }  // namespace hullft

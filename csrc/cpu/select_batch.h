@@ -81,8 +81,9 @@ bool write_nothing(int64_t b, const T* query, int64_t d, int64_t n_targets, cons
 }
 
 // make_solver() builds a thread's solver; its solve(query_pool, answer) is false when an input or a
-// product is not finite, output.write(b, answer) when a value is too large for the outputs. `work`
-// is that of for_each_query.
+// product is not finite, output.write(b, answer) when a value is too large for the outputs. Where a
+// query failed, its explain(arguments, b, size), if it has one, looks at what it alone knows.
+// `work` is that of for_each_query.
 template <typename T, typename Output, typename MakeSolver>
 void select_batch(const SelectionArguments& arguments, const Sizes& sizes, double work,
                   const Output& output, const MakeSolver& make_solver) {
@@ -91,29 +92,31 @@ void select_batch(const SelectionArguments& arguments, const Sizes& sizes, doubl
   const int64_t batch = arguments.batch, d = arguments.dim;
   const int64_t n_targets = query.dim() == 3 ? query.size(1) : 1;
   const T* queries = data<T>(query);
-  const int64_t query_stride = query.stride(0);
+  const int64_t stride = query.stride(0);
   struct Workspace {
     decltype(make_solver()) solver;
     std::vector<const T*> rows;
     ReadAhead<T> ahead;
     typename Output::Answer answer;
   };
-  FirstFailure failure;
-  for_each_query(
-      batch, work, failure, [&] { return Workspace{make_solver(), {}, {}, {}}; },
+  const auto failed = for_each_query(
+      batch, work, [&] { return Workspace{make_solver(), {}, {}, {}}; },
       [&](Workspace& w, int64_t b) {
-        const T* query_b = queries + b * query_stride;
+        const T* query_b = queries + b * stride;
         const int64_t size = sizes[b];
-        if (size == 0) return write_nothing(b, query_b, d, n_targets, output);
-        pool.rows(b, size, w.rows);
+        if constexpr (requires { output.write_nothing(b, 0.0, 0.0); })
+          if (size == 0) return write_nothing(b, query_b, d, n_targets, output);
+        if (!pool.is_shared() || int64_t(w.rows.size()) != size) pool.rows(b, size, w.rows);
         std::vector<const T*>& next = w.ahead.begin(d);
         if (b + 1 < batch && !pool.is_shared()) pool.rows(b + 1, sizes[b + 1], next);
-        const QueryPool<T> in{w.rows.data(), size, query_b, d, batch == 1, &w.ahead};
+        const QueryPool<T> in{w.rows.data(), size,   query_b,    d,       b,
+                              batch,         stride, batch == 1, &w.ahead};
         return w.solver.solve(in, w.answer) && output.write(b, w.answer);
       });
-  if (!failure.any()) return;
-  const int64_t b = failure.query();
-  non_finite_error(arguments, pool, sizes[b], queries + b * query_stride, b);
+  if (!failed) return;
+  if constexpr (requires { make_solver().explain(arguments, *failed, d); })
+    make_solver().explain(arguments, *failed, sizes[*failed]);
+  non_finite_error<T>(arguments, sizes[*failed], *failed);
 }
 
 }  // namespace hullft

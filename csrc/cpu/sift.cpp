@@ -219,10 +219,8 @@ class SiftSolver {
 
   // Uses up the mean of the targets.
   double residual_of_rows(const QueryPool<T>& in, const SiftAnswer& answer) {
-    Residual residual(mean_target_.get(), in.d);
-    for (size_t i = 0; i < answer.indices.size(); ++i)
-      residual.subtract(answer.weights[i], in.rows[answer.indices[i]]);
-    return residual.norm();
+    return residual_norm(mean_target_.get(), in.d, answer.weights,
+                         [&](size_t i) { return in.rows[answer.indices[i]]; });
   }
 
   SiftOptions options_;

@@ -32,7 +32,7 @@ class QuantizedPool {
     if (d > kLargestDim) return false;
     kernels_ = &screening_kernels(), share_rows_ = in.share_rows;
     make_room(n_rows, d);
-    const Quantize<T> round = kernels_->quantize(static_cast<const T*>(nullptr));
+    const Quantize<T> round = dot_kernels<T>().quantize;
     int16_t* query = query_.reserve(width_);
     QuantizedColumn column{query, 0};
     const QuantizedBounds of_query =

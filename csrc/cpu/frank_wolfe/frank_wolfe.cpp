@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "../../host/fw_options.h"
-#include "../integerizer.h"
 #include "../memory.h"
+#include "../row_counts.h"
 #include "../select_batch.h"
 #include "../thread_solver.h"
 #include "corrective_solver.h"
@@ -44,35 +44,18 @@ class CorrectiveSelection {
     const CorrectiveOptions corrective{options.max_iter, options.tol, options.gap_tol,
                                        options.max_support};
     if (!solver_.solve(corrective, in.n_rows, answer, in, units)) return false;
-    const int64_t m = answer.support_size;
-    double* gram = gram_.reserve(m * m);
-    double* b = b_.reserve(m);
-    multiply(in, answer.indices, gram, b);
-    answer.counts.assign(size_t(m), 0);
-    integerizer_.run(gram, b, answer.weights.data(), m, options.n_select, options.swap_passes,
-                     answer.counts.data());
-    return true;
+    rows_.clear();
+    for (const int64_t k : answer.indices) rows_.push_back(in.rows[k]);
+    answer.counts.assign(rows_.size(), 0);
+    return counts_.count(rows_.data(), answer.support_size, in.query, in.d, false,
+                         answer.weights.data(), options.n_select, options.swap_passes,
+                         answer.counts.data());
   }
 
  private:
-  // Gram matrix [m, m] of some rows, and their products with the query [m].
-  void multiply(const QueryPool<T>& in, const std::vector<int64_t>& indices, double* gram,
-                double* b) {
-    const int64_t m = int64_t(indices.size());
-    rows_.clear();
-    for (const int64_t k : indices) rows_.push_back(in.rows[k]);
-    const auto few = dot_kernels<T>().few;
-    few(rows_.data(), m, in.query, in.d, b);
-    for (int64_t i = 0; i < m; ++i) {
-      few(rows_.data(), i + 1, rows_[size_t(i)], in.d, gram + i * m);
-      for (int64_t j = 0; j < i; ++j) gram[j * m + i] = gram[i * m + j];
-    }
-  }
-
   CorrectiveSolver<ResidualCorrelations<T, Constraint::kSimplex>> solver_;
   std::vector<const T*> rows_;
-  AlignedDoubles gram_, b_;
-  Integerizer integerizer_;
+  RowCounts<T> counts_;
 };
 
 template <typename T>

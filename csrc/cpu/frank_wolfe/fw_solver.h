@@ -130,10 +130,8 @@ class FwSolver {
   double residual_of_rows(const QueryPool<T>& in) {
     double* values = widened_query_.reserve(padded(in.d));
     dot_kernels<T>().widen(in.query, in.d, values);
-    Residual residual(values, in.d);
-    for (size_t j = 0; j < support_.atoms().size(); ++j)
-      residual.subtract(support_.weights()[j], in.rows[candidate(support_.atoms()[j])]);
-    return residual.norm();
+    return residual_norm(values, in.d, support_.weights(),
+                         [&](size_t j) { return in.rows[candidate(support_.atoms()[j])]; });
   }
 
   void count(SelectionAnswer& answer) {

@@ -12,6 +12,7 @@
 #include "../share_rows.h"
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
+#include "../wide_vectors.h"
 #include "gram_correlations.h"
 
 namespace hullft {
@@ -53,10 +54,7 @@ class GramOfRows {
         widen(in_->rows[rows[j]] + begin, length, values + int64_t(j + 1) * kChunk);
       corrective_kernels().combine(values, vectors.data(), factors.data(), int64_t(rows.size()),
                                    width, values);
-      double product;
-      const double* row = values;
-      dot_kernels<double>().few(&row, 1, values, width, &product);
-      square += product;
+      square += dot(values, values, width);
     }
     return std::sqrt(square);
   }
@@ -80,8 +78,7 @@ class GramOfRows {
       for (int64_t k = 0; k < in_->n_rows; ++k) {
         double* row = values + k * kChunk;
         widen(in_->rows[k] + begin, length, row);
-        const double *less = query, factor = -1;
-        if (kSimplex) corrective_kernels().combine(row, &less, &factor, 1, width, row);
+        if (kSimplex) subtract(row, query, width);
       }
       for (int64_t i = 0; i < n_; i += 2) {
         const int64_t n_columns = std::min<int64_t>(2, n_ - i);

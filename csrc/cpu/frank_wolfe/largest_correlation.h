@@ -34,7 +34,7 @@ class UnitPool {
     width_ = quantized_width(d);
     int16_t* units = units_.reserve(n_rows * width_);
     norms_.resize(size_t(n_rows));
-    const auto to_units = corrective_kernels().unit_rows(static_cast<const T*>(nullptr));
+    const UnitRows<T> to_units = dot_kernels<T>().unit_rows;
     for_rows(n_rows, d, share, [&](int64_t begin, int64_t end) {
       to_units(rows + begin, end - begin, d, width_, units + begin * width_, norms_.data() + begin);
     });
@@ -179,7 +179,7 @@ class LargestCorrelation {
     const int64_t width = units_->width();
     int16_t* unit = unit_residual_.get();
     double length;
-    kernels_->unit_rows_float64(&residual, 1, in_->d, width, unit, &length);
+    dot_kernels<double>().unit_rows(&residual, 1, in_->d, width, unit, &length);
     for_rows(set.size(), width / 4, in_->share_rows, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin; first < end; first += kTile) {
         kernels_->estimate(set.units.data() + first, set.norms.data() + first,

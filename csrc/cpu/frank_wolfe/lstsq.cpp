@@ -106,6 +106,28 @@ class GramSolver {
   AlignedDoubles gram_, products_;
 };
 
+// Many queries of one small pool, as many at once as a vector has lanes. What pivoting does not
+// solve to rounding, the rows do.
+template <typename T, Constraint kConstraint>
+class PivotingSolver {
+ public:
+  PivotingSolver(const PivotedPool<T, kConstraint>& pool, const CorrectiveOptions& options)
+      : pivoted_(pool), by_rows_({options, nullptr}) {}
+
+  bool solve(const QueryPool<T>& in, SelectionAnswer& answer) {
+    if (in.b >= end_) {
+      first_ = in.b, end_ = std::min(in.b + pivoting_kernel().lanes, in.batch);
+      pivoted_.solve(in.query, in.query_stride, end_ - first_);
+    }
+    return pivoted_.answer(in.b - first_, answer) || by_rows_.solve(in, answer);
+  }
+
+ private:
+  PivotedQueries<T, kConstraint> pivoted_;
+  int64_t first_ = 0, end_ = 0;  // of the queries that are solved
+  ThreadSolver<LstsqSolver<T, kConstraint>, LstsqOptions<T>> by_rows_;
+};
+
 class LstsqOutput {
  public:
   using Answer = SelectionAnswer;
@@ -192,54 +214,6 @@ void solve_each(const LstsqCall& call, const UnitPool<T>* units, const LstsqOutp
                   [&] { return ThreadSolver<Solver, LstsqOptions<T>>(options); });
 }
 
-// Many queries of one small pool. What pivoting does not solve to rounding, the rows do.
-template <typename T, Constraint kConstraint>
-void pivot(const LstsqCall& call, const PivotedPool<T, kConstraint>& pool,
-           const LstsqOutput& output) {
-  const SelectionArguments& arguments = call.arguments;
-  const Pool<T> rows_of(arguments);
-  const Tensor query = dense_query(arguments);
-  const T* queries = data<T>(query);
-  const int64_t stride = query.stride(0), lanes = pivoting_kernel().lanes;
-  const LstsqOptions<T> options{call.options, nullptr};
-  using RowSolver = ThreadSolver<LstsqSolver<T, kConstraint>, LstsqOptions<T>>;
-  struct Workspace {
-    PivotedQueries<T, kConstraint> pivoted;
-    RowSolver solver;
-    std::vector<const T*> rows;
-    ReadAhead<T> ahead;
-    SelectionAnswer answer;
-  };
-  FirstFailure failure;
-  const auto solve = [&](Workspace& w, int64_t group) {
-    const int64_t first = group * lanes, last = std::min(first + lanes, arguments.batch);
-    w.pivoted.solve(queries + first * stride, stride, last - first);
-    for (int64_t b = first; b < last; ++b) {
-      bool is_solved = w.pivoted.answer(b - first, w.answer);
-      if (!is_solved) {
-        rows_of.rows(b, arguments.width, w.rows);
-        w.ahead.begin(arguments.dim);
-        is_solved =
-            w.solver.solve(QueryPool<T>{w.rows.data(), arguments.width, queries + b * stride,
-                                        arguments.dim, false, &w.ahead},
-                           w.answer);
-      }
-      if (!is_solved || !output.write(b, w.answer)) failure.note(b);
-    }
-    return true;
-  };
-  FirstFailure of_groups;
-  for_each_query((arguments.batch + lanes - 1) / lanes, call.work(), of_groups,
-                 [&] {
-                   return Workspace{
-                       PivotedQueries<T, kConstraint>(pool), RowSolver(options), {}, {}, {}};
-                 },
-                 solve);
-  if (!failure.any()) return;
-  const int64_t b = failure.query();
-  non_finite_error(arguments, rows_of, arguments.width, queries + b * stride, b);
-}
-
 template <Constraint kConstraint>
 LstsqTensors::Tuple lstsq(const LstsqCall& call) {
   const SelectionArguments& arguments = call.arguments;
@@ -249,7 +223,9 @@ LstsqTensors::Tuple lstsq(const LstsqCall& call) {
     if (call.is_gram) return solve_each<GramSolver<T, kConstraint>, T>(call, nullptr, output);
     if (call.may_pivot && PivotedPool<T, kConstraint>::takes(arguments)) {
       const PivotedPool<T, kConstraint> pool(arguments);
-      if (pool.is_well_conditioned()) return pivot<T, kConstraint>(call, pool, output);
+      if (pool.is_well_conditioned())
+        return select_batch<T>(arguments, call.sizes, call.work(), output,
+                               [&] { return PivotingSolver<T, kConstraint>(pool, call.options); });
     }
     const SharedUnitPool<T> units(arguments);
     solve_each<LstsqSolver<T, kConstraint>, T>(call, units.get(), output);

@@ -12,6 +12,7 @@
 #include "../../host/selection_tensors.h"
 #include "../batch.h"
 #include "../simd/dot_kernels.h"
+#include "../wide_vectors.h"
 #include "support_factor.h"
 
 namespace hullft {
@@ -35,9 +36,7 @@ class AdjointSystem {
     }
     for (int64_t i = 0; i < m_; ++i) {
       double* row = values + i * width;
-      const double less = -1;
-      if (origin >= 0 && i != origin)
-        corrective_kernels().combine(row, &vectors[size_t(origin)], &less, 1, width, row);
+      if (origin >= 0 && i != origin) subtract(row, vectors[size_t(origin)], width);
       dot_kernels<double>().few(vectors.data(), i + 1, row, width, &gram_[size_t(i * m_)]);
     }
   }
@@ -166,10 +165,9 @@ void solve_each(const SelectionArguments& arguments, const Tensor& gradient, boo
     std::vector<int64_t> support;
     std::vector<double> values;
   };
-  FirstFailure none;
   const double work = double(arguments.batch) * (kStepsWork + double(width * arguments.dim));
   for_each_query(
-      arguments.batch, work, none, [] { return Workspace{}; },
+      arguments.batch, work, [] { return Workspace{}; },
       [&](Workspace& w, int64_t b) {
         pool.rows(b, width, w.rows);
         w.support.clear(), w.values.clear();

@@ -15,6 +15,7 @@
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
 #include "../simd/pivoting_kernels.h"
+#include "../wide_vectors.h"
 #include "support_factor.h"
 
 namespace hullft {
@@ -41,12 +42,10 @@ class PivotedPool {
       dot_kernels<T>().widen(rows[size_t(k)], d_, values + k * width_);
       rows_.push_back(values + k * width_);
     }
-    const std::vector<double> shares(size_t(n_), 1 / double(n_)), less { -1 };
-    const double* mean_row = mean;
+    const std::vector<double> shares(size_t(n_), 1 / double(n_));
     if (kSimplex) {
       combine(nullptr, rows_.data(), shares.data(), n_, mean);
-      for (int64_t k = 0; k < n_; ++k)
-        combine(rows_[size_t(k)], &mean_row, less.data(), 1, values + k * width_);
+      for (int64_t k = 0; k < n_; ++k) subtract(values + k * width_, mean, width_);
     }
     gram_.resize(size_t(n_ * n_));
     for (int64_t i = 0; i < n_; ++i) multiply(i, gram_.data() + i * n_);
@@ -66,8 +65,7 @@ class PivotedPool {
   // out = x less the mean, in float64.
   void shifted(const T* x, double* out) const {
     dot_kernels<T>().widen(x, d_, out);
-    const double *mean = mean_.get(), less = -1;
-    if (kSimplex) combine(out, &mean, &less, 1, out);
+    if (kSimplex) subtract(out, mean_.get(), width_);
   }
 
   void combine(const double* base, const double* const* rows, const double* factors, int64_t m,
@@ -123,7 +121,7 @@ class PivotedQueries {
     for (int64_t l = 0; l < n; ++l) {
       double* query = values + l * width;
       pool_.shifted(queries + l * stride, query);
-      dot(query, query, &squares_[size_t(l)]);
+      squares_[size_t(l)] = dot(query, query, width);
     }
     for (int64_t l = 0; l < n; l += 2) {
       const int64_t n_columns = std::min<int64_t>(2, n - l);
@@ -171,9 +169,7 @@ class PivotedQueries {
     const double* query = values_.get() + lane * width;
     double* residual = residual_.reserve(width);
     pool_.combine(query, support_.data(), factors_.data(), answer.support_size, residual);
-    double square;
-    dot(residual, residual, &square);
-    answer.residual = std::sqrt(square);
+    answer.residual = std::sqrt(dot(residual, residual, width));
     answer.gap = gap(residual, answer);
     const double size = std::sqrt(pool_.longest()) * (std::sqrt(squares_[size_t(lane)]) + terms);
     return is_stationary<double>(answer.gap, size, 0.0);
@@ -181,10 +177,6 @@ class PivotedQueries {
 
  private:
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
-
-  void dot(const double* x, const double* y, double* out) const {
-    dot_kernels<double>().few(&x, 1, y, pool_.width(), out);
-  }
 
   // As CorrectiveSolver has it, from the rows.
   double gap(const double* residual, const SelectionAnswer& answer) {

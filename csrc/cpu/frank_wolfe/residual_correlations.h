@@ -18,6 +18,7 @@
 #include "../query_pool.h"
 #include "../simd/corrective_kernels.h"
 #include "../simd/dot_kernels.h"
+#include "../wide_vectors.h"
 #include "largest_correlation.h"
 #include "support.h"
 #include "support_factor.h"
@@ -40,7 +41,7 @@ class ResidualCorrelations {
     residual_.reserve(width_), entering_row_.reserve(width_);
     std::copy_n(query_.get(), width_, residual_.get());
     n_support_ = 0, shift_ = 0;
-    qq_ = dot(query_.get(), query_.get());
+    qq_ = dot(query_.get(), query_.get(), width_);
     if (!std::isfinite(qq_) || !largest_.begin(in, units, support)) return false;
     looks_at_all_ = largest_.is_small();
     saw_all_ = false;
@@ -78,7 +79,7 @@ class ResidualCorrelations {
     slope_of_all_ = entering_.slope;
     if (looks_at_all_ || length == 0) return;
     // Other rows have no slope.
-    const double mean = kSimplex ? dot(residual_.get(), query_.get()) - length * length : 0;
+    const double mean = kSimplex ? dot(residual_.get(), query_.get(), width_) - length * length : 0;
     largest_.choose_working_set(mean / length);
   }
 
@@ -94,7 +95,7 @@ class ResidualCorrelations {
     return !entering_.is_optimal && entering_.slope >= kNearFirst * slope_of_first_;
   }
 
-  double residual() const { return std::sqrt(dot(residual_.get(), residual_.get())); }
+  double residual() const { return std::sqrt(dot(residual_.get(), residual_.get(), width_)); }
   double query_square() const { return qq_; }
 
   double rounding() const { return epsilon<double>(); }
@@ -118,7 +119,7 @@ class ResidualCorrelations {
   }
   double square() const { return entering_square_ + shift_; }
   std::array<double, 1> targets() const {
-    return {kSimplex ? shift_ : dot(entering_row_.get(), query_.get())};
+    return {kSimplex ? shift_ : dot(entering_row_.get(), query_.get(), width_)};
   }
 
   // The factor of the target that makes the weights sum to 1.
@@ -159,28 +160,19 @@ class ResidualCorrelations {
     if (row < 0) return;  // all rows are in the support
     double* values = entering_row_.get();
     dot_kernels<T>().widen(in_->rows[row], in_->d, values);
-    if (kSimplex) {
-      const double *query = query_.get(), less = -1;
-      corrective_kernels().combine(values, &query, &less, 1, width_, values);
-    }
+    if (kSimplex) subtract(values, query_.get(), width_);
     const double slope = slope_of(values, length);
     // What rounding a slope has comes from the residual, whose terms are rows times their weights.
     double terms = kSimplex ? 0 : std::sqrt(qq_);
     for (int64_t j = 0; j < n_support_; ++j)
       terms += support_->weights()[size_t(j)] * lengths_[size_t(j)];
-    entering_square_ = dot(values, values);
+    entering_square_ = dot(values, values, width_);
     entering_ = {row, slope,
                  is_stationary<double>(slope, std::sqrt(entering_square_) * terms, 0.0)};
   }
 
   double slope_of(const double* row, double length) const {
-    return dot(row, residual_.get()) + (kSimplex ? length * length : 0);
-  }
-
-  double dot(const double* x, const double* y) const {
-    double product;
-    dot_kernels<double>().few(&x, 1, y, width_, &product);
-    return product;
+    return dot(row, residual_.get(), width_) + (kSimplex ? length * length : 0);
   }
 
   const QueryPool<T>* in_ = nullptr;

@@ -62,17 +62,6 @@ void unit_rows_kernel(const T* const* rows, int64_t n_rows, int64_t d, int64_t w
   }
 }
 
-// Exact, whatever the order: the sum fits, though the sum of some lanes may wrap.
-inline int32_t sum_lanes(VecI v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_epi32(__m512i(v));
-#else
-  uint32_t sum = 0;
-  for (int i = 0; i < kFloats; ++i) sum += uint32_t(v[i]);
-  return int32_t(sum);
-#endif
-}
-
 template <int kRows>
 inline void estimate_tile(const int16_t* const* rows, const double* norms, int64_t width,
                           const int16_t* x, double* out) {
@@ -82,8 +71,9 @@ inline void estimate_tile(const int16_t* const* rows, const double* norms, int64
     for (int r = 0; r < kRows; ++r)
       sums[r] = add_products(sums[r], load_bytes<VecS>(rows[r] + i), x_i);
   }
+  // Exact, whatever the order: the sum fits, though the sum of some lanes may wrap.
   for (int r = 0; r < kRows; ++r)
-    out[r] = norms[r] * (double(sum_lanes(sums[r])) / (kUnitNorm * kUnitNorm));
+    out[r] = norms[r] * (double(int32_t(sum_lanes(VecU(sums[r])))) / (kUnitNorm * kUnitNorm));
 }
 
 void estimate_kernel(const int16_t* const* rows, const double* norms, int64_t n_rows, int64_t width,

@@ -4,19 +4,11 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../../core/dtypes.h"
-
 namespace hullft {
 
 // Unit vectors are 16-bit integers of this norm: a product of two fits into 32 bits, by Cauchy and
 // Schwarz.
 constexpr double kUnitNorm = 32000;
-
-// out[k] = rows[k] / norms[k] * kUnitNorm, `width` integers of which those past d are 0; a row of 0
-// stays 0. width is that of quantized_width. Only a table knows the order of the integers.
-template <typename T>
-using UnitRows = void (*)(const T* const* rows, int64_t n_rows, int64_t d, int64_t width,
-                          int16_t* out, double* norms);
 
 // How far the cosine of two unit vectors may be off, as each integer is rounded.
 static inline double cosine_error(int64_t width) {
@@ -24,10 +16,6 @@ static inline double cosine_error(int64_t width) {
 }
 
 struct CorrectiveKernels {
-  UnitRows<float> unit_rows_float32;
-  UnitRows<double> unit_rows_float64;
-  UnitRows<BFloat16> unit_rows_bfloat16;
-  UnitRows<Float16> unit_rows_float16;
   // out[k] = norms[k] times the cosine of rows[k] and x, unit vectors of `width` integers.
   void (*estimate)(const int16_t* const* rows, const double* norms, int64_t n_rows, int64_t width,
                    const int16_t* x, double* out);
@@ -39,11 +27,6 @@ struct CorrectiveKernels {
   void (*solve_lower)(const double* const* rows, const double* reciprocals, int64_t m, double* x);
   // x <- L^-T x
   void (*solve_upper)(const double* const* rows, const double* reciprocals, int64_t m, double* x);
-
-  UnitRows<float> unit_rows(const float*) const { return unit_rows_float32; }
-  UnitRows<double> unit_rows(const double*) const { return unit_rows_float64; }
-  UnitRows<BFloat16> unit_rows(const BFloat16*) const { return unit_rows_bfloat16; }
-  UnitRows<Float16> unit_rows(const Float16*) const { return unit_rows_float16; }
 };
 
 const CorrectiveKernels& corrective_kernels();

@@ -1,5 +1,6 @@
 #include <atomic>
-#include <cstring>
+#include <string>
+#include <vector>
 
 #include "instruction_sets.h"
 #include "kernels.h"
@@ -27,24 +28,19 @@ bool has_avx512() {
 }
 #endif
 
-constexpr int kMaxTables = 3;
-
-int list_tables(const Kernels* tables[kMaxTables]) {
-  int n = 0;
+// Those that can run here, widest first.
+std::vector<const Kernels*> tables() {
+  std::vector<const Kernels*> tables;
 #if defined(HULLFT_X86)
-  if (has_avx512()) tables[n++] = &kernels_avx512;
-  if (has_avx2()) tables[n++] = &kernels_avx2;
+  if (has_avx512()) tables.push_back(&kernels_avx512);
+  if (has_avx2()) tables.push_back(&kernels_avx2);
 #endif
-  tables[n++] = &kernels_portable;
-  return n;
+  tables.push_back(&kernels_portable);
+  return tables;
 }
 
 std::atomic<const Kernels*>& current() {
-  static std::atomic<const Kernels*> table = [] {
-    const Kernels* tables[kMaxTables];
-    list_tables(tables);
-    return tables[0];
-  }();
+  static std::atomic<const Kernels*> table = tables().front();
   return table;
 }
 
@@ -75,21 +71,17 @@ const AllReplayKernels& all_replay_kernels() { return kernels().replay; }
 
 const char* simd_level() { return kernels().name; }
 
-int available_simd_levels(const char* names[], int capacity) {
-  const Kernels* tables[kMaxTables];
-  const int n = list_tables(tables);
-  for (int i = 0; i < n && i < capacity; ++i) names[i] = tables[i]->name;
-  return n;
+std::vector<std::string> simd_levels() {
+  std::vector<std::string> names;
+  for (const Kernels* table : tables()) names.push_back(table->name);
+  return names;
 }
 
-bool choose_simd_level(const char* name) {
-  const Kernels* tables[kMaxTables];
-  const int n = list_tables(tables);
-  for (int i = 0; i < n; ++i) {
-    if (std::strcmp(tables[i]->name, name) == 0) {
-      current().store(tables[i], std::memory_order_relaxed);
-      return true;
-    }
+bool choose_simd_level(const std::string& name) {
+  for (const Kernels* table : tables()) {
+    if (table->name != name) continue;
+    current().store(table, std::memory_order_relaxed);
+    return true;
   }
   return false;
 }

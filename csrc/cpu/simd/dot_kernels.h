@@ -1,10 +1,11 @@
-// Products of rows in float64: the inner loops that want vector instructions. dispatch.cpp chooses
-// the widest instruction set that the processor has, here as for the other families of kernels.
+// Passes over rows: the inner loops that want vector instructions. dispatch.cpp chooses the widest
+// instruction set that the processor has, here as for the other families of kernels.
 #pragma once
 
 #include <cstdint>
 
 #include "../../core/dtypes.h"
+#include "screening_kernels.h"
 
 namespace hullft {
 
@@ -31,12 +32,28 @@ using Widen = void (*)(const T* x, int64_t d, double* out);
 template <typename T>
 using SquaredNorms = void (*)(const T* const* rows, int64_t n_rows, int64_t d, double* out);
 
+// out[k] = rows[k] / norms[k] * kUnitNorm, `width` integers of which those past d are 0; a row of 0
+// stays 0. width is that of quantized_width. Only a table knows the order of the integers.
+template <typename T>
+using UnitRows = void (*)(const T* const* rows, int64_t n_rows, int64_t d, int64_t width,
+                          int16_t* out, double* norms);
+
+// Row k = scales[k] * the integers but for a vector of norm `lost` at most, for k < n_rows. Unless
+// column is null, products[k] = <row k, column> as multiply_quantized has it. With an infinite norm
+// nothing of that holds.
+template <typename T>
+using Quantize = QuantizedBounds (*)(const T* const* rows, int64_t n_rows, int64_t d,
+                                     const QuantizedRowsOut& out, const QuantizedColumn* column,
+                                     float* products);
+
 template <typename T>
 struct DotKernels {
   DotRows<T> rows;
   DotFew<T> few;
   Widen<T> widen;
   SquaredNorms<T> squared_norms;
+  UnitRows<T> unit_rows;
+  Quantize<T> quantize;  // null for float64, which is not screened
 };
 
 // One base for each storage type.

@@ -1,16 +1,19 @@
 // Which instruction set the kernels use, and what the processor has.
 #pragma once
 
+#include <string>
+#include <vector>
+
 namespace hullft {
 
 // The name of the one in use.
 const char* simd_level();
 
 // The names of those that this processor can run, widest first.
-int available_simd_levels(const char* names[], int capacity);
+std::vector<std::string> simd_levels();
 
 // Chooses one by name, for tests and measurements; false when it cannot run here.
-bool choose_simd_level(const char* name);
+bool choose_simd_level(const std::string& name);
 
 // Whether several Adam steps take their quotients by multiplication, with the bits of the division:
 // on Intel's processors, whose divider is what they would wait for.

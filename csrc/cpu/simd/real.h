@@ -56,46 +56,32 @@ inline void store_doubles(Float16* p, VecD v) {
   for (int i = 0; i < kDoubles; ++i) p[i] = to_float16(float(v[i]));
 }
 
-// ---- sums over the lanes, as a tree -------------------------------------------------------------
+// ---- the lanes of a vector in one value, as a tree: the upper half onto the lower one
+// ------------
 
-inline float sum_lanes(VecF v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(__m512(v));
-#elif defined(__AVX2__)
-  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(__m256(v)), _mm256_extractf128_ps(__m256(v), 1));
-  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-#else
-  return (v[0] + v[2]) + (v[1] + v[3]);
-#endif
+template <typename V, typename Combine>
+inline auto reduce_lanes(V v, const Combine& combine) {
+  using R = std::remove_reference_t<decltype(v[0])>;
+  if constexpr (sizeof(V) == 2 * sizeof(R)) {
+    return combine(v[0], v[1]);
+  } else {
+    typedef R Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return reduce_lanes(combine(halves[0], halves[1]), combine);
+  }
 }
 
-inline double sum_lanes(VecD v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_pd(__m512d(v));
-#elif defined(__AVX2__)
-  const __m128d sum =
-      _mm_add_pd(_mm256_castpd256_pd128(__m256d(v)), _mm256_extractf128_pd(__m256d(v), 1));
-  return _mm_cvtsd_f64(_mm_add_sd(sum, _mm_unpackhi_pd(sum, sum)));
-#else
-  return v[0] + v[1];
-#endif
+template <typename V>
+inline auto sum_lanes(V v) {
+  return reduce_lanes(v, [](auto a, auto b) { return a + b; });
 }
 
-// ---- the largest lane, of values that are not NaN -----------------------------------------------
-
-#if defined(__AVX512F__)
-inline float max_lanes(VecF v) { return _mm512_reduce_max_ps(__m512(v)); }
-inline double max_lanes(VecD v) { return _mm512_reduce_max_pd(__m512d(v)); }
-#else
+// Of values that are not NaN.
 template <typename V>
 inline auto max_lanes(V v) {
-  auto highest = v[0];
-  for (int i = 1; i < int(sizeof v / sizeof highest); ++i)
-    highest = v[i] > highest ? v[i] : highest;
-  return highest;
+  return reduce_lanes(v, [](auto a, auto b) { return a > b ? a : b; });
 }
-#endif
 
 // Bit i: lane i of a and b is equal.
 inline uint64_t equal_lanes(VecD a, VecD b) {

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "../../core/dtypes.h"
-
 namespace hullft {
 
 // Integers are rows of this many 16-bit values, zero in the padding.
@@ -38,14 +36,6 @@ struct QuantizedBounds {
   float norm, lost;
 };
 
-// Row k = scales[k] * the integers but for a vector of norm `lost` at most, for k < n_rows. Unless
-// column is null, products[k] = <row k, column> as multiply_quantized has it. With an infinite norm
-// nothing of that holds.
-template <typename T>
-using Quantize = QuantizedBounds (*)(const T* const* rows, int64_t n_rows, int64_t d,
-                                     const QuantizedRowsOut& out, const QuantizedColumn* column,
-                                     float* products);
-
 // In one pass over rows of integers.
 constexpr int64_t kMostColumns = 2;
 
@@ -62,11 +52,7 @@ struct SupportMove {
   int64_t s;  // of a list of atoms
 };
 
-// float64 is not screened.
 struct ScreeningKernels {
-  Quantize<float> quantize_float32;
-  Quantize<BFloat16> quantize_bfloat16;
-  Quantize<Float16> quantize_float16;
   // out[j][k] = <row k, row atoms[j]>, the exact product rounded a few times, for the rows of tiles
   // begin .. end and up to kMostColumns atoms.
   void (*multiply_quantized)(const QuantizedTiles& tiles, int64_t begin, int64_t end,
@@ -84,10 +70,6 @@ struct ScreeningKernels {
   // u_k after those steps from 0, with the bits that StepKernels would have left there; products
   // are <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
-
-  Quantize<float> quantize(const float*) const { return quantize_float32; }
-  Quantize<BFloat16> quantize(const BFloat16*) const { return quantize_bfloat16; }
-  Quantize<Float16> quantize(const Float16*) const { return quantize_float16; }
 };
 
 const ScreeningKernels& screening_kernels();

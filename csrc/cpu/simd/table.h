@@ -38,6 +38,8 @@ constexpr DotKernels<T> dot_kernels_of() {
   kernels.few = &dot_few_kernel<T>;
   kernels.widen = &widen_kernel<T>;
   kernels.squared_norms = &squared_norms_kernel<T>;
+  kernels.unit_rows = &unit_rows_kernel<T>;
+  if constexpr (sizeof(T) < sizeof(double)) kernels.quantize = &quantize_kernel<T>;
   return kernels;
 }
 
@@ -47,12 +49,9 @@ constexpr Kernels make_table(const char* name) {
       {dot_kernels_of<float>(), dot_kernels_of<double>(), dot_kernels_of<BFloat16>(),
        dot_kernels_of<Float16>()},
       {&step_argmax_kernel, &step_tied_max_kernel},
-      {&quantize_kernel<float>, &quantize_kernel<BFloat16>, &quantize_kernel<Float16>,
-       &multiply_quantized_kernel, &step_max_kernel<float>, &estimates_from_kernel,
+      {&multiply_quantized_kernel, &step_max_kernel<float>, &estimates_from_kernel,
        &highest_without_slot_kernel, &follow_moves_kernel},
-      {&unit_rows_kernel<float>, &unit_rows_kernel<double>, &unit_rows_kernel<BFloat16>,
-       &unit_rows_kernel<Float16>, &estimate_kernel, &combine_kernel, &solve_lower_kernel,
-       &solve_upper_kernel},
+      {&estimate_kernel, &combine_kernel, &solve_lower_kernel, &solve_upper_kernel},
       {kDoubles, &Pivoting::work, &pivot_kernel},
       &pick_kernel,
       make_replay_kernels(),
