@@ -267,12 +267,21 @@ class ReplayAdam(Optimizer):
     def _check_capture(self) -> None:
         """Refuse a capture that would repeat a step count from the CPU at every replay."""
         for i, group in enumerate(self.param_groups):
-            devices = {param.device for param in group["params"]}
-            if not group["capturable"] and any(map(is_capturing, devices)):
+            params = group["params"]
+            if not any(map(is_capturing, {param.device for param in params})):
+                continue
+            if not group["capturable"]:
                 raise RuntimeError(
                     f"ReplayAdam.step: capturable of parameter group {i} must be True in the "
                     f"capture of a CUDA graph, got {group['capturable']}"
                 )
+            for j, param in enumerate(params):
+                count = self.state.get(param, {}).get("step")
+                if count is not None and count.device != param.device:
+                    raise RuntimeError(
+                        f"ReplayAdam.step: step of parameter {j} of group {i} must be on "
+                        f"{param.device} in the capture of a CUDA graph, got {count.device}"
+                    )
 
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
         if not isinstance(grads, Mapping):

@@ -331,6 +331,20 @@ def test_a_captured_group_must_be_capturable(capturing: dict[str, bool]) -> None
     assert not optimizer.state
 
 
+def test_a_captured_step_count_must_be_on_the_device(
+    capturing: dict[str, bool],
+) -> None:
+    """It is not after a change of the group's option."""
+    optimizer = ReplayAdam([parameter("cuda")])
+    capturing["on"] = False
+    optimizer.step()
+    capturing["on"] = True
+    optimizer.param_groups[0]["capturable"] = True
+
+    with pytest.raises(RuntimeError, match="step of parameter 0 of group 0 must be on"):
+        optimizer.step()
+
+
 def test_a_capture_must_not_make_the_state(capturing: dict[str, bool]) -> None:
     optimizer = ReplayAdam([parameter("cuda")], capturable=True)
     for make in (optimizer.step, optimizer.make_state):
