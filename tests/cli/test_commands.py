@@ -43,7 +43,7 @@ def options_in(text: str) -> set[str]:
         ("answer", ModelConfig, set()),
         ("answer", TTFTConfig, {"techniques"}),
         ("evaluate", Experiment, {"settings", "description"}),
-        ("evaluate", TTFTConfig, {"ngram_weights", "techniques"}),
+        ("evaluate", TTFTConfig, {"techniques"}),
         ("evaluate", Workers, set()),
         ("index", IndexConfig, set()),
         ("train", AdapterConfig, set()),

@@ -25,8 +25,9 @@ class Model:
 
         return self.written
 
-    def beginning(self, text: str, count: int) -> str:
-        return text
+    reader = SimpleNamespace(
+        passage_ids=str.split, tokenizer=SimpleNamespace(decode=" ".join)
+    )
 
 
 def scores(prompt: Prompt, score: str | None, model: Any) -> dict[str, float]:

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hullft_ops.ttft import training
+from hullft_ops.ttft import techniques, training
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.prefix import Passage, Prefix
 from hullft_ops.ttft.store.base import MemoryStore
@@ -68,6 +68,16 @@ class HashingEmbedder:
 def _steps_in_backward(monkeypatch):
     """Models as small as these would be too small to be trained in parts."""
     monkeypatch.setattr(training, "_LEAST_BYTES", 1)
+
+
+@pytest.fixture
+def weigh_ngrams(monkeypatch):
+    """Gives n-grams other weights: random models are surer of nothing."""
+
+    def weigh(*weights):
+        monkeypatch.setattr(techniques.ngrams, "WEIGHTS", weights)
+
+    return weigh
 
 
 @pytest.fixture

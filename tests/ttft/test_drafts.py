@@ -28,16 +28,16 @@ def passes(dynamic_llama):
 
 
 @pytest.fixture
-def make_copier(dynamic_llama, tokenizer, store_of, embedder):
+def make_copier(dynamic_llama, tokenizer, store_of, embedder, weigh_ngrams):
     """Makes a finetuner that goes on as its one passage does, mostly."""
     dynamic_llama.config.max_position_embeddings = 512
+    weigh_ngrams(0.5, 0.7, 0.9, 0.9)
 
     def make(model=dynamic_llama, **options):
         settings = {
             "n_select": 0,
             "train_on_prompt": 0,
             "context": 1,
-            "ngram_weights": (0.5, 0.7, 0.9, 0.9),
             "dtype": None,
         }
         return TestTimeFinetuner(

@@ -40,15 +40,15 @@ def text(tokenizer):
 
 
 @pytest.fixture
-def copier(dynamic_llama, tokenizer, store_of, embedder, text):
+def copier(dynamic_llama, tokenizer, store_of, embedder, text, weigh_ngrams):
     """Goes on as its one passage does."""
     dynamic_llama.config.max_position_embeddings = 256
+    weigh_ngrams(0.5, 0.9, 0.9, 0.9, 0.9)
     options = {
         "n_select": 0,
         "train_on_prompt": 0,
         "context": 0,
         "ngrams": 1,
-        "ngram_weights": (0.5, 0.9, 0.9, 0.9, 0.9),
         "dtype": None,
     }
     return TestTimeFinetuner(

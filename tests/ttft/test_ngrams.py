@@ -91,15 +91,16 @@ def test_a_forbidden_token_stays_forbidden():
 
 @pytest.mark.parametrize("context", [0, 1])
 def test_what_is_written_is_what_is_scored_as_greedy(
-    model, tokenizer, make, store_of, context, monkeypatch
+    model, tokenizer, make, store_of, context, monkeypatch, weigh_ngrams
 ):
+    weigh_ngrams(0.6)
     greedy = []
 
     def watched(logits, targets, **options):
         greedy.extend((logits.argmax(dim=-1) == targets).tolist())
         return cross_entropy(logits, targets, **options)
 
-    options = {"n_select": 0, "ngrams": 1, "ngram_weights": (0.6,)}
+    options = {"n_select": 0, "ngrams": 1}
     store = store_of(["red dog", "the cat", f"{PROMPT} mat and"])
     finetuner = make(model, store=store, context=context, **options)
     with finetuner.adapted(PROMPT) as adaptation:
@@ -132,8 +133,9 @@ def test_what_is_written_is_what_is_scored_as_greedy(
     ],
     ids=str,
 )
-def test_other_ways_of_writing_keep_working(llama, make, options):
-    finetuner = make(llama, n_select=0, context=2, ngrams=1, ngram_weights=(0.9,))
+def test_other_ways_of_writing_keep_working(llama, make, options, weigh_ngrams):
+    weigh_ngrams(0.9)
+    finetuner = make(llama, n_select=0, context=2, ngrams=1)
     torch.manual_seed(0)
     with finetuner.adapted(PROMPT) as adaptation:
         answer = adaptation.generate(PROMPT, max_new_tokens=12, **options)

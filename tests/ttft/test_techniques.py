@@ -41,14 +41,8 @@ class Everything(Technique):
 
     def __init__(self, token):
         self.token = token
-
-    @property
-    def neighbours(self):
-        return 2
-
-    @property
-    def settings(self):
-        return {"favourite": self.token}
+        self.neighbours = 2
+        self.settings = {"favourite": token}
 
     def prepare(self, neighbours, reader):
         assert len(neighbours.positions) >= 2

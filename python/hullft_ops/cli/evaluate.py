@@ -28,10 +28,7 @@ IN_FILES = ("settings", "description")
 
 def evaluate(
     experiment: Annotated[dict[str, Any], fields_of(Experiment, without=IN_FILES)],
-    settings: Annotated[
-        dict[str, Any],
-        fields_of(TTFTConfig, several=True, without=("ngram_weights",)),
-    ],
+    settings: Annotated[dict[str, Any], fields_of(TTFTConfig, several=True)],
     workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
     config: str | None = None,

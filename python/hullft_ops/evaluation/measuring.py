@@ -16,17 +16,18 @@ from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import Row, Score, key_of
 from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
-from hullft_ops.ttft.adaptation import Answering
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.tokens import tokenizer_identity
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
+# In the model's own dtype, so that its scores are the same for all configurations.
+_PLAIN = TTFTConfig(train_on_prompt=0, context=0, ngrams=0.0, dtype=None)
 # A prompt, and the keys of the configurations to measure on it.
 Task = tuple[Prompt, list[str]]
 
@@ -135,9 +136,9 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     # A search serves all of its kind: each takes the beginning of the list that it needs.
     count = max(finetuner.neighbours for finetuner in finetuners)
     retrieved: dict[str, Neighbours] = {}
-    # In the model's own dtype, so that it is the same for all.
-    plain = Answering(evaluation.reader.using(evaluation.reader.window, None), Prefix())
-    before = scores_of(prompt, plain, evaluation.metrics)
+    config = replace(_PLAIN, max_length=finetuners[0].config.max_length)
+    with finetuners[0].with_config(config).adapted(prompt.text) as plain:
+        before = scores_of(prompt, plain, evaluation.metrics)
     for key, finetuner in zip(keys, finetuners, strict=True):
         if finetuner.search not in retrieved:
             retrieved[finetuner.search] = finetuner.retrieve(prompt.text, count)

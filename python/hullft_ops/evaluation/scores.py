@@ -8,7 +8,7 @@ from statistics import fmean
 
 from hullft_ops._extras import needed_by
 from hullft_ops.evaluation.prompts import Prompt
-from hullft_ops.ttft.adaptation import Answering
+from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.errors import InputError, NothingToScoreError
 
 # Tokens that the model writes for a score of what is written, and for one of a line at most.
@@ -32,18 +32,18 @@ class Metric:
 
     title: str
     meaning: str
-    measure: Callable[[Prompt, Answering], float | None]
+    measure: Callable[[Prompt, Adaptation], float | None]
     more_is_better: bool = False
     is_written: bool = False
 
 
-def _bits_of_continuation(prompt: Prompt, model: Answering) -> float | None:
+def _bits_of_continuation(prompt: Prompt, model: Adaptation) -> float | None:
     if prompt.continuation is None:
         return None
     return model.score(prompt.continuation, after=prompt.text).value
 
 
-def _bits_of_prompt(prompt: Prompt, model: Answering) -> float | None:
+def _bits_of_prompt(prompt: Prompt, model: Adaptation) -> float | None:
     # A model that was trained on the prompt has no score of it, nor has a prompt of one token.
     if model.is_trained_on_prompt:
         return None
@@ -53,7 +53,7 @@ def _bits_of_prompt(prompt: Prompt, model: Answering) -> float | None:
         return None
 
 
-def _chrf(prompt: Prompt, model: Answering) -> float | None:
+def _chrf(prompt: Prompt, model: Adaptation) -> float | None:
     """chrF of what is written, against as many tokens of the continuation."""
     with needed_by("the score chrf"):
         from sacrebleu import sentence_chrf
@@ -62,16 +62,17 @@ def _chrf(prompt: Prompt, model: Answering) -> float | None:
     written = model.generate(
         prompt.text, max_new_tokens=WRITTEN_TOKENS, do_sample=False
     )
-    true = model.beginning(prompt.continuation, WRITTEN_TOKENS)
+    ids = model.reader.passage_ids(prompt.continuation)[:WRITTEN_TOKENS]
+    true = str(model.reader.tokenizer.decode(ids))
     return float(sentence_chrf(written, [true]).score)
 
 
-def _exact_lines(prompt: Prompt, model: Answering) -> float | None:
+def _exact_lines(prompt: Prompt, model: Adaptation) -> float | None:
     """The percentage of the next lines that are written exactly, but for space at their ends."""
     return _mean_of_lines(prompt, model, operator.eq)
 
 
-def _similar_lines(prompt: Prompt, model: Answering) -> float | None:
+def _similar_lines(prompt: Prompt, model: Adaptation) -> float | None:
     """Twice the characters that match in order, in percent of those of both lines."""
 
     def similarity(written: str, line: str) -> float:
@@ -81,7 +82,7 @@ def _similar_lines(prompt: Prompt, model: Answering) -> float | None:
 
 
 def _mean_of_lines(
-    prompt: Prompt, model: Answering, agreement: Callable[[str, str], float]
+    prompt: Prompt, model: Adaptation, agreement: Callable[[str, str], float]
 ) -> float | None:
     """The mean over the first lines with text of the continuation, in percent. Each is written
     behind the true text before it."""
@@ -153,7 +154,7 @@ def metrics_of(score: str | None) -> list[str]:
 
 
 def scores_of(
-    prompt: Prompt, model: Answering, metrics: Sequence[str]
+    prompt: Prompt, model: Adaptation, metrics: Sequence[str]
 ) -> dict[str, float]:
     """The scores that the prompt has, by name."""
     scores = {name: METRICS[name].measure(prompt, model) for name in metrics}

@@ -2,17 +2,19 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
+import torch
+
 from hullft_ops.ttft.chat import Prompt, prompt_tokens
-from hullft_ops.ttft.clock import timed
 from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.prefix import Passage, Prefix
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.techniques.technique import Prepared, Support
-from hullft_ops.ttft.training import Pass, Training
+from hullft_ops.ttft.training import Training
 
 OUT_OF_MEMORY = (
     "TestTimeFinetuner: out of memory, adapting. Lower max_length or context, use "
@@ -21,22 +23,39 @@ OUT_OF_MEMORY = (
 )
 
 
-class Answering:
-    """A model behind a prefix: it scores texts, and continues prompts.
+class Adaptation:
+    """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
 
     Attributes:
+        reader: the model.
+        prepared: what each technique has prepared.
+        support: the passages that the model was trained on; without any if it was on none.
+        taken: the passes, each with its text and how many steps it served.
+        losses: the mean loss of each pass, in nats.
+        passes: forward-backward passes, one for each gradient.
+        skipped_steps: steps that did not fit into the budget of seconds or passes.
+        seconds: wall-clock seconds by stage: embed, search, select, finetune (from the support to
+            the trained model), and prefill (reading the retrieved passages).
         has_ended: whether the model is restored.
     """
 
-    def __init__(self, reader: Reader, prefix: Prefix) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        prepared: Sequence[Prepared],
+        training: Training,
+        seconds: dict[str, float],
+    ) -> None:
+        self.reader = reader
+        self.prepared = prepared
+        self.support = support_of(prepared)
+        self.taken = training.taken
+        self.losses = training.losses
+        self.passes = len(training.losses)
+        self.skipped_steps = training.skipped_steps
+        self.seconds = seconds
         self.has_ended = False
-        self._reader = reader
-        self._prefix = prefix
-
-    @property
-    def is_trained_on_prompt(self) -> bool:
-        """Whether a step was taken on the prompt itself."""
-        return False
+        self._prefix = prefix_of(prepared)
 
     def score(self, text: str, *, after: str = "") -> BitsPerByte:
         """`hullft_ops.ttft.score_text` of the adapted model, behind what was prepared.
@@ -44,7 +63,7 @@ class Answering:
         ``after`` is a prompt that comes before the text.
         """
         self._check_alive("score")
-        return score(self._reader, text, after=after, prefix=self._prefix)
+        return score(self.reader, text, after=after, prefix=self._prefix)
 
     def generate(
         self, prompt: Prompt, *, chat: bool = False, **generate_kwargs: Any
@@ -69,80 +88,25 @@ class Answering:
         """
         self._check_alive("generate")
         return continue_prompt(
-            self._reader, prompt, prefix=self._prefix, chat=chat, **generate_kwargs
+            self.reader, prompt, prefix=self._prefix, chat=chat, **generate_kwargs
         )
-
-    def beginning(self, text: str, count: int) -> str:
-        """The first ``count`` tokens of a text, without special ones."""
-        ids = self._reader.passage_ids(text)[:count]
-        return str(self._reader.tokenizer.decode(ids))
-
-    def _check_alive(self, function: str) -> None:
-        if self.has_ended:
-            raise RuntimeError(
-                f"{function}: the model is restored: call it in the with block"
-            )
-
-
-class Adaptation(Answering):
-    """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
-
-    Attributes:
-        prepared: what each technique has prepared.
-        support: the passages that the model was trained on; without any if it was on none.
-        seconds: wall-clock seconds by stage: embed, search, select, finetune (from the support to
-            the trained model), and prefill (reading the retrieved passages).
-    """
-
-    def __init__(
-        self,
-        reader: Reader,
-        prepared: Sequence[Prepared],
-        training: Training,
-        seconds: dict[str, float],
-    ) -> None:
-        super().__init__(reader, prefix_of(prepared))
-        self.prepared = prepared
-        self.support = support_of(prepared)
-        self.seconds = seconds
-        self._training = training
-
-    @property
-    def losses(self) -> list[float]:
-        """The mean loss of each pass, in nats."""
-        return self._training.losses
-
-    @property
-    def taken(self) -> Sequence[Pass]:
-        """The passes, each with its text and how many steps it served."""
-        return self._training.taken
-
-    @property
-    def passes(self) -> int:
-        """Forward-backward passes, one for each gradient."""
-        return len(self.losses)
 
     @property
     def steps(self) -> list[int]:
         """The optimizer steps taken on each passage of the support."""
         taken: Counter[int | None] = Counter()
-        for each in self._training.taken:
+        for each in self.taken:
             taken[each.position] += each.repeats
         return [taken[index] for index in self.support.indices]
 
     @property
     def is_trained_on_prompt(self) -> bool:
-        return any(each.position is None for each in self._training.taken)
+        return any(each.position is None for each in self.taken)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps taken."""
-        return sum(each.repeats for each in self._training.taken)
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that did not fit into the budget of seconds or passes."""
-        return self._training.skipped_steps
+        return sum(each.repeats for each in self.taken)
 
     @property
     def passages(self) -> Sequence[Passage]:
@@ -153,16 +117,22 @@ class Adaptation(Answering):
         """Read the passages that fit before a prompt."""
         has_passages = bool(self.passages)
         tokens = prompt_tokens(
-            self._reader, prompt, chat=chat, has_passages=has_passages
+            self.reader, prompt, chat=chat, has_passages=has_passages
         )
-        self._prefix = self._prefix.fitting(tokens, self._reader.window)
+        self._prefix = self._prefix.fitting(tokens, self.reader.window)
         opening = tokens.ids[: tokens.opening]
-        device = self._reader.model.device
-        with (
-            out_of_memory_explained(OUT_OF_MEMORY),
-            timed(self.seconds, "prefill", device),
-        ):
-            self._prefix = self._reader.prefill(self._prefix, opening)
+        start = perf_counter()
+        with out_of_memory_explained(OUT_OF_MEMORY):
+            self._prefix = self.reader.prefill(self._prefix, opening)
+        if self.reader.model.device.type == "cuda":
+            torch.cuda.synchronize(self.reader.model.device)
+        self.seconds["prefill"] = perf_counter() - start
+
+    def _check_alive(self, function: str) -> None:
+        if self.has_ended:
+            raise RuntimeError(
+                f"{function}: the model is restored: call it in the with block"
+            )
 
 
 def prefix_of(prepared: Sequence[Prepared]) -> Prefix:

@@ -20,7 +20,6 @@ from hullft_ops.ttft.adaptation import (
     support_of,
 )
 from hullft_ops.ttft.chat import Prompt, question_of
-from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.checks import model_window, text_window
@@ -36,7 +35,7 @@ from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.technique import Prepared, Support
-from hullft_ops.ttft.training import Training, Weights
+from hullft_ops.ttft.training import Deadline, Training, Weights
 
 # Of so many prompts, those of like length are continued together.
 _GROUP = 128
@@ -109,7 +108,7 @@ class TestTimeFinetuner:
         self.reader = self.reader.using(window, config.dtype)
         self.config = config
         self.techniques = config.active()
-        self.neighbours = config.neighbours()
+        self.neighbours = max((each.neighbours for each in self.techniques), default=0)
         has_embedder = self._embedder is not None
         self.search = config.search or (DEFAULT_SEARCH if has_embedder else "lexical")
         if self.neighbours:
@@ -273,7 +272,7 @@ class TestTimeFinetuner:
         with (
             at_exit(return_freed_memory) if is_large else nullcontext(),
             exclusive(self.model, adapts=True),
-            restored(self.model, trained, self._weights.copies),
+            restored(self.model, trained, self._weights.copies if changes else []),
         ):
             training = Training(self._weights, self.config, deadline)
             with out_of_memory_explained(OUT_OF_MEMORY):

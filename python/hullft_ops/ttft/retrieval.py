@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,6 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from hullft_ops._checks import check_text
-from hullft_ops.ttft.clock import timed
 from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.store.base import Store, checked_vectors
 from hullft_ops.ttft.store.words import Words, fused, last_words
@@ -90,15 +90,16 @@ def retrieve(
     count = min(count, len(store))
     seconds: dict[str, float] = {}
     query, rankings = None, []
+    start = perf_counter()
     if embedder is not None:
-        with timed(seconds, "embed"):
-            query = _embedded(prompt, embedder)
-        with timed(seconds, "search"):
-            rankings.append(store.search(query, count)[1][0])
+        query = _embedded(prompt, embedder)
+        seconds["embed"] = perf_counter() - start
+        start = perf_counter()
+        rankings.append(store.search(query, count)[1][0])
     if words is not None:
-        with timed(seconds, "search"):
-            for text in dict.fromkeys((prompt, last_words(prompt, _END_WORDS))):
-                rankings.append(words.search(text, count))
+        for text in dict.fromkeys((prompt, last_words(prompt, _END_WORDS))):
+            rankings.append(words.search(text, count))
+    seconds["search"] = perf_counter() - start
     positions = rankings[0] if len(rankings) == 1 else fused(rankings, count)
     return Neighbours(prompt, store, query, positions.tolist(), seconds)
 

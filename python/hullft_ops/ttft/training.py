@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 from hullft_ops import ReplayAdam
 from hullft_ops._terminal import progress
-from hullft_ops.ttft.clock import Deadline
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.models.memory import available_memory
@@ -109,6 +109,33 @@ class Weights:
         self.model.requires_grad_(False)
         for parameter in self.trained:
             parameter.requires_grad_(True)
+
+
+class Deadline:
+    """Tells before each pass whether it fits into a budget of seconds, counted from now.
+
+    It expects a pass, with its steps, to take as long as the slowest one so far, and
+    proportionally longer on a longer passage.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:  # NaN too
+            raise ValueError(f"adapted: seconds must be above 0, got {seconds}")
+        self._end = perf_counter() + seconds
+        # The seconds of the slowest pass, and the tokens of its passage.
+        self._slowest = (0.0, 1)
+        self._running: tuple[float, int] | None = None
+
+    def allows(self, tokens: int) -> bool:
+        """Whether a pass on a passage of so many tokens may start now. If so, it must."""
+        now = perf_counter()
+        if self._running is not None:
+            start, length = self._running
+            self._slowest = max(self._slowest, (now - start, length))
+        self._running = now, tokens
+        seconds, length = self._slowest
+        expected = seconds * max(1.0, tokens / length)
+        return now < self._end and now + expected <= self._end
 
 
 class Training:

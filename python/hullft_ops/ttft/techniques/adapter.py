@@ -1,49 +1,36 @@
 """An adapter: a LoRA that was trained on a whole datastore, added to the weights."""
 
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
 
 from hullft_ops.ttft.adapter import adapter_identity, read_adapter
 from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import Neighbours
-from hullft_ops.ttft.techniques.technique import Prepared, Technique, TechniqueOptions
+from hullft_ops.ttft.techniques.technique import Prepared, Technique
 from hullft_ops.ttft.validation import options_class
 
 
 @options_class
-class AdapterOptions(TechniqueOptions):
+class AdapterOptions:
     """Which adapter is added."""
 
     adapter: str | None = None
     """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Beside one,
     set `train_on_prompt` and `context` to 0, unless you measure that they help."""
 
-    def technique(self) -> Technique | None:
-        """None if no adapter is added."""
-        return None if self.adapter is None else Adapter(self.adapter)
-
 
 class Adapter(Technique):
-    """A LoRA is added to the weights.
-
-    Args:
-        folder: where PEFT saved it.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._prepared = Prepared()
+    """A LoRA is added to the weights."""
 
     trains = False
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        # `load` refuses a folder that is not there.
-        if not Path(self._folder).is_dir():
-            return {"adapter": self._folder}
-        # Another adapter in the same folder is another setting.
-        return {"adapter": f"{self._folder} {adapter_identity(self._folder)[:8]}"}
+    def __init__(self, options: AdapterOptions) -> None:
+        self._folder = name = str(options.adapter)
+        self._prepared = Prepared()
+        # Another adapter in the same folder is another setting. `load` says what the folder lacks.
+        with suppress(OSError):
+            name += f" {adapter_identity(name)[:8]}"
+        self.settings = {"adapter": name}
 
     def load(self, reader: Reader) -> None:
         """Read the folder. Raises as `read_adapter`."""

@@ -1,6 +1,6 @@
 """N-grams of the neighbours, mixed into the model's predictions."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -12,55 +12,32 @@ from hullft_ops.ttft.retrieval import (
     text_of,
     whole_runs,
 )
-from hullft_ops.ttft.techniques.technique import (
-    Prepared,
-    Technique,
-    TechniqueOptions,
-    options_of,
-    stated,
-)
+from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.validation import options_class
-
-# At 1 nothing would be left of the model.
-_Weight = Annotated[float, Field(ge=0, lt=1)]
 
 
 @options_class
-class NgramOptions(PoolOptions, TechniqueOptions):
+class NgramOptions(PoolOptions):
     """How to mix n-grams in."""
 
     ngrams: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """How strongly to mix n-grams of the pool into the model's predictions: a factor of
-    ``ngram_weights``, from 0 for no n-grams to 1. Half of it while the model writes."""
-
-    ngram_weights: Annotated[tuple[_Weight, ...], Field(min_length=1)] = WEIGHTS
-    """Weights of what follows n-grams of 1, 2, 4, ... tokens; see `hullft_ops.ttft.Ngrams`."""
-
-    def technique(self) -> Technique | None:
-        """None if no n-grams are mixed in."""
-        return options_of(NgramMixture, self) if self.ngrams else None
+    """How strongly to mix n-grams of the pool into the model's predictions, from 0 for no n-grams
+    to 1: a factor of the weights of `hullft_ops.ttft.Ngrams`. Half of it while the model writes."""
 
 
-class NgramMixture(NgramOptions, Technique):
+class NgramMixture(Technique):
     """N-grams of the pool change the predictions."""
-
-    @property
-    def neighbours(self) -> int:
-        return self.pool_size
 
     trains = False
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        values = stated(self)
-        if self.ngram_weights == WEIGHTS:
-            del values["ngram_weights"]
-        return values
+    def __init__(self, options: NgramOptions) -> None:
+        self.neighbours = options.pool_size
+        self.settings = stated(options, NgramOptions)
+        self._weights = [options.ngrams * weight for weight in WEIGHTS]
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
         """The n-grams of the pool's passages, each with the passage that follows it."""
         store = neighbours.store
-        runs = whole_runs(store, neighbours.positions[: self.pool_size])
+        runs = whole_runs(store, neighbours.positions[: self.neighbours])
         texts = [reader.passage_ids(text_of(store, run)) for run in runs]
-        weights = [self.ngrams * weight for weight in self.ngram_weights]
-        return Prepared(mixture=Ngrams(texts, weights))
+        return Prepared(mixture=Ngrams(texts, self._weights))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from time import perf_counter
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ from hullft_ops.ttft.techniques.technique import (
     Prepared,
     Support,
     Technique,
-    TechniqueOptions,
-    options_of,
     stated,
 )
 from hullft_ops.ttft.training import (
@@ -56,7 +54,7 @@ class SelectionMethod(Protocol):
 
 
 @options_class
-class PassageStepOptions(TrainingOptions, PoolOptions, TechniqueOptions):
+class PassageStepOptions(TrainingOptions, PoolOptions):
     """How to select passages, and how many steps to take on them."""
 
     method: MethodName | SelectionMethod = "hullft"
@@ -76,48 +74,41 @@ class PassageStepOptions(TrainingOptions, PoolOptions, TechniqueOptions):
     noise: PositiveFloat = 0.01
     """Observation noise of sift."""
 
-    def technique(self) -> Technique | None:
-        """None if no step is taken on passages."""
-        return options_of(PassageSteps, self) if self.n_select else None
 
-
-class PassageSteps(PassageStepOptions, Technique):
+class PassageSteps(Technique):
     """Optimizer steps on passages that a method selects from the pool."""
 
-    @property
-    def neighbours(self) -> int:
-        return self.pool_size
-
-    @property
-    def settings(self) -> dict[str, Any]:
+    def __init__(self, options: PassageStepOptions) -> None:
+        self.neighbours = options.pool_size
+        self._options = options
         idle = {
             "hullft": ("noise",),
             "sift": ("variant",),
             # Each passage has one step.
             "knn": ("noise", "order", "refresh", "variant"),
         }
-        method = self.method
-        name = str(getattr(method, "__name__", method))
-        values = stated(self) | {"method": name}
+        name = str(getattr(options.method, "__name__", options.method))
+        values = stated(options, PassageStepOptions) | {"method": name}
         for option in idle.get(name, ()):
             del values[option]
-        return values
+        self.settings = values
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
         """Select passages for the prompt, and give the steps on them an order."""
+        options = self._options
         if neighbours.query is None:
             raise ValueError(
-                f"n_select is {self.n_select}, and the search is by words: passages to train on "
+                f"n_select is {options.n_select}, and the search is by words: passages to train on "
                 "are selected by embeddings"
             )
         start = perf_counter()
-        positions = list(neighbours.positions[: self.pool_size])
+        positions = list(neighbours.positions[: options.pool_size])
         pool = neighbours.store.vectors(torch.tensor(positions))[None]
         selection = self._selected(pool, neighbours.query)
         seconds = perf_counter() - start
         size = int(selection.support_size)
         indices = [positions[i] for i in selection.indices[0, :size].tolist()]
-        cut = self.max_length or reader.window
+        cut = options.max_length or reader.window
         input_ids = [
             reader.passage_ids(neighbours.store.texts[index], with_special=True)[:cut]
             for index in indices
@@ -137,26 +128,23 @@ class PassageSteps(PassageStepOptions, Technique):
             input_ids=input_ids,
             seconds=seconds,
         )
-        passes = schedule(support, self.refresh, self.order)
+        passes = schedule(support, options.refresh, options.order)
         train = partial(Training.take, passes=passes)
         return Prepared(change_weights=train, support=support)
 
     def _selected(self, pool: Tensor, query: Tensor) -> Selection:
         """What the method selects from a pool ``[1, K, d]`` for a query ``[1, d]``."""
-        count = self.n_select
-        selection: Selection
-        if self.method == "hullft":
-            selection = hullft_ops.fw_select(pool, query, count, variant=self.variant)
-        elif self.method == "sift":
-            selection = hullft_ops.sift_select(
-                pool, query, count, noise=self.noise
+        options, count = self._options, self._options.n_select
+        if options.method == "hullft":
+            return hullft_ops.fw_select(pool, query, count, variant=options.variant)
+        if options.method == "sift":
+            return hullft_ops.sift_select(
+                pool, query, count, noise=options.noise
             ).selection
-        elif self.method == "knn":
+        if options.method == "knn":
             # One step on each passage, so fewer steps on a pool of fewer passages.
-            selection = hullft_ops.knn_select(pool, query, min(count, pool.shape[1]))
-        else:
-            selection = self.method(pool, query, count)
-        return selection
+            return hullft_ops.knn_select(pool, query, min(count, pool.shape[1]))
+        return options.method(pool, query, count)
 
 
 def schedule(support: Support, refresh: int, order: str) -> list[Pass]:

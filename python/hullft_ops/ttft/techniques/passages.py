@@ -10,17 +10,12 @@ from hullft_ops.ttft.retrieval import (
     retrieved_runs,
     text_of,
 )
-from hullft_ops.ttft.techniques.technique import (
-    Prepared,
-    Technique,
-    TechniqueOptions,
-    options_of,
-)
+from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.validation import options_class
 
 
 @options_class
-class PassageOptions(SearchOptions, TechniqueOptions):
+class PassageOptions(SearchOptions):
     """Which passages stand before the prompt."""
 
     context: NonNegativeInt = 5
@@ -29,26 +24,23 @@ class PassageOptions(SearchOptions, TechniqueOptions):
     context_following: NonNegativeInt = 1
     """Following passages appended to each of these, from the same document."""
 
-    def technique(self) -> Technique | None:
-        """None if no passage stands before the prompt."""
-        return options_of(Passages, self) if self.context else None
 
-
-class Passages(PassageOptions, Technique):
+class Passages(Technique):
     """The nearest passages stand before the prompt."""
 
-    @property
-    def neighbours(self) -> int:
-        return self.context
-
     trains = False
+
+    def __init__(self, options: PassageOptions) -> None:
+        self.neighbours = options.context
+        self.settings = stated(options, PassageOptions)
+        self._following = options.context_following
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
         """The nearest passage stands last."""
         store = neighbours.store
-        nearest = neighbours.positions[: self.context]
+        nearest = neighbours.positions[: self.neighbours]
         passages = []
-        for run in retrieved_runs(store, nearest, self.context_following):
+        for run in retrieved_runs(store, nearest, self._following):
             text = text_of(store, run)
             passages.append(Passage(text, reader.passage_ids(text), run))
         return Prepared(passages=passages[::-1])

@@ -1,17 +1,16 @@
 """What a technique is, and what it prepares for a prompt."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import get_annotations
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from types import MappingProxyType
+from typing import Any
 
 from hullft_ops.ttft.models.modes import ReadingOptions
 from hullft_ops.ttft.prefix import Mixture, Passage
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.training import Training
-
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -58,58 +57,38 @@ class Prepared:
     support: Support | None = None
 
 
-class TechniqueOptions:
-    """Options that turn a technique on."""
+class Technique:
+    """Something that precedes an answer: an object of a subclass.
 
-    def technique(self) -> "Technique | None":
-        """The technique with these options; None if they turn it off."""
-        return None
+    Attributes:
+        neighbours: how many of the nearest passages it looks at; 0 for none.
+        trains: whether it changes weights anew for each prompt. Without, prompts are continued
+            together.
+        settings: what a row of an evaluation states of it, by names of its own, in values of JSON;
+            empty for its name alone.
+    """
 
-
-@runtime_checkable
-class Technique(Protocol):
-    """Something that precedes an answer: any object with these members, or a subclass of this."""
-
-    @property
-    def neighbours(self) -> int:
-        """How many of the nearest passages it looks at; 0 for none."""
-        return 0
-
-    @property
-    def trains(self) -> bool:
-        """Whether it changes weights anew for each prompt. Without, prompts are continued
-        together."""
-        return True
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a row of an evaluation states of it, by names of its own, in values of JSON."""
-        is_ours = isinstance(self, TechniqueOptions)
-        return stated(self) if is_ours else {type(self).__name__: True}
+    neighbours: int = 0
+    trains: bool = True
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def load(self, reader: Reader) -> None:
         """Called once for a finetuner. Refuses a model that it does not fit."""
-        return
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
         """What it does for the prompt of ``neighbours``, with the model of ``reader``."""
         return Prepared()
 
 
-def options_of(kind: type[Kind], options: Any) -> Kind:
-    """The ``kind`` of options with the values that ``options`` has for its fields."""
-    names = [each.name for each in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: getattr(options, name) for name in names})
+def stated(options: Any, kind: type) -> dict[str, Any]:
+    """The values but None of a kind of options, but for those of `ReadingOptions`, which techniques
+    share.
 
-
-def stated(options: Any) -> dict[str, Any]:
-    """The values of some options but None, and but those that techniques share.
-
-    Those of the technique itself come first: they tell configurations apart.
+    Those of the kind itself come first: they tell configurations apart.
     """
-    shared = {each.name for each in fields(ReadingOptions)}
-    names = [name for kind in type(options).__mro__ for name in get_annotations(kind)]
-    values = {name: getattr(options, name) for name in names if name not in shared}
+    kinds = [each for each in kind.__mro__ if each is not ReadingOptions]
+    names = [name for each in kinds for name in get_annotations(each)]
+    values = {name: getattr(options, name) for name in names}
     # Rows of before have Adam's own rate by the name of lr.
     return {
         "relative_lr" if name == "lr" else name: value
