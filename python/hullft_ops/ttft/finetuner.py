@@ -1,7 +1,6 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from itertools import chain
@@ -244,6 +243,7 @@ class TestTimeFinetuner:
         with self._changed([*chain.from_iterable(first)]):
             for batch in _batches_of_like_length(questions, size):
                 texts = self._continued([prompts[i] for i in batch], **options)
+                self._return_memory()
                 yield from zip(batch, texts, strict=True)
 
     def _continued(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
@@ -268,9 +268,8 @@ class TestTimeFinetuner:
             trains = any(each.trains for each in self.techniques)
             with out_of_memory_explained(OUT_OF_MEMORY):
                 self._weights.check_memory(trains=trains)
-        is_large = bool(changes) and self._weights.size >= _LARGE
         with (
-            at_exit(return_freed_memory) if is_large else nullcontext(),
+            at_exit(self._return_memory),
             exclusive(self.model, adapts=True),
             restored(self.model, trained, self._weights.copies if changes else []),
         ):
@@ -279,6 +278,11 @@ class TestTimeFinetuner:
                 for change in changes:
                     change(training)
             yield training
+
+    def _return_memory(self) -> None:
+        size = sum(parameter.nbytes for parameter in self.model.parameters())
+        if size >= _LARGE:
+            return_freed_memory()
 
     def _check_neighbours(self, neighbours: Neighbours) -> None:
         if neighbours.store is not None and neighbours.store is not self.store:
