@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
 torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
-sources=(csrc/cpu/*.cpp csrc/cpu/frank_wolfe/*.cpp csrc/host/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
+sources=(csrc/cpu/*.cpp csrc/cpu/frank_wolfe/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
 # As one unit: most of the time goes into torch's headers.
 printf '#include "%s"\n' "${sources[@]}" |
   aarch64-linux-gnu-g++ -std=c++20 -O0 -Wall -Wextra -Werror -fvisibility=hidden \
