@@ -87,12 +87,21 @@ def check_integer(
     return number  # type: ignore[return-value]
 
 
-def check_number(op: str, name: str, value: object, below: float = _INF) -> float:
-    """A number >= 0, finite or below a bound."""
+def check_number(
+    op: str,
+    name: str,
+    value: object,
+    below: float = _INF,
+    *,
+    is_positive: bool = False,
+) -> float:
+    """A number >= 0, or ``is_positive`` > 0, finite or below a bound."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < below:  # type: ignore[operator]  # NaN too; math.isfinite cannot be traced
-        bounds = "finite and >= 0" if below == _INF else f"in [0, {below})"
+    is_within = 0 <= value < below  # type: ignore[operator]  # not NaN; math.isfinite cannot be traced
+    if not is_within or (is_positive and value == 0):
+        least = "> 0" if is_positive else ">= 0"
+        bounds = f"finite and {least}" if below == _INF else f"in [0, {below})"
         raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
     return value  # type: ignore[return-value]
 

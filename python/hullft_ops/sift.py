@@ -128,7 +128,7 @@ def _sift(
         pool,
         query,
         n_select=_checks.check_integer(op, "n_select", n_select, 1),
-        noise=_checks.check_number(op, "noise", noise),
+        noise=_checks.check_number(op, "noise", noise, is_positive=True),
         pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
         candidates=candidates,
     )
