@@ -26,8 +26,6 @@ from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.tokens import tokenizer_identity
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
-# In the model's own dtype, so that its scores are the same for all configurations.
-_PLAIN = TTFTConfig(train_on_prompt=0, context=0, ngrams=0.0, dtype=None)
 # A prompt, and the keys of the configurations to measure on it.
 Task = tuple[Prompt, list[str]]
 
@@ -57,6 +55,20 @@ class Evaluation:
             key: finetuner.config.settings()
             for key, finetuner in self.finetuners.items()
         }
+
+    @cached_property
+    def unadapted(self) -> TestTimeFinetuner:
+        """The model as it is. In its own dtype, so that its scores are the same for all
+        configurations."""
+        first = next(iter(self.finetuners.values()))
+        config = TTFTConfig(
+            train_on_prompt=0,
+            context=0,
+            ngrams=0.0,
+            dtype=None,
+            max_length=first.config.max_length,
+        )
+        return first.with_config(config)
 
     @property
     def reader(self) -> Reader:
@@ -136,9 +148,8 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     # A search serves all of its kind: each takes the beginning of the list that it needs.
     count = max(finetuner.neighbours for finetuner in finetuners)
     retrieved: dict[str, Neighbours] = {}
-    config = replace(_PLAIN, max_length=finetuners[0].config.max_length)
-    with finetuners[0].with_config(config).adapted(prompt.text) as plain:
-        before = scores_of(prompt, plain, evaluation.metrics)
+    with evaluation.unadapted.adapted(prompt.text) as unadapted:
+        before = scores_of(prompt, unadapted, evaluation.metrics)
     for key, finetuner in zip(keys, finetuners, strict=True):
         if finetuner.search not in retrieved:
             retrieved[finetuner.search] = finetuner.retrieve(prompt.text, count)
