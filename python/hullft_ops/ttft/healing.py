@@ -166,8 +166,8 @@ class Healing:
     def _end(self, held: bytes, tokens: Sequence[int]) -> int:
         """How many tokens a text has, if it goes on far enough."""
         end = self.vocabulary.count_within(held, tokens) + self.new_tokens
+        content = self.vocabulary.content(tokens) if self.stops else b""
         for stop in self.stops:
-            content = self.vocabulary.content(tokens)
             position = content.find(stop, len(held))
             if position >= 0:
                 rest = content[: position + len(stop) - 1]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.models.weights import trained_parameters
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # The settings of a LoRA that is no more than a product added to each linear layer's weight.
 _PLAIN = (
     "alpha_pattern",

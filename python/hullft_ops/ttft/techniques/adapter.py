@@ -1,6 +1,9 @@
 """An adapter: a LoRA that was trained on a whole datastore, added to the weights."""
 
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
+from typing import Any
 
 from hullft_ops.ttft.adapter import adapter_identity, read_adapter
 from hullft_ops.ttft.models.lora import add_lora
@@ -25,12 +28,17 @@ class Adapter(Technique):
     trains = False
 
     def __init__(self, options: AdapterOptions) -> None:
-        self._folder = name = str(options.adapter)
+        self._folder = str(options.adapter)
         self._prepared = Prepared()
-        # Another adapter in the same folder is another setting. `load` says what the folder lacks.
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:  # type: ignore[override]  # reads the folder
+        """The folder and its content: another adapter in the same folder is another setting."""
+        name = self._folder
+        # `load` says what the folder lacks.
         with suppress(OSError):
             name += f" {adapter_identity(name)[:8]}"
-        self.settings = {"adapter": name}
+        return {"adapter": name}
 
     def load(self, reader: Reader) -> None:
         """Read the folder. Raises as `read_adapter`."""
