@@ -89,6 +89,7 @@ def test_settings_make_the_configuration_again(options: dict[str, Any]) -> None:
     again = TTFTConfig(**off | settings)
 
     assert again.settings() == config.settings()
+    assert list(map(type, again.active())) == list(map(type, config.active()))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
+from copy import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +196,23 @@ def test_nothing_is_embedded_where_nothing_is_retrieved(gpt2, tokenizer, make):
         alone.adapted(make(gpt2).retrieve(PROMPT)),
     ):
         pass
+
+
+def test_reading_on_a_gpu_ends_when_the_device_has_done_its_work(
+    gpt2, make, monkeypatch
+):
+    devices = []
+    monkeypatch.setattr(torch.cuda, "synchronize", devices.append)
+    with make(gpt2, context=1).adapted(PROMPT) as adaptation:
+        assert not devices
+
+        reader = copy(adaptation.reader)
+        reader.model = SimpleNamespace(device=torch.device("cuda:1"))
+        monkeypatch.setattr(reader, "prefill", lambda prefix, opening: prefix)
+        monkeypatch.setattr(adaptation, "reader", reader)
+        adaptation.prefill(PROMPT)
+
+    assert devices == [torch.device("cuda:1")]
 
 
 def test_a_large_model_returns_its_freed_memory(gpt2, make, monkeypatch):
