@@ -23,9 +23,8 @@ constexpr double kStepsWork = 3 << 18;
 constexpr double kParallelBatch = 3 << 24;
 
 // make() builds a thread's workspace; body(workspace, b) is false when query b failed. Gives the
-// first that did. `work`:
-// multiply-adds of the whole batch. A batch of one runs on the calling thread, so that the body can
-// share its rows among the others.
+// first that did. `work`: multiply-adds of the whole batch. A batch of one runs on the calling
+// thread, so that the body can share its rows among the others.
 template <typename Make, typename Body>
 std::optional<int64_t> for_each_query(int64_t batch, double work, const Make& make,
                                       const Body& body) {

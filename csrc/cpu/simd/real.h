@@ -56,9 +56,9 @@ inline void store_doubles(Float16* p, VecD v) {
   for (int i = 0; i < kDoubles; ++i) p[i] = to_float16(float(v[i]));
 }
 
-// ---- the lanes of a vector in one value, as a tree: the upper half onto the lower one
-// ------------
+// ---- the lanes of a vector in one value ---------------------------------------------------------
 
+// As a tree: the upper half onto the lower one.
 template <typename V, typename Combine>
 inline auto reduce_lanes(V v, const Combine& combine) {
   using R = std::remove_reference_t<decltype(v[0])>;
