@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from command import hullft_ops, succeeded
-from hullft_ops import _terminal
 from hullft_ops._terminal import printable
 from hullft_ops.ttft import (
     Datastore,
@@ -20,8 +19,8 @@ from hullft_ops.ttft import (
     load_embedder,
     load_model,
 )
-from hullft_ops.ttft.generation import continue_prompt
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.generation import continue_prompts
+from hullft_ops.ttft.reader import Prefix, Reader
 from hullft_ops.ttft.training import Training
 
 PROMPT = "the cat sat on the red mat and the dog ran to the park"
@@ -60,7 +59,9 @@ def test_it_prints_what_the_finetuner_does(
         lr=0.02,
         dtype=None,
     )
-    unadapted = continue_prompt(finetuner.reader, PROMPT, max_new_tokens=8)
+    [unadapted] = continue_prompts(
+        finetuner.reader, [PROMPT], [Prefix()], max_new_tokens=8
+    )
     with finetuner.adapted(PROMPT) as adaptation:
         continuation = adaptation.generate(PROMPT, max_new_tokens=8)
 
@@ -144,14 +145,9 @@ def test_a_folder_is_searched_by_words_without_embedding_it(
         assert "embedder missing" in refused.last
 
 
-def test_long_waits_have_a_bar(
-    arguments: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_terminal, "_DELAY", 0)
+def test_long_waits_are_announced(arguments: list[object]) -> None:
     shown = succeeded(*arguments, "--context", 2).stderr
 
-    assert re.search(r"training: .*pass/s", shown)
-    assert re.search(r"reading passages: .*part/s", shown)
     assert "loading the model" in shown
     assert "adapting to the prompt" in shown
 

@@ -33,11 +33,11 @@ def run(embedder_directory):
 
 
 def test_every_option_of_indexing_is_one_of_the_command(run, corpus, tmp_path):
-    options = ["--text-column", "body", "--chunk-tokens", 8, "--min-chars", 4]
+    options = ["--text-column", "body", "--passage-chars", 60, "--min-chars", 4]
     printed = run(corpus, "--output", tmp_path / "store", *options)
     store = Datastore.open(tmp_path / "store")
 
-    assert max(len(text.split()) for text in store.texts) == 8
+    assert 40 < max(map(len, store.texts)) <= 60
     assert "1 skipped (pages.jsonl:21: no text in column body)" in printed
 
 
@@ -78,19 +78,6 @@ def test_without_vectors_no_embedder_is_loaded(run, tmp_path):
     assert printed.startswith("2 passages, no vectors\n")
     assert max(map(len, store.texts)) <= 800
     assert len(store.words.search("areaOf", 2)) == 2
-
-    result = hullft_ops(
-        "index",
-        tmp_path / "a.py",
-        "--output",
-        tmp_path / "b",
-        "--no-vectors",
-        "--chunk-tokens",
-        8,
-    )
-
-    assert result.code == 2
-    assert "chunk_tokens is 8, search by words has no tokenizer" in result.stderr
 
 
 def test_a_folder_and_its_patterns(run, tmp_path):

@@ -6,8 +6,8 @@ from scipy.stats import chisquare
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from hullft_ops.ttft import TestTimeFinetuner
-from hullft_ops.ttft.decoding import MixtureProcessor
 from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
+from hullft_ops.ttft.generation import MixtureProcessor
 
 PROMPT = "the cat sat on the red mat"
 TEXT = f"{PROMPT} and ran to the park, and the dog sat on the blue mat " * 3

@@ -5,8 +5,8 @@ import torch
 
 from hullft_ops.ttft import TestTimeFinetuner, generation, load_model
 from hullft_ops.ttft.chat import chat_prompt, prompt_tokens
-from hullft_ops.ttft.generation import continue_prompt
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.generation import continue_prompts
+from hullft_ops.ttft.reader import Prefix, Reader
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
@@ -29,7 +29,10 @@ def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
 
     assert finetuner.generate(PROMPT, **UNHEALED) == inside
     assert all(module.training for module in model.modules())
-    assert continue_prompt(finetuner.reader, PROMPT, **UNHEALED) != inside
+
+    [outside] = continue_prompts(finetuner.reader, [PROMPT], [Prefix()], **UNHEALED)
+
+    assert outside != inside
 
 
 TEMPLATE = "{{ bos_token }}user: {{ messages[0].content }} assistant:"
@@ -167,7 +170,7 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     gpt2.register_forward_pre_hook(listen, with_kwargs=True)
     # With a cache of transformers' own, the model reads every token again.
     options = {"use_cache": False, "max_new_tokens": new_tokens, "token_healing": False}
-    continue_prompt(reader, prompt, prefix=prefix, **options)
+    continue_prompts(reader, [prompt], [prefix], **options)
 
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
 
@@ -181,14 +184,14 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    options = {"prefix": prefix, **UNHEALED}
-    expected = continue_prompt(reader, "the cat", use_cache=False, **options)
+    texts = [["the cat"], [prefix]]
+    expected = continue_prompts(reader, *texts, use_cache=False, **UNHEALED)
     [whole, *_] = calls
 
     for _ in range(2):
         calls.clear()
 
-        assert continue_prompt(reader, "the cat", **options) == expected
+        assert continue_prompts(reader, *texts, **UNHEALED) == expected
         assert calls[0] == whole[len(prefix.ids) - 1 :]
 
 
@@ -209,7 +212,7 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
     with pytest.raises((TypeError, ValueError), match=f"generate: {message}"):
-        continue_prompt(Reader(gpt2, tokenizer), prompt, **options)
+        continue_prompts(Reader(gpt2, tokenizer), [prompt], [Prefix()], **options)
 
 
 def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
@@ -223,4 +226,6 @@ def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
 
     reader = Reader(gpt2, tokenizer)
 
-    assert continue_prompt(reader, "a dog ran,", token_healing=False) == " the cat sat"
+    [text] = continue_prompts(reader, ["a dog ran,"], [Prefix()], token_healing=False)
+
+    assert text == " the cat sat"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hullft_ops.ttft import TestTimeFinetuner
-from hullft_ops.ttft.adaptation import prefix_of
-from hullft_ops.ttft.decoding import Row, written
+from hullft_ops.ttft.finetuner import prefix_of
+from hullft_ops.ttft.generation import Row, written
 from hullft_ops.ttft.healing import Healing, Vocabulary
 
 # Every kind of end that a prompt may have: within a word, behind spaces, tabs and newlines, and in

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft import scoring
-from hullft_ops.ttft.ngrams import Ngrams
 from hullft_ops.ttft.scoring import score
+from hullft_ops.ttft.techniques.ngrams import Ngrams
 
 PROMPT = "the cat sat on the"
 texts_of_few_tokens = st.lists(st.integers(0, 3), max_size=9)

@@ -8,8 +8,7 @@ import torch
 
 from hullft_ops.ttft import reader as reader_module
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.prefix import Passage, Prefix
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.reader import Passage, Prefix, Reader
 from hullft_ops.ttft.scoring import score, score_text
 
 CONTEXT = 32

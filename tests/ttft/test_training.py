@@ -2,7 +2,9 @@
 
 import math
 from statistics import median
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -120,7 +122,8 @@ def test_a_model_without_free_memory_is_refused_before_it_changes(
     gpt2, make, monkeypatch
 ):
     finetuner = make(gpt2)
-    monkeypatch.setattr(training, "available_memory", lambda: 1000)
+    memory = SimpleNamespace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     with (
         unchanged(gpt2),
         pytest.raises(torch.OutOfMemoryError) as error,

@@ -11,11 +11,11 @@ from transformers import TextStreamer
 
 from hullft_ops._terminal import counted, echo, printable, waiting
 from hullft_ops.cli.options import fields_of
-from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.generation import continue_prompt
+from hullft_ops.ttft.finetuner import Adaptation, TestTimeFinetuner
+from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.loading import ModelConfig
+from hullft_ops.ttft.reader import Prefix
 from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
@@ -80,7 +80,7 @@ def adapt(
         ),
     }
     echo("without adaptation:")
-    continue_prompt(finetuner.reader, prompt, **options)
+    continue_prompts(finetuner.reader, [prompt], [Prefix()], **options)
     with ExitStack() as until_restored:
         with waiting("adapting to the prompt"):
             adapted = finetuner.adapted(prompt, chat=chat, seconds=seconds)

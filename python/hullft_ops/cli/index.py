@@ -11,7 +11,7 @@ from hullft_ops.distributed.embedding import ray_embedding
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.files import check_output
-from hullft_ops.ttft.models.modes import Precision
+from hullft_ops.ttft.models.precision import Precision
 from hullft_ops.ttft.store.corpus import IndexConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import index_corpus

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from hullft_ops._extras import needed_by
 
 with needed_by("hullft_ops.ttft"):
-    from hullft_ops.ttft.adaptation import Adaptation
     from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
     from hullft_ops.ttft.embedding import (
         Embedder,
@@ -18,16 +17,16 @@ with needed_by("hullft_ops.ttft"):
         NonFiniteLossError,
         NothingToScoreError,
     )
-    from hullft_ops.ttft.finetuner import TestTimeFinetuner
+    from hullft_ops.ttft.finetuner import Adaptation, TestTimeFinetuner
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
     from hullft_ops.ttft.models.memory import keep_freed_memory
-    from hullft_ops.ttft.ngrams import Ngrams
-    from hullft_ops.ttft.prefix import Mixture, Passage
+    from hullft_ops.ttft.reader import Mixture, Passage
     from hullft_ops.ttft.retrieval import Neighbours
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
     from hullft_ops.ttft.techniques import TTFTConfig
+    from hullft_ops.ttft.techniques.ngrams import Ngrams
     from hullft_ops.ttft.techniques.passage_steps import SelectionMethod
     from hullft_ops.ttft.techniques.technique import Prepared, Support, Technique
     from hullft_ops.ttft.training import Training

@@ -26,7 +26,7 @@ from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
-from hullft_ops.ttft.models.modes import Precision
+from hullft_ops.ttft.models.precision import Precision
 from hullft_ops.ttft.models.weights import layer_scale
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
@@ -110,7 +110,7 @@ def train_adapter(
     identities = {"model": reader.model_identity, "store": store.identity}
     record = json.dumps(asdict(config) | identities)
     set_seed(config.seed)
-    lora_model = with_lora(model, "all-linear", config.rank)
+    lora_model = with_lora(model, config.rank)
     # Otherwise PEFT asks the hub for the model's config at each of Trainer's checkpoints.
     lora_model.save_pretrained = partial(
         lora_model.save_pretrained, save_embedding_layers=False

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hullft_ops.ttft.models.attention import grouped_attention
-from hullft_ops.ttft.models.cache import can_be_cut, copied
+from hullft_ops.ttft.models.cache import can_be_cut, copied, grouped_attention
 
 # No pass verifies more tokens.
 _LONGEST = 15

@@ -8,7 +8,7 @@ import numpy as np
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.models.loading import input_errors
-from hullft_ops.ttft.models.modes import Precision, autocast
+from hullft_ops.ttft.models.precision import Precision, autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,8 +24,8 @@ class Embedder(Protocol):
     """Anything that turns texts into unit vectors; equal names must mean equal vectors.
 
     If it also has ``encode_query``, with the signature of ``encode``, that embeds prompts, and
-    ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, `index_corpus` cuts texts
-    by them, and a prompt is cut to its end. `SentenceTransformerEmbedder` has all three.
+    ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, a prompt that is longer is
+    cut to its end. `SentenceTransformerEmbedder` has all three.
     """
 
     @property
@@ -57,21 +57,16 @@ def encode_queries(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
 def _last_tokens(text: str, tokenizer: "PreTrainedTokenizerBase", count: int) -> str:
     """The end of ``text``, of ``count`` tokens."""
     end = text[-_PROMPT_CHARS:]
-    starts = token_starts(end, tokenizer)
-    return end[starts[-count] :] if len(starts) > count else end
-
-
-def token_starts(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Where each token of ``text`` begins, without special ones."""
     # Tokenizers warn of texts beyond a model's context, which need not fit here.
     encoding = tokenizer(
-        text,
+        end,
         add_special_tokens=False,
         return_offsets_mapping=True,
         truncation=False,
         verbose=False,
     )
-    return [begin for begin, _ in encoding["offset_mapping"]]
+    starts = [begin for begin, _ in encoding["offset_mapping"]]
+    return end[starts[-count] :] if len(starts) > count else end
 
 
 class SentenceTransformerEmbedder:
@@ -146,14 +141,13 @@ class SentenceTransformerEmbedder:
 
     @property
     def max_tokens(self) -> int | None:
-        """How many tokens of a text the model reads, without special ones and instructions; None
-        for all."""
+        """How many tokens of a prompt the model reads, without special ones and the instruction;
+        None for all."""
         length = self._model.max_seq_length
         if length is None or not length < math.inf:
             return None
-        tokenizer = self.tokenizer
-        before = tokenizer([self._before_query, self._before_passage])["input_ids"]
-        return max(1, length - max(map(len, before)))
+        before = self.tokenizer(self._before_query)["input_ids"]
+        return max(1, length - len(before))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of passages, as `Embedder.encode`."""

@@ -1,29 +1,45 @@
-"""Continuing prompts, behind retrieved passages."""
+"""Continuing prompts behind retrieved passages: from a boundary of tokens, with drafts."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.chat import Prompt, prompt_tokens
-from hullft_ops.ttft.decoding import Row, written
-from hullft_ops.ttft.prefix import Prefix
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.drafts import DraftedWriting
+from hullft_ops.ttft.healing import HealedStreamer, Healing
+from hullft_ops.ttft.models.cache import copied
+from hullft_ops.ttft.models.precision import casting_once
+from hullft_ops.ttft.reader import TOKENS_AT_ONCE, Mixture, Prefix, Reader
 
+_log = logging.getLogger(__name__)
 # transformers' default. It is named here because the prompt must leave room for it.
 NEW_TOKENS = 20
+# Modes of transformers in which drafts give the same text, and others that go on behind a cache.
+_PLAIN_MODES = ("greedy_search", "sample")
+_BEAM_MODES = ("beam_search", "beam_sample")
 
 
-def continue_prompt(
-    reader: Reader,
-    prompt: Prompt,
-    *,
-    prefix: Prefix | None = None,
-    **options: Any,
-) -> str:
-    """What the model writes after a prompt; see `continue_prompts`."""
-    prefixes = [prefix or Prefix()]
-    [text] = continue_prompts(reader, [prompt], prefixes, **options)
-    return text
+@dataclass(frozen=True)
+class Row:
+    """What the model continues.
+
+    Attributes:
+        ids: the tokens of the passages and of the prompt.
+        prompt: how many of the last are the prompt's.
+    """
+
+    ids: list[int]
+    prompt: int
+
+    def without(self, end: Sequence[int]) -> "Row":
+        """The row without its last tokens."""
+        return Row(self.ids[: len(self.ids) - len(end)], self.prompt - len(end))
 
 
 def continue_prompts(
@@ -82,3 +98,201 @@ def _row(
     body = tokens.ids[tokens.opening :] if head else tokens.ids
     body = body[-(room - len(head)) :]
     return Row([*head, *body], prompt=len(body))
+
+
+def written(
+    reader: Reader,
+    rows: Sequence[Row],
+    prefixes: Sequence[Prefix],
+    *,
+    max_new_tokens: int,
+    token_healing: bool = True,
+    **options: Any,
+) -> list[str]:
+    """What the model writes behind each prompt, in one batch, without special tokens.
+
+    Args:
+        reader: the model.
+        rows: each has at most ``window - max_new_tokens`` tokens.
+        prefixes: what was prepared for each.
+        max_new_tokens: how many tokens to write at most.
+        token_healing: whether to write the last tokens of each prompt again; see `healing`.
+        options: others of ``model.generate``.
+    """
+    taken = [_taken_back(reader, row) if token_healing else [] for row in rows]
+    cut = [row.without(end) for row, end in zip(rows, taken, strict=True)]
+    healing = Healing(
+        reader.vocabulary,
+        held=[reader.vocabulary.content(end) for end in taken],
+        length=max(len(row.ids) for row in cut),
+        new_tokens=max_new_tokens,
+        stops=_stops(reader, options),
+    )
+    mixture = MixtureProcessor(
+        [[each.while_writing() for each in prefix.mixtures] for prefix in prefixes],
+        [healing.length - row.prompt for row in cut],
+    )
+    if options.get("streamer") is not None:
+        options["streamer"] = HealedStreamer(
+            options["streamer"], rows[0].ids, healing, reader.tokenizer
+        )
+    _extend(options, reader, healing, mixture, max(map(len, taken)))
+    output = _generated(reader, cut, prefixes, taken, mixture, options)
+    texts = healing.texts(output)
+    return [
+        _behind(reader, row.ids, before.ids + new)
+        for row, before, new in zip(rows, cut, texts, strict=True)
+    ]
+
+
+def _taken_back(reader: Reader, row: Row) -> list[int]:
+    # A token stays to be continued: one of a passage, or the prompt's first.
+    count = reader.vocabulary.taken_back(row.ids[-row.prompt - 1 :])
+    return row.ids[len(row.ids) - count :]
+
+
+def _stops(reader: Reader, options: dict[str, Any]) -> list[bytes]:
+    """The texts to stop at. transformers would find them across the end of the prompt, too."""
+    if not reader.vocabulary:
+        options.setdefault("tokenizer", reader.tokenizer)
+        return []
+    stops = options.pop("stop_strings", None) or []
+    stops = [stops] if isinstance(stops, str) else stops
+    return [stop.encode() for stop in stops if stop]
+
+
+def _extend(
+    options: dict[str, Any],
+    reader: Reader,
+    healing: Healing,
+    mixture: "MixtureProcessor",
+    taken: int,
+) -> None:
+    """Add the mixture and what is held to the options, behind up to ``taken`` tokens less."""
+    # What is held comes last, so that the mixture is that of a text without it.
+    processors = options.get("logits_processor") or []
+    options["logits_processor"] = [*processors, mixture, healing]
+    criteria = options.get("stopping_criteria") or []
+    options["stopping_criteria"] = [*criteria, healing.is_done]
+    # What was taken back may be written byte by byte.
+    longest = healing.new_tokens + max(map(len, healing.held))
+    options["max_new_tokens"] = min(longest, reader.window - healing.length)
+    if options.get("min_new_tokens"):
+        options["min_new_tokens"] += taken
+    if reader.tokenizer.pad_token_id is None:
+        options.setdefault("pad_token_id", reader.tokenizer.eos_token_id)
+
+
+def _behind(reader: Reader, prompt: list[int], ids: list[int]) -> str:
+    """The text of ``ids`` behind a prompt's."""
+    # Decoders of SentencePiece take the space from the beginning of what they decode.
+    before, text = reader.tokenizer.batch_decode(
+        [prompt, ids], skip_special_tokens=True
+    )
+    return text[len(before) :]
+
+
+def _generated(
+    reader: Reader,
+    rows: Sequence[Row],
+    prefixes: Sequence[Prefix],
+    taken: Sequence[list[int]],
+    mixture: "MixtureProcessor",
+    options: dict[str, Any],
+) -> Any:
+    """What ``model.generate`` returns, behind padded rows."""
+    ids, mask = _padded([row.ids for row in rows], reader.model.device)
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    config = _config(reader, options)
+    is_alone = len(rows) == 1
+    generate: Any = reader.model.generate
+    with reader.reading(), casting_once(reader.model):
+        cache = prefixes[0].cache_before(rows[0].ids) if is_alone else None
+        if not _reads_again(config, options, prefixes) and (
+            cache is not None or reader.takes_padding
+        ):
+            is_plain = config.get_generation_mode() in _PLAIN_MODES
+            unread = 1
+            if is_alone and is_plain and not config.stop_strings:
+                # One pass reads the rest and verifies the first draft.
+                unread = TOKENS_AT_ONCE
+                streamer = options.pop("streamer", None)
+                options["custom_generate"] = DraftedWriting(
+                    reader.keyword, taken[0], mixture.draft, streamer
+                )
+            cache = reader.read(ids[:, :-unread], mask[:, :-unread], cache)
+            if cache is not None:
+                cache.batch_repeat_interleave(config.num_beams or 1)
+                arguments |= {reader.keyword: copied(cache), "use_cache": True}
+        return generate(**arguments, **options)
+
+
+def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of tokens, padded at their beginning, and their attention mask, both ``[B, T]``."""
+    length = max(map(len, rows))
+    # Masked, so any token would do. With a row's own, a penalty of repetition stays the same.
+    padded = [[row[0]] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+
+
+def _config(reader: Reader, options: Mapping[str, Any]) -> Any:
+    """The configuration that ``model.generate`` will use."""
+    config: Any = deepcopy(reader.model.generation_config)
+    other = options.get("generation_config")
+    if other is not None:
+        config.update(**other.to_diff_dict())
+    config.update(**options)
+    return config
+
+
+def _reads_again(
+    config: Any, options: Mapping[str, Any], prefixes: Sequence[Prefix]
+) -> bool:
+    """Whether transformers makes a cache of its own, so that the model reads all tokens again."""
+    reasons = []
+    if config.cache_implementation is not None:
+        reasons.append(f"cache_implementation={config.cache_implementation!r}")
+    if config.use_cache is False:
+        reasons.append("use_cache=False")
+    mode = config.get_generation_mode(options.get("assistant_model"))
+    if mode not in (*_PLAIN_MODES, *_BEAM_MODES):
+        reasons.append(str(mode.value))
+    if reasons and any(prefix.cache is not None for prefix in prefixes):
+        _log.warning(
+            "generate: the model reads the passages again because of %s",
+            " and ".join(reasons),
+        )
+    return bool(reasons)
+
+
+class MixtureProcessor:
+    """A logits processor for ``model.generate``.
+
+    Args:
+        mixtures: of each prompt of the batch.
+        starts: where each prompt begins in its row.
+    """
+
+    def __init__(
+        self, mixtures: Sequence[Sequence[Mixture]], starts: Sequence[int]
+    ) -> None:
+        self._mixtures = mixtures
+        self._starts = starts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
+        beams = len(scores) // len(self._mixtures)
+        rows = []
+        for number, (ids, logits) in enumerate(zip(input_ids, scores, strict=True)):
+            prompt = number // beams
+            for mixture in self._mixtures[prompt]:
+                logits = mixture.mixed(ids[self._starts[prompt] :], logits)
+            rows.append(logits)
+        return torch.stack(rows)
+
+    def draft(self, ids: Tensor, length: int) -> tuple[list[int], int]:
+        """What may come next in a batch of one row ``[T]``; see `Mixture.draft`."""
+        text = ids[self._starts[0] :]
+        drafts = (mixture.draft(text, length) for mixture in self._mixtures[0])
+        return next((draft for draft in drafts if draft[0]), ([], 0))

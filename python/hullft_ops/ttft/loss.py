@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
-from hullft_ops.ttft.models.checks import unwrapped
+from hullft_ops.ttft.restore import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

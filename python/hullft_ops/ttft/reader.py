@@ -1,30 +1,30 @@
-"""A language model with its tokenizer: it reads, predicts and writes."""
+"""A language model with its tokenizer: it reads what stands before a text, and predicts."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from hullft_ops._terminal import progress
 from hullft_ops.ttft.healing import Vocabulary
 from hullft_ops.ttft.loss import next_token_logits
-from hullft_ops.ttft.models.cache import cache_keyword, keeps_keys_and_values
-from hullft_ops.ttft.models.checks import (
-    check_causal,
-    model_identity,
-    text_window,
+from hullft_ops.ttft.models.cache import cache_keyword, copied, keeps_keys_and_values
+from hullft_ops.ttft.models.checks import check_causal, model_identity, text_window
+from hullft_ops.ttft.models.precision import AutoPrecision, autocast
+from hullft_ops.ttft.restore import (
+    ThreadModes,
+    at_exit,
+    eval_mode,
+    exclusive,
+    signal_safe,
     unwrapped,
 )
-from hullft_ops.ttft.models.modes import AutoPrecision, ThreadModes, autocast, eval_mode
-from hullft_ops.ttft.prefix import Prefix
-from hullft_ops.ttft.restore import exclusive
-from hullft_ops.ttft.signals import at_exit, signal_safe
 from hullft_ops.ttft.tokens import Tokens, tokenized
 
 if TYPE_CHECKING:
@@ -32,6 +32,85 @@ if TYPE_CHECKING:
 
 # A small model reads so many in about a second on one core.
 TOKENS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved passage, with those that follow it, as it stands before a prompt.
+
+    Attributes:
+        text: its text.
+        ids: the tokens of the text.
+        positions: of the passages in the datastore.
+    """
+
+    text: str
+    ids: Sequence[int]
+    positions: Sequence[int] = ()
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """Changes a model's predictions.
+
+    A ``text`` is its tokens so far, ``[T]``, without retrieved passages.
+    """
+
+    def mixed(self, text: Tensor, logits: Tensor, /) -> Tensor:
+        """The logits to use in place of a model's for the next token, ``[vocabulary]``."""
+
+    def draft(self, text: Tensor, length: int, /) -> tuple[list[int], int]:
+        """Up to ``length`` tokens that may come next, for one pass to verify, and a kind of draft
+        by which their acceptance is counted."""
+
+    def while_writing(self) -> "Mixture":
+        """The mixture to use while the model writes."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What was prepared for a prompt, and as much of it as the model has read.
+
+    Attributes:
+        passages: stand before texts, nearest last.
+        mixtures: change the predictions, one after the other.
+        ids: the tokens that the model has read: what opens a text, and the passages.
+        cache: holds ``ids`` without the last; None if there is none, and they are read again before
+            each text.
+    """
+
+    passages: Sequence[Passage] = ()
+    mixtures: Sequence[Mixture] = ()
+    ids: Sequence[int] = ()
+    cache: Any = None
+
+    def before(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
+        """What stands before the text of ``ids``: its first ``opening`` tokens, and the passages.
+
+        Empty if no passage fits.
+        """
+        passages = nearest_that_fit(
+            self.passages, room_before(len(ids), opening, window)
+        )
+        behind = chain.from_iterable(passage.ids for passage in passages)
+        return [*ids[:opening], *behind] if passages else []
+
+    def fitting(self, tokens: Tokens, window: int) -> "Prefix":
+        """The prefix with the passages that fit before these tokens. Warns if not all do."""
+        room = room_before(len(tokens.ids), tokens.opening, window)
+        passages = nearest_that_fit(self.passages, room)
+        if len(passages) < len(self.passages):
+            warnings.warn(
+                f"there is room for {len(passages)} of {len(self.passages)} retrieved passages "
+                f"before the prompt: the model reads {window} tokens",
+                stacklevel=2,
+            )
+        return replace(self, passages=passages)
+
+    def cache_before(self, ids: Sequence[int]) -> Any:
+        """A copy of the cache, if ``ids`` begin with the tokens that it was made of; else None."""
+        is_read = list(ids[: len(self.ids)]) == list(self.ids)
+        return copied(self.cache) if is_read and self.cache is not None else None
 
 
 class Reader:
@@ -155,7 +234,7 @@ class Reader:
         is_padded = not mask.all()
         first = 0 if cache is None else cache.get_seq_length()
         starts = range(first, ids.shape[1], TOKENS_AT_ONCE)
-        for start in progress(starts, desc="reading passages", unit="part"):
+        for start in starts:
             end = min(start + TOKENS_AT_ONCE, ids.shape[1])
             if cache is not None:
                 arguments[self.keyword] = cache
@@ -188,3 +267,20 @@ class Reader:
         arguments = {} if cache is None else {self.keyword: cache, "use_cache": True}
         ids = torch.tensor([*before, *body], device=self.model.device)
         return next_token_logits(self.model, ids, len(before) + first, **arguments)
+
+
+def room_before(length: int, opening: int, window: int) -> int:
+    """How many tokens may stand before ``length`` tokens, of which the first ``opening`` open.
+
+    As many as leave room for the whole text. Before a text longer than half of the window they may
+    take the other half, or a little less, because a window needs two tokens of the text.
+    """
+    room = max(window - length, window // 2 - opening)
+    return min(room, window - opening - 2)
+
+
+def nearest_that_fit(passages: Sequence[Passage], room: int) -> Sequence[Passage]:
+    """Of passages, nearest last, the last ones that take at most ``room`` tokens, each whole."""
+    sizes = accumulate(len(passage.ids) for passage in reversed(passages))
+    count = sum(size <= room for size in sizes)
+    return passages[len(passages) - count :]

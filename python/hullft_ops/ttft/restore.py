@@ -1,20 +1,132 @@
-"""Keeping a model for one caller, and putting it back exactly as it was."""
+"""Putting back what a with block changes, whatever ends it: a model, and a thread's modes."""
 
+import io
 import threading
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial, wraps
+from operator import call
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from hullft_ops.ttft.models.checks import unwrapped
-from hullft_ops.ttft.models.modes import ThreadModes, restore_modes
-from hullft_ops.ttft.signals import at_exit, signal_safe
+from hullft_ops import _C
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
 # The thread that has each model at the moment. A tuple, so that each call has its own.
 _callers: "WeakKeyDictionary[nn.Module, tuple[int]]" = WeakKeyDictionary()
+
+
+def signal_safe(
+    function: Callable[P, Iterator[T]],
+) -> Callable[P, AbstractContextManager[T]]:
+    """As `contextlib.contextmanager`, but a signal cannot come between the body and its end.
+
+    Python handles signals at the first instruction of a function that is written in Python. An
+    exception that the handler raises there, as Ctrl-C does, ends contextlib's ``__exit__`` before
+    it has reached the generator, whose ``finally`` then does not run. Here no such function is in
+    between: the handler runs in the generator, at its ``yield`` or later, so within its with
+    blocks. What must be undone belongs into `at_exit`; a ``finally`` may be cut short.
+
+    The generator sees every end of the body as GeneratorExit.
+    """
+
+    @wraps(function)
+    def block(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[T]:
+        return _Block(function(*args, **kwargs))
+
+    return block
+
+
+@signal_safe
+def at_exit(undo: Callable[[], None]) -> Iterator[None]:
+    """Call ``undo`` at the end of the body, again from its beginning for each signal that cuts it
+    short, until it is done. What the last signal's handler raised is raised then."""
+    try:
+        yield
+    finally:
+        # The first call in this clause, of a function in C++: no signal can come before it.
+        _C.call_until_done(undo)
+
+
+class _Block(io.IOBase):
+    # IOBase's ``__exit__`` is written in C, and calls ``close``.
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        # A generator's is written in C too.
+        self.close = generator.close  # type: ignore[method-assign]
+
+    def __enter__(self) -> Any:
+        try:
+            return next(self._generator)
+        except BaseException:
+            # The signal may have come behind the call.
+            self.close()
+            raise
+
+
+@signal_safe
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode, and at the end every module back in its mode from before."""
+    # ``model.train`` would give all the same mode.
+    modes = [(module, module.training) for module in model.modules()]
+    with at_exit(partial(_restore_modes, modes)):
+        model.train(False)
+        yield
+
+
+def _restore_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Put each module back in its mode."""
+    for module, training in modes:
+        module.training = training
+
+
+class ThreadModes:
+    """The grad mode of this thread, and its autocast for a device, when this is made.
+
+    Ctrl-C within the end of `torch.no_grad` or `torch.autocast` leaves theirs on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._thread = threading.get_ident()
+        self._records_gradients = torch.is_grad_enabled()
+        self._device = device.type
+        self._is_on = torch.is_autocast_enabled(self._device)
+        self._dtype = torch.get_autocast_dtype(self._device)
+        # Torch tells the depth only when it changes. One instruction: no signal comes between.
+        _, self._depth = map(
+            call, (torch.autocast_increment_nesting, torch.autocast_decrement_nesting)
+        )
+
+    def put_back(self) -> None:
+        """Give them back to the thread that had them."""
+        # A generator that nobody holds any more may be closed in any thread.
+        if threading.get_ident() != self._thread:
+            return
+        torch.set_grad_enabled(self._records_gradients)
+        torch.set_autocast_enabled(self._device, self._is_on)
+        torch.set_autocast_dtype(self._device, self._dtype)
+        torch.autocast_increment_nesting()
+        while torch.autocast_decrement_nesting() > self._depth:
+            pass
+        if self._depth == 0:
+            # Copies of weights, which autocast keeps no longer than it is on.
+            torch.clear_autocast_cache()
+
+
+def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without the wrappers of PEFT and ``torch.compile``."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    model = getattr(inner, "_orig_mod", inner)
+    return model
 
 
 @signal_safe
@@ -115,7 +227,7 @@ class _State:
                 # A module may have put another tensor in its place, as dynamic RoPE does.
                 module._buffers[name] = buffer
                 buffer.copy_(content)
-        restore_modes(self._modes)
+        _restore_modes(self._modes)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
 

@@ -119,14 +119,6 @@ def text_of(store: Store, run: Sequence[int]) -> str:
     return "".join(store.texts[position] for position in run) + SEPARATOR
 
 
-def with_following(store: Store, position: int, following: int) -> list[int]:
-    """A passage, and up to so many that follow it in its document."""
-    run = [position]
-    while len(run) <= following and (after := store.following(run[-1])) is not None:
-        run.append(after)
-    return run
-
-
 def retrieved_runs(
     store: Store, nearest: Sequence[int], following: int
 ) -> list[list[int]]:
@@ -137,7 +129,9 @@ def retrieved_runs(
     runs = []
     read: set[int] = set()
     for position in nearest:
-        run = with_following(store, position, following)
+        run = [position]
+        while len(run) <= following and (after := store.following(run[-1])) is not None:
+            run.append(after)
         run = [*takewhile(lambda passage: passage not in read, run)]
         read.update(run)
         if run:

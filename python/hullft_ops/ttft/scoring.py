@@ -15,8 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
-from hullft_ops.ttft.prefix import Mixture, Prefix
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.reader import Mixture, Prefix, Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,6 +8,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops import ReplayAdam
-from hullft_ops._terminal import progress
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.models.memory import available_memory
-from hullft_ops.ttft.models.modes import ReadingOptions, autocast, eval_mode
+from hullft_ops.ttft.models.precision import ReadingOptions, autocast
 from hullft_ops.ttft.models.weights import rate_scales, trained_parameters
-from hullft_ops.ttft.signals import at_exit
+from hullft_ops.ttft.restore import at_exit, eval_mode
 from hullft_ops.ttft.validation import options_class
 
 # Selection and training hold memory for each step.
@@ -96,9 +95,9 @@ class Weights:
         if trains and not self.optimizer.state:
             # Two moments, and the gradients of a part.
             needed += (2 + _SHARE) * self.size
-        available = available_memory()
+        available = psutil.virtual_memory().available
         on_cpu = self.model.device.type == "cpu"
-        if on_cpu and available is not None and needed > available:
+        if on_cpu and needed > available:
             raise MemoryError(
                 f"adapting needs {needed / 1e9:.1f} GB beside the model, and "
                 f"{available / 1e9:.1f} GB are free"
@@ -188,7 +187,7 @@ class Training:
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
-            for current in progress(passes, desc="training", unit="pass"):
+            for current in passes:
                 if not self._has_budget(current):
                     self.skipped_steps += current.repeats
                     continue

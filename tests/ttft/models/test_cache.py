@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from hullft_ops.ttft.models.attention import grouped_attention
-from hullft_ops.ttft.models.cache import copied
+from hullft_ops.ttft.models.cache import copied, grouped_attention
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 

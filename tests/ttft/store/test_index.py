@@ -8,8 +8,6 @@ import time
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.datastore import Datastore
@@ -28,18 +26,6 @@ def corpus(tmp_path):
             file.write(json.dumps({"text": f"{text} {number}", "n": number}) + "\n")
 
     return tmp_path / "c.jsonl"
-
-
-@pytest.fixture
-def cutting_embedder(embedder):
-    """An embedder that reads 4 words."""
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    embedder.tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>"
-    )
-    embedder.max_tokens = 4
-    return embedder
 
 
 def counted(embedder, calls):
@@ -75,17 +61,20 @@ def test_texts_come_with_their_source(corpus, embedder, tmp_path):
     assert store.summary()[1].startswith(f"{corpus}: of 1000 records 0 passages")
 
 
-def test_records_are_cut_to_what_the_embedder_reads(corpus, cutting_embedder, tmp_path):
-    def index(name, **options):
-        path = tmp_path / name
-        return index_corpus(corpus, path, cutting_embedder, min_chars=0, **options)
+def test_records_are_cut_into_passages_that_follow_one_another(
+    corpus, embedder, tmp_path
+):
+    store = index_corpus(
+        corpus, tmp_path / "store", embedder, min_chars=0, passage_chars=40
+    )
+    records = [json.loads(line)["text"] for line in corpus.open()]
+    first = [0]
+    while (after := store.following(first[-1])) is not None:
+        first.append(after)
 
-    store = index("default")
-
-    assert {len(text.split()) for text in store.texts} == {1, 4}
-    # A record is cut into four, which follow one another.
-    assert [store.following(i) for i in range(5)] == [1, 2, 3, None, 5]
-    assert {len(text.split()) for text in index("whole", chunk_tokens=0).texts} == {13}
+    assert len(first) > 1
+    assert "".join(store.texts[position] for position in first) == records[0]
+    assert max(map(len, store.texts)) <= 40
 
 
 def test_repeated_and_short_passages_are_left_out(embedder, tmp_path):
@@ -122,11 +111,6 @@ def test_nothing_to_index_is_refused(embedder, tmp_path):
         index_corpus(tmp_path / "mine", tmp_path / "store", embedder)
 
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
-
-
-def test_an_embedder_without_tokenizer_cuts_nothing(corpus, embedder, tmp_path):
-    with pytest.raises(ValueError, match="chunk_tokens is 5, embedder hashing has no"):
-        index_corpus(corpus, tmp_path / "store", embedder, chunk_tokens=5)
 
 
 def interrupted(corpus, path, embedder, after, **options):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.errors import first_line
 from hullft_ops.ttft.models.memory import is_out_of_memory
-from hullft_ops.ttft.models.modes import eval_mode
+from hullft_ops.ttft.restore import eval_mode, unwrapped
 
 # A tokenizer without a limit says 1e30.
 _NO_LIMIT = 10**9
@@ -101,15 +101,6 @@ def model_window(
             return int(positions)
     limit = tokenizer.model_max_length
     return int(limit) if limit < _NO_LIMIT else None
-
-
-def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The model without the wrappers of PEFT and ``torch.compile``."""
-    inner: Any = getattr(model, "_orig_mod", model)
-    if hasattr(inner, "get_base_model"):
-        inner = inner.get_base_model()
-    model = getattr(inner, "_orig_mod", inner)
-    return model
 
 
 def model_identity(model: nn.Module) -> str:

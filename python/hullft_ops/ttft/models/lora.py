@@ -40,21 +40,14 @@ _PLAIN = (
 _PLAIN_INITIAL_VALUES = (True, False, "gaussian", "orthogonal")
 
 
-def with_lora(
-    model: "PreTrainedModel",
-    target_modules: str | list[str],
-    rank: int,
-) -> Any:
-    """A PEFT model with a new LoRA around the model's weights.
-
-    ValueError if PEFT cannot put LoRAs around all of these modules.
-    """
+def with_lora(model: "PreTrainedModel", rank: int) -> Any:
+    """A PEFT model with a new LoRA around every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=target_modules,
+        target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
     with _quiet():

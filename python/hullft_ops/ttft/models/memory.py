@@ -2,11 +2,9 @@
 
 import ctypes
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -50,16 +48,6 @@ def return_freed_memory() -> None:
 def _glibc() -> ctypes.CDLL | None:
     """The process's C library; None if it is another than glibc."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
-def available_memory() -> int | None:
-    """Bytes that the system can still give on the CPU's side; None where it does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    line = re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE)
-    return None if line is None else 1024 * int(line[1])
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Protocol
+from functools import cache, cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -162,6 +162,13 @@ class MemoryStore(Matrix):
         """None: the store does not know of documents."""
 
 
+@cache
+def _faiss() -> Any:
+    with needed_by("searching embeddings"):
+        import faiss
+    return faiss
+
+
 def _nearest(
     matrix: np.ndarray, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -169,8 +176,7 @@ def _nearest(
 
     ``matrix`` is float32 ``[M, dim]``, M at least k; ``queries`` are float32 ``[B, dim]``.
     """
-    with needed_by("searching embeddings"):
-        import faiss
+    faiss = _faiss()
     asked = min(k + 1, len(matrix))
     while True:
         scores, rows = faiss.knn(

@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.models.loading import input_errors
-from hullft_ops.ttft.store.format import INFO
+from hullft_ops.ttft.store.cutting import PASSAGE_CHARS
+from hullft_ops.ttft.store.datastore import INFO
 from hullft_ops.ttft.validation import options_class
 
 _FORMATS = {
@@ -70,9 +71,8 @@ class CorpusConfig:
 class IndexConfig(CorpusConfig):
     """How a corpus is read and cut into passages."""
 
-    chunk_tokens: NonNegativeInt | None = None
-    """Length of a passage in the embedder's tokens: None for as many as the embedder reads, or for
-    800 characters without an embedder; 0 for whole records."""
+    passage_chars: Annotated[int, Field(ge=4)] = PASSAGE_CHARS
+    """Characters of a passage at most. It ends with a definition, a paragraph, a line or a word."""
     min_chars: NonNegativeInt = 16
     """Leave out passages with fewer characters, not counting blanks at both ends."""
 

@@ -1,19 +1,10 @@
-"""Cutting a text into verbatim passages, by tokens or by characters."""
+"""Cutting a text into verbatim passages."""
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import TYPE_CHECKING
-
-from hullft_ops.ttft.embedding import token_starts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # About this much source fills the 256 tokens that the default embedder reads.
 PASSAGE_CHARS = 800
-# Characters to tokenize at a time, so that a text of any length takes bounded memory.
-_WINDOW = 1 << 18
 
 # Strongest first: a top-level definition, a method, a blank line, a line, a word.
 _BOUNDARIES = (
@@ -23,19 +14,6 @@ _BOUNDARIES = (
     re.compile(r"(?<=\n)"),
     re.compile(r"(?<=\s)(?=\S)"),
 )
-
-
-def token_chunks(
-    text: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int
-) -> Iterator[str]:
-    """Consecutive pieces of ``text`` that join up to it again, of ``max_tokens`` tokens each, not
-    counting special ones; one at the end of the text or of 2**18 characters may be shorter."""
-    for window in split_passages(text, _WINDOW):
-        starts = token_starts(window, tokenizer)
-        cuts = [0, *starts[max_tokens::max_tokens], len(window)]
-        for begin, end in pairwise(cuts):
-            if end > begin:
-                yield window[begin:end]
 
 
 def split_passages(text: str, max_chars: int) -> Iterator[str]:

@@ -1,29 +1,92 @@
-"""Texts on disk, and the search for texts near a query."""
+"""A datastore: a folder with texts and their embeddings, and how it is written, read and searched.
 
-from collections.abc import Iterable, Iterator, Sequence
+    datastore.json   see `Info`
+    texts.arrow      columns of strings, text and source; a stream of Arrow
+    embeddings.f32   float32 [count, dim] in C order, row i embeds text i; absent without vectors
+    embedded.txt     what an interrupted run has embedded: the embedder, and a digest of the texts
+    words/           the index of the texts' words, as bm25s saves it: arrays of numpy, and JSON
+
+All large files are mapped. The operators and FAISS read the embeddings as one matrix without a
+copy; an Arrow column would be split at every record batch.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import pyarrow
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from hullft_ops._checks import check_text
-from hullft_ops._terminal import counted
+from hullft_ops._extras import needed_by
+from hullft_ops._terminal import counted, progress
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.store.base import Matrix, identity_of
-from hullft_ops.ttft.store.format import (
-    INFO,
-    WORDS,
-    Info,
-    open_matrix,
-    open_texts,
-    write_datastore,
-)
+from hullft_ops.ttft.files import new_folder
+from hullft_ops.ttft.models.loading import input_errors
+from hullft_ops.ttft.store.base import Matrix, checked_vectors, identity_of
 from hullft_ops.ttft.store.words import Words, digest_of
 from hullft_ops.ttft.validation import parse
 
+INFO = "datastore.json"
+TEXTS = "texts.arrow"
+EMBEDDINGS = "embeddings.f32"
+WORDS = "words"
+_EMBEDDED = "embedded.txt"
+
+# So many texts are embedded at a time. A resumed write forms the same groups, because the texts
+# beside it change the last bits of a vector.
+GROUP = 128
+
+# Turns groups of texts into the vectors float32 [n, dim] of each group, in their order.
+Embed = Callable[[Iterable[list[str]]], Iterable[np.ndarray]]
+
+
+class Info(BaseModel):
+    """The contents of ``datastore.json``.
+
+    Attributes:
+        format: of the datastore's files.
+        embedder: the name of the embedder that made the embeddings; None if there are none.
+        dim: length of an embedding; 0 likewise.
+        count: how many texts there are.
+        identity: SHA-256 over the texts, their sources and the embeddings.
+        words: SHA-256 over the index of words.
+        source: where the texts come from, and what was left out, in words; None if a program gave
+            them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[6] = 6
+    embedder: str | None
+    dim: NonNegativeInt
+    count: PositiveInt
+    identity: str
+    words: str
+    source: str | None
+
+
+class Column(Sequence[Any]):
+    """A column of a datastore's rows by position; each access reads from disk."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return self._values[position].to_pylist()
+        return self._values[position].as_py()
+
 
 class Datastore(Matrix):
-    """A `Store` in a folder; see `hullft_ops.ttft.store.format`. `build` or `open` makes one.
+    """A `Store` in a folder; see `hullft_ops.ttft.store.datastore`. `build` or `open` makes one.
 
     Attributes:
         folder: where its files are.
@@ -147,3 +210,135 @@ def _rows(
 def _check_count(count: int) -> None:
     if count == 0:
         raise ValueError("Datastore.build: texts is empty, need at least 1")
+
+
+def open_texts(folder: Path) -> tuple[Column, Column]:
+    """The texts and their sources. ValueError if the file is damaged or lacks one."""
+    file = str(folder / TEXTS)
+    with input_errors(file):
+        table = pyarrow.ipc.open_stream(pyarrow.memory_map(file)).read_all()
+        return Column(table["text"]), Column(table["source"])
+
+
+def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
+    """The embeddings float32 ``[count, dim]``, mapped. ValueError if the file is too small."""
+    if not dim:
+        return np.empty((count, 0), np.float32)
+    file = folder / EMBEDDINGS
+    with input_errors(str(file)):
+        # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
+        return np.memmap(file, np.float32, mode="c", shape=(count, dim))
+
+
+def write_datastore(
+    path: str | Path,
+    rows: Iterable[dict[str, Any]],
+    embedder: Embedder | None,
+    *,
+    resume: bool,
+    describe: Callable[[int], str | None],
+    embed: Embed | None = None,
+) -> None:
+    """Write a datastore. Only a group of texts is in memory.
+
+    Args:
+        path: the folder that appears at the end, as of `new_folder`.
+        rows: texts with their sources.
+        embedder: what makes the texts' vectors; None for none.
+        resume: keep the vectors for the next call if this one is interrupted.
+        describe: gives `Info.source` when the rows are written, of which it gets the number, or
+            raises an exception if it is too small.
+        embed: in place of ``embedder.encode``.
+
+    Raises:
+        ValueError: the vectors of an interrupted call are of other texts or of another embedder.
+    """
+    with new_folder(path, resume=resume) as folder:
+        source = describe(_write_texts(folder, rows))
+        texts, sources = open_texts(folder)
+        dim = 0
+        if embedder is not None:
+            dim = embedder.dim
+            _check_embedded(folder, embedder)
+            _embed_texts(folder, texts, embedder, embed)
+        count = len(texts)
+        indexed = progress(texts, desc="indexing words", total=count, unit=" texts")
+        Words.build(indexed).save(folder / WORDS)
+        matrix = open_matrix(folder, count, dim)
+        info = Info(
+            embedder=embedder.name if embedder else None,
+            dim=dim,
+            count=count,
+            identity=identity_of(texts, sources, matrix),
+            words=digest_of(folder / WORDS),
+            source=source,
+        )
+        (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _write_texts(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write texts and sources, and return how many there are."""
+    with needed_by("Datastore"):
+        from datasets import Features, Value
+        from datasets.arrow_writer import ArrowWriter
+
+    file = folder / TEXTS
+    column = Value("large_string")
+    features = Features({"text": column, "source": column})
+    with ArrowWriter(path=str(file), features=features) as writer:
+        for row in progress(rows, desc="writing texts", unit=" texts"):
+            writer.write(row)
+        count: int = writer.finalize()[0]
+    if count == 0:
+        file.unlink()
+    return count
+
+
+def _check_embedded(folder: Path, embedder: Embedder) -> None:
+    with (folder / TEXTS).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    content = f"{embedder.name} of dim {embedder.dim}, texts {digest}"
+    record = folder / _EMBEDDED
+    if not (folder / EMBEDDINGS).exists():
+        record.write_text(content, encoding="utf-8")
+    elif record.read_text(encoding="utf-8") != content:
+        raise ValueError(
+            f"{folder} has vectors of an interrupted run with other texts or another embedder: "
+            "remove it to begin anew"
+        )
+
+
+def _embed_texts(
+    folder: Path, texts: Column, embedder: Embedder, embed: Embed | None
+) -> None:
+    """Append the vectors that are missing to the file of embeddings.
+
+    A group of vectors that is in the file is never embedded again.
+    """
+    dim = embedder.dim
+    with (folder / EMBEDDINGS).open("ab") as file:
+        done = file.tell() // (4 * dim)
+        if done < len(texts):
+            done -= done % GROUP
+        # A kill may leave a part of a group.
+        file.truncate(4 * dim * done)
+        starts = range(done, len(texts), GROUP)
+        groups = (texts[start : start + GROUP] for start in starts)
+        encoded = embed(groups) if embed else map(embedder.encode, groups)
+        pairs = progress(
+            zip(starts, encoded, strict=True),
+            desc="embedding",
+            total=len(range(0, len(texts), GROUP)),
+            initial=done // GROUP,
+            unit=" texts",
+            unit_scale=GROUP,
+        )
+        for start, vectors in pairs:
+            rows = checked_vectors(
+                f"the vectors of embedder {embedder.name}",
+                vectors,
+                count=min(GROUP, len(texts) - start),
+                dim=dim,
+            )
+            file.write(rows.tobytes())
+            file.flush()

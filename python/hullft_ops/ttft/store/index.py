@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,11 @@ from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
-from hullft_ops.ttft.store.cutting import (
-    PASSAGE_CHARS,
-    split_passages,
-    token_chunks,
-)
-from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.format import Embed, Info, write_datastore
+from hullft_ops.ttft.store.cutting import split_passages
+from hullft_ops.ttft.store.datastore import Datastore, Embed, Info, write_datastore
 
 # The folder of the datastores of corpora.
 DATASTORES = Path("hullft_datastores")
-
-Cut = Callable[[str], Iterable[str]]
 
 
 def index_corpus(
@@ -55,14 +48,13 @@ def index_corpus(
         FileExistsError, ValueError: as from `check_output`; or an unfinished datastore has other
             texts or another embedder.
     """
-    config = _for_embedder(replace(config or IndexConfig(), **options), embedder)
+    config = replace(config or IndexConfig(), **options)
     if not isinstance(corpus, Corpus):
         corpus = Corpus(corpus, config)
-    cut = _cutter(embedder, config)
     check_output(path, inputs=[corpus.name])
     skipped: list[str] = []
     counts = Counter[str]()
-    passages = _passages(corpus.records(skipped), cut, config.min_chars, counts)
+    passages = _passages(corpus.records(skipped), config, counts)
 
     def describe(count: int) -> str:
         named = f" ({listed(skipped)})" if skipped else ""
@@ -80,39 +72,16 @@ def index_corpus(
     return Datastore.open(path)
 
 
-def _for_embedder(config: IndexConfig, embedder: Embedder | None) -> IndexConfig:
-    """The configuration with the length of passages that the embedder reads, if it has none."""
-    if config.chunk_tokens is not None or embedder is None:
-        return config
-    return replace(config, chunk_tokens=getattr(embedder, "max_tokens", None) or 0)
-
-
-def _cutter(embedder: Embedder | None, config: IndexConfig) -> Cut:
-    """What cuts a record into passages."""
-    length = config.chunk_tokens
-    if length is None:
-        return lambda text: split_passages(text, PASSAGE_CHARS)
-    if not length:
-        return lambda text: [text]
-    tokenizer = getattr(embedder, "tokenizer", None)
-    if tokenizer is None:
-        name = f"embedder {embedder.name}" if embedder else "search by words"
-        raise ValueError(
-            f"index_corpus: chunk_tokens is {length}, {name} has no tokenizer"
-        )
-    return lambda text: token_chunks(text, tokenizer, length)
-
-
 def _passages(
-    records: Iterable[Record], cut: Cut, min_chars: int, counts: Counter[str]
+    records: Iterable[Record], config: IndexConfig, counts: Counter[str]
 ) -> Iterator[Record]:
     """The passages of the records, each text once; counts records and what is left out."""
     seen: set[bytes] = set()
     for record in records:
         counts["record"] += 1
-        for text in cut(record["text"]):
+        for text in split_passages(record["text"], config.passage_chars):
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if len(text.strip()) < min_chars:
+            if len(text.strip()) < config.min_chars:
                 counts["short"] += 1
             elif digest in seen:
                 counts["repeated"] += 1
@@ -129,7 +98,7 @@ def folder_datastore(
     If the corpus has changed since the last call, a new one takes its place. Raises as
     `index_corpus`.
     """
-    config = _for_embedder(IndexConfig(**options), embedder)
+    config = IndexConfig(**options)
     contents = Corpus(corpus, config)
     version = Info.model_fields["format"].default
     place = Path(corpus).resolve()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from hullft_ops.ttft.models.modes import ReadingOptions
+from hullft_ops.ttft.models.precision import ReadingOptions
 from hullft_ops.ttft.techniques.adapter import Adapter, AdapterOptions
 from hullft_ops.ttft.techniques.ngrams import NgramMixture, NgramOptions
 from hullft_ops.ttft.techniques.passage_steps import PassageStepOptions, PassageSteps

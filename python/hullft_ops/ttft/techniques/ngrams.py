@@ -1,10 +1,16 @@
-"""N-grams of the neighbours, mixed into the model's predictions."""
+"""N-grams: what a prompt's neighbours say next, mixed into the model's predictions."""
 
+import math
+from collections.abc import Iterator, Sequence
+from copy import copy
+from itertools import chain
 from typing import Annotated
 
+import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
-from hullft_ops.ttft.ngrams import WEIGHTS, Ngrams
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import (
     Neighbours,
@@ -14,6 +20,18 @@ from hullft_ops.ttft.retrieval import (
 )
 from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.validation import options_class
+
+# Weights of what follows the last 1, 2, 4, ... tokens, fitted to answers of SmolLM2 on code,
+# documentation and C: alone, behind retrieved passages, and with an adapter.
+WEIGHTS = (0.02, 0.07, 0.24, 0.4, 0.68, 0.58)
+# Factor of the weights while the model writes: copies make long matches, and so reinforce
+# themselves.
+_WRITING = 0.5
+# How often an occurrence in the text itself counts, fitted with the weights.
+_IN_TEXT = 8
+# These stand before each of the neighbours and before the text, and equal no token.
+_BOUNDARY = -1
+_TEXT = -2
 
 
 @options_class
@@ -41,3 +59,117 @@ class NgramMixture(Technique):
         runs = whole_runs(store, neighbours.positions[: self.neighbours])
         texts = [reader.passage_ids(text_of(store, run)) for run in runs]
         return Prepared(mixture=Ngrams(texts, self._weights))
+
+
+class Ngrams:
+    """The n-grams of some texts, which say what comes next.
+
+    Take the last 1, 2, 4, ... tokens of a text in turn. Where they occur in these texts or earlier
+    in the text, with ``q`` for how often each token came next there, the probabilities ``p`` become
+    ``(1 - w) p + w q``. The weight ``w`` is that of the number of tokens, times
+    ``sqrt(1 - max p)`` of the model's own ``p``: the surer the model is, the less n-grams count.
+    An occurrence in the text itself counts eight times.
+
+    This is the interpolation of Jelinek and Mercer with the language model at its base. Liu et al.,
+    *Infini-gram*, arXiv:2401.17377, and Grave et al., *Improving Neural Language Models with a
+    Continuous Cache*, arXiv:1612.04426, mix models in the same way.
+
+    A prediction searches all of the texts: half a millisecond for 40,000 tokens, on one core.
+
+    Args:
+        texts: the tokens of each.
+        weights: of what follows the last 1, 2, 4, ... tokens, from 0 to below 1.
+    """
+
+    def __init__(
+        self, texts: Sequence[Sequence[int]], weights: Sequence[float] = WEIGHTS
+    ) -> None:
+        self._weights = weights
+        tokens = chain.from_iterable((_BOUNDARY, *text) for text in texts)
+        self._neighbours = np.fromiter(chain(tokens, [_TEXT]), dtype=np.int64)
+
+    def while_writing(self) -> "Ngrams":
+        """The same n-grams at half of the weights."""
+        other = copy(self)
+        other._weights = [_WRITING * weight for weight in self._weights]
+        return other
+
+    def mixed(self, text: Tensor, logits: Tensor) -> Tensor:
+        """The logarithms of the mixture's probabilities.
+
+        Args:
+            text: ``[T]``, the tokens so far, without passages that stand before them.
+            logits: ``[vocabulary]``, the model's for the next token. Tokens at -inf stay there.
+
+        Returns:
+            A tensor of the shape of ``logits``.
+        """
+        tokens = self._before(text)
+        mixture = logits.log_softmax(dim=-1)
+        doubt = math.sqrt(max(0.0, 1 - math.exp(mixture.max().item())))
+        rest = 1.0
+        followers, shares = [], []
+        # What is mixed in last keeps its weight.
+        for weight, (_, places) in reversed(
+            [*zip(self._weights, self._matches(tokens), strict=False)]
+        ):
+            counts = np.where(places < len(self._neighbours), 1, _IN_TEXT)
+            followers.append(tokens[places])
+            shares.append(rest * doubt * weight / counts.sum() * counts)
+            rest *= 1 - doubt * weight
+        if rest < 1:
+            mixture += math.log(rest)
+            _add(mixture, np.concatenate(followers), np.concatenate(shares))
+        return mixture
+
+    def draft(self, text: Tensor, length: int) -> tuple[list[int], int]:
+        """Up to ``length`` tokens that may come next: those behind the longest n-gram that occurs.
+
+        They are what followed last in the text, or most often in the neighbours.
+
+        Returns:
+            The tokens, and how many tokens the n-gram has: a power of 2, or 0 if none occurs.
+        """
+        tokens = self._before(text)
+        matches = [*self._matches(tokens)]
+        if not matches:
+            return [], 0
+        size, places = matches[-1]
+        place = places[-1]
+        if place < len(self._neighbours):
+            _, first, counts = np.unique(
+                tokens[places], return_index=True, return_counts=True
+            )
+            place = places[first[counts.argmax()]]
+        draft = tokens[place : place + length]
+        return draft[np.logical_and.accumulate(draft >= 0)].tolist(), size
+
+    def _before(self, text: Tensor) -> np.ndarray:
+        """The neighbours' tokens and the text's."""
+        return np.concatenate([self._neighbours, text.numpy(force=True)])
+
+    def _matches(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """1, 2, 4, ..., and the places of what followed as many last tokens, while these occur."""
+        sizes = [2**number for number in range(len(self._weights))]
+        places = np.flatnonzero(tokens[:-1] == tokens[-1]) + 1
+        places = places[tokens[places] >= 0]
+        for size in range(1, sizes[-1] + 1):
+            if not len(places):
+                return
+            if size in sizes:
+                yield size, places
+            # The boundary before the text occurs once, so no match goes on across it.
+            places = places[tokens[places - size - 1] == tokens[-size - 1]]
+
+
+def _add(mixture: Tensor, tokens: np.ndarray, shares: np.ndarray) -> None:
+    """Add the shares of tokens, which may repeat, to a distribution ``[vocabulary]``; ``mixture``
+    has its logarithms, and changes in place."""
+    distinct, inverse = np.unique(tokens, return_inverse=True)
+    places = torch.from_numpy(distinct).to(mixture.device)
+    before = mixture[places]
+    added = torch.from_numpy(np.bincount(inverse, shares)).log().to(before)
+    is_forbidden = before.isneginf()
+    mixture[places] = torch.logaddexp(before, added).masked_fill(
+        is_forbidden, -math.inf
+    )

@@ -1,9 +1,9 @@
 """Optimizer steps on passages that are selected among the prompt's neighbours."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -34,23 +34,11 @@ from hullft_ops.ttft.validation import options_class
 MethodName = Literal["hullft", "sift", "knn"]
 
 
-@runtime_checkable
-class SelectionMethod(Protocol):
-    """Any function with this signature selects passages for B prompts at once."""
-
-    def __call__(self, pool: Tensor, queries: Tensor, n_select: int, /) -> Selection:
-        """Select for each prompt.
-
-        Args:
-            pool: float32 ``[B, K, d]``, the embeddings of the passages near each prompt, nearest
-                first.
-            queries: float32 ``[B, d]``, the prompts.
-            n_select: optimizer steps for each prompt.
-
-        Returns:
-            A selection as `hullft_ops.fw_select` returns it: ``indices`` are different positions in
-            the pool, and each row of ``counts`` sums to ``n_select``.
-        """
+SelectionMethod = Callable[[Tensor, Tensor, int], Selection]
+"""Selects passages for B prompts at once: a function of their pools float32 ``[B, K, d]``, the
+embeddings of the passages near each, nearest first, of queries float32 ``[B, d]``, the prompts, and
+of the optimizer steps for each. It returns what `hullft_ops.fw_select` does: ``indices`` are
+different positions in the pool, and each row of ``counts`` sums to the number of steps."""
 
 
 @options_class

@@ -2,8 +2,7 @@
 
 from pydantic import NonNegativeInt
 
-from hullft_ops.ttft.prefix import Passage
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.reader import Passage, Reader
 from hullft_ops.ttft.retrieval import (
     Neighbours,
     SearchOptions,

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import get_annotations
-from types import MappingProxyType
 from typing import Any
 
-from hullft_ops.ttft.models.modes import ReadingOptions
-from hullft_ops.ttft.prefix import Mixture, Passage
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.models.precision import ReadingOptions
+from hullft_ops.ttft.reader import Mixture, Passage, Reader
 from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.training import Training
 
@@ -70,7 +68,7 @@ class Technique:
 
     neighbours: int = 0
     trains: bool = True
-    settings: Mapping[str, Any] = MappingProxyType({})
+    settings: Mapping[str, Any] = {}
 
     def load(self, reader: Reader) -> None:
         """Called once for a finetuner. Refuses a model that it does not fit."""
