@@ -32,10 +32,10 @@ def printable(text: object, *, lines: bool = False) -> str:
     return str(text).translate(_ESCAPES | {ord("\n"): "\n"} if lines else _ESCAPES)
 
 
-def listed(names: Sequence[str], total: int | None = None) -> str:
-    """The first names, and how many more there are in ``total``; None for all in ``names``."""
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     shown = names[:NAMED]
-    more = (total or len(names)) - len(shown)
+    more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 

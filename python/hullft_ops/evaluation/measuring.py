@@ -73,7 +73,7 @@ class Evaluation:
     @property
     def reader(self) -> Reader:
         """The model of all configurations."""
-        return next(iter(self.finetuners.values())).reader
+        return self.unadapted.reader
 
 
 def load_evaluation(experiment: Experiment) -> Evaluation:
@@ -199,8 +199,8 @@ def run_identity(reader: Reader, store: Store | None, options: Any) -> str:
     about = [
         reader.model_identity,
         tokenizer_identity(reader.tokenizer),
-        store.identity if store is not None else None,
-        store.embedder if store is not None else None,
+        getattr(store, "identity", None),
+        getattr(store, "embedder", None),
         options,
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

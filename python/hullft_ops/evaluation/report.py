@@ -3,7 +3,6 @@
 import json
 from statistics import fmean
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +39,9 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
     """The cells of each configuration, by column, the best first."""
     title = measured.metric.title
     varying = measured.varying()
-    rows = [{(*varying, "configuration")[0]: NONE, title: _mean(measured.before)}]
+    rows = [
+        {(*varying, "configuration")[0]: NONE, title: f"{measured.before.mean():.4f}"}
+    ]
     for config in measured.ranked():
         after, measurements = measured.after[config], measured.rows[config]
         settings = measured.settings(config)
@@ -49,17 +50,13 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
         rows.append(
             {
                 **(names or {"configuration": "adapted"}),
-                title: _mean(after),
+                title: f"{after.mean():.4f}",
                 "against none": f"{change.value:{measured.form}}",
                 "adapting": f"{fmean(row.seconds_total for row in measurements):.3f} s",
                 "passes": f"{fmean(row.passes for row in measurements):.1f}",
             }
         )
     return rows
-
-
-def _mean(scores: np.ndarray) -> str:
-    return f"{scores.mean():.4f}"
 
 
 def verdicts(measured: Measurements) -> list[str]:

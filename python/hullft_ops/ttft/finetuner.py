@@ -93,7 +93,7 @@ class TestTimeFinetuner:
         self._words: Words | None = None
         self._weights = Weights(model)
         config = replace(config or TTFTConfig(), **options)
-        self.reader = Reader(model, tokenizer, window_of(model, tokenizer, config))
+        self.reader = Reader(model, tokenizer, config.max_length)
         self._set(config)
 
     def with_config(self, config: TTFTConfig) -> "TestTimeFinetuner":

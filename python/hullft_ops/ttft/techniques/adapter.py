@@ -19,7 +19,7 @@ class AdapterOptions:
 
     adapter: str | None = None
     """Folder of a LoRA as PEFT saves it, added to the weights before the first step. Beside one,
-    set `train_on_prompt` and `context` to 0, unless you measure that they help."""
+    turn steps on the prompt and passages off, unless you measure that they help."""
 
 
 class Adapter(Technique):
