@@ -48,7 +48,7 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, *, int repeats, float lr, float beta1, "
       "float beta2, float eps, float weight_decay, bool decoupled, bool maximize, "
       "Tensor? lr_tensor=None, int? seed=None, Tensor? repeats_tensor=None, "
-      "float[]? lr_scales=None) -> ()");
+      "Tensor? lr_scales=None) -> ()");
   m.def(
       "grad_accumulate_(Tensor(a!)[] caches, Tensor[] grads, *, float alpha=1.0, float beta=1.0) "
       "-> ()");

@@ -157,6 +157,7 @@ def _sweeps(seed: int, dtype: torch.dtype, size: int) -> dict[str, Call]:
         _normal(seed + i, dtype, size) for i in range(4)
     )
     tensors = [parameter, gradient, moment, square.square(), torch.tensor(5.0)]
+    half = torch.full((1,), 0.5, dtype=torch.float64)
 
     def adam_replay(*tensors: torch.Tensor) -> Outputs:
         ops.adam_replay_(
@@ -169,7 +170,7 @@ def _sweeps(seed: int, dtype: torch.dtype, size: int) -> dict[str, Call]:
             weight_decay=0.01,
             decoupled=False,
             maximize=False,
-            lr_scales=[0.5],
+            lr_scales=half,
         )
         return [tensors[0], *tensors[2:]]
 

@@ -15,27 +15,38 @@
 namespace hullft {
 namespace {
 
-// The constants of every step, computed once in float64 for each step count and rate met in a call.
+// The constants of every step, computed once in float64 for tensors in a row that have the same step
+// count and rate.
 template <typename R>
 class Schedules {
  public:
-  const AdamSchedule<R>* at(const AdamOptions& options, int64_t repeats, double steps_done) {
-    const auto [it, added] = entries_.try_emplace({steps_done, options.lr});
-    Entry& entry = it->second;
-    if (!added) return &entry.schedule;
-    for (const AdamCorrections& corrections : corrections_at(options, repeats, steps_done)) {
-      const AdamStep<double> step = adam_step(options, corrections);
-      entry.steps.push_back({R(step.rate), R(step.eps)});
+  // The number of the schedule.
+  size_t add(const AdamOptions& options, int64_t repeats, double steps_done) {
+    if (entries_.empty() || entries_.back().steps_done != steps_done ||
+        entries_.back().lr != options.lr) {
+      const std::vector<AdamCorrections>& corrections =
+          corrections_at(options, repeats, steps_done);
+      entries_.push_back({steps_done, options.lr,
+                          adam_rates<R>(options, options.lr * options.weight_decay), steps_.size(),
+                          corrections.size()});
+      for (const AdamCorrections& c : corrections) {
+        const AdamStep<double> step = adam_step(options, c);
+        steps_.push_back({R(step.rate), R(step.eps)});
+      }
     }
-    entry.schedule = {adam_rates<R>(options, options.lr * options.weight_decay), entry.steps.data(),
-                      int64_t(entry.steps.size()), repeats};
-    return &entry.schedule;
+    return entries_.size() - 1;
+  }
+
+  AdamSchedule<R> at(size_t i, int64_t repeats) const {
+    const Entry& entry = entries_[i];
+    return {entry.rates, &steps_[entry.first_step], int64_t(entry.n_steps), repeats};
   }
 
  private:
   struct Entry {
-    std::vector<AdamStep<R>> steps;
-    AdamSchedule<R> schedule;
+    double steps_done, lr;
+    AdamRates<R> rates;
+    size_t first_step, n_steps;
   };
 
   const std::vector<AdamCorrections>& corrections_at(const AdamOptions& options, int64_t repeats,
@@ -48,7 +59,8 @@ class Schedules {
     return it->second;
   }
 
-  std::map<std::pair<double, double>, Entry> entries_;
+  std::vector<Entry> entries_;
+  std::vector<AdamStep<R>> steps_;  // of all entries
   std::map<double, std::vector<AdamCorrections>> corrections_;
 };
 
@@ -56,10 +68,8 @@ struct AdamTensor {
   FlatTensor param, grad, exp_avg, exp_avg_sq;
   ScalarType param_type, grad_type;
   double steps_done;
-  uint32_t place;  // in the list
-  // The one of the parameter's arithmetic.
-  const AdamSchedule<float>* narrow;
-  const AdamSchedule<double>* wide;
+  uint32_t place;   // in the list
+  size_t schedule;  // among those of the parameter's arithmetic
 };
 
 class AdamReplay {
@@ -72,15 +82,13 @@ class AdamReplay {
     const Layout layout = pairing_layout(param);
     tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
                         FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
-                        dtype_of(param), dtype_of(grad), steps_done, uint32_t(tensors_.size()),
-                        nullptr, nullptr});
+                        dtype_of(param), dtype_of(grad), steps_done, uint32_t(tensors_.size()), 0});
     elements_.add(param.numel());
     options_.lr = lr;
     AdamTensor& added = tensors_.back();
-    if (added.param_type == ScalarType::Double)
-      added.wide = wide_.at(options_, repeats_, steps_done);
-    else
-      added.narrow = narrow_.at(options_, repeats_, steps_done);
+    added.schedule = added.param_type == ScalarType::Double
+                         ? wide_.add(options_, repeats_, steps_done)
+                         : narrow_.add(options_, repeats_, steps_done);
   }
 
   void run() {
@@ -109,11 +117,11 @@ class AdamReplay {
   }
 
   template <typename R>
-  static const AdamSchedule<R>& schedule(const AdamTensor& t) {
+  AdamSchedule<R> schedule(const AdamTensor& t) const {
     if constexpr (std::is_same_v<R, double>)
-      return *t.wide;
+      return wide_.at(t.schedule, repeats_);
     else
-      return *t.narrow;
+      return narrow_.at(t.schedule, repeats_);
   }
 
   AdamOptions options_;
@@ -130,8 +138,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
                  double eps, double weight_decay, bool decoupled, bool maximize,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed,
-                 std::optional<Tensor> repeats_tensor,
-                 std::optional<std::vector<double>> lr_scales) {
+                 std::optional<Tensor> repeats_tensor, std::optional<Tensor> lr_scales) {
   constexpr const char* op = "adam_replay_";
   const TensorList param_list{"params", params}, step_list{"steps", steps};
   const AdamOptions options = check_adam_arguments(
@@ -143,9 +150,10 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
     steps_done.push_back(read_step(op, step_list, i, param_list[0]));
   const NoGrad no_grad;
   AdamReplay replay(options, n_steps, seed);
+  const double* scales = values_of(lr_scales);
   for (size_t i = 0; i < params.size(); ++i)
     replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i],
-               options.lr * scale_at(lr_scales, i));
+               scales ? options.lr * scales[i] : options.lr);
   replay.run();
   for (size_t i = 0; i < steps.size(); ++i)
     write_step(step_list[i], steps_done[i] + double(n_steps));

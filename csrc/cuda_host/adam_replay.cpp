@@ -49,8 +49,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
                  double eps, double weight_decay, bool decoupled, bool maximize,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed,
-                 std::optional<Tensor> repeats_tensor,
-                 std::optional<std::vector<double>> lr_scales) {
+                 std::optional<Tensor> repeats_tensor, std::optional<Tensor> lr_scales) {
   constexpr const char* op = "adam_replay_";
   const TensorList param_list{"params", params}, step_list{"steps", steps};
   const AdamOptions options = check_adam_arguments(
@@ -61,10 +60,11 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
   entries.reserve(params.size());
+  const double* scales = values_of(lr_scales);
   for (size_t i = 0; i < params.size(); ++i) {
     entries.push_back(with_step(op, step_list, i, param_list[0], AdamEntry{}));
     entries.back().place = uint32_t(i);
-    entries.back().lr_scale = scale_at(lr_scales, i);
+    entries.back().lr_scale = scales ? scales[i] : 1;
   }
   const NoGrad no_grad;
   const CudaContext context(op, params[0]);

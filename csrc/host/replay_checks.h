@@ -116,22 +116,29 @@ inline int64_t check_repeats(const char* op, int64_t repeats,
   return 0;
 }
 
-// The factor of a tensor's learning rate.
-inline double scale_at(const std::optional<std::vector<double>>& lr_scales, size_t i) {
-  return lr_scales ? (*lr_scales)[i] : 1;
+// The factors of the tensors' learning rates; null for 1.
+inline const double* values_of(const std::optional<Tensor>& lr_scales) {
+  return lr_scales ? static_cast<const double*>(lr_scales->const_data_ptr()) : nullptr;
 }
 
-inline void check_lr_scales(const char* op, const std::vector<double>& lr_scales, double lr,
+inline void check_lr_scales(const char* op, const Tensor& lr_scales, double lr,
                             const TensorList& params) {
   constexpr const char* name = "lr_scales";
-  if (lr_scales.size() != params.size())
+  if (dtype_of(lr_scales) != ScalarType::Double || !lr_scales.is_cpu() ||
+      !lr_scales.is_contiguous())
+    value_error(op, name, " must be contiguous float64 on the CPU, got ",
+                dtype_name(dtype_of(lr_scales)), " of shape ", shape_text(lr_scales.sizes()),
+                " on ", device_name(lr_scales.device()));
+  if (lr_scales.numel() != int64_t(params.size()))
     value_error(op, name, " must have ", params.size(), " numbers, as params, got ",
-                lr_scales.size());
-  for (size_t i = 0; i < lr_scales.size(); ++i) {
+                lr_scales.numel());
+  check_storage(op, name, lr_scales);
+  const auto* scales = static_cast<const double*>(lr_scales.const_data_ptr());
+  for (size_t i = 0; i < params.size(); ++i) {
     const Entry scale{name, i};
-    check_not_negative(op, scale, lr_scales[i]);
-    if (params[i].scalar_type() != ScalarType::Double && !std::isfinite(float(lr * lr_scales[i])))
-      value_error(op, scale, " times lr must be finite in float32, got ", lr * lr_scales[i]);
+    check_not_negative(op, scale, scales[i]);
+    if (params[i].scalar_type() != ScalarType::Double && !std::isfinite(float(lr * scales[i])))
+      value_error(op, scale, " times lr must be finite in float32, got ", lr * scales[i]);
   }
 }
 
@@ -141,7 +148,7 @@ inline AdamOptions check_adam_arguments(const char* op, const TensorList& params
                                         const TensorList& grads, const TensorList& exp_avgs,
                                         const TensorList& exp_avg_sqs, const TensorList& steps,
                                         AdamOptions options, const std::optional<Tensor>& lr_tensor,
-                                        const std::optional<std::vector<double>>& lr_scales) {
+                                        const std::optional<Tensor>& lr_scales) {
   std::vector<Tensor> rates;
   if (lr_tensor) rates.push_back(*lr_tensor);
   const TensorList rate_list{"lr_tensor", rates};

@@ -321,11 +321,11 @@ def adam_options(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def lr_scales(group: Mapping[str, Any]) -> list[float] | None:
-    """The option of a parameter group of ReplayAdam, a number for each parameter, checked."""
+def lr_scales(group: Mapping[str, Any]) -> None:
+    """Check the option of a parameter group of ReplayAdam, a number for each parameter."""
     scales, count = group.get("lr_scales"), len(group["params"])
     if scales is None:
-        return None
+        return
     is_right = (
         isinstance(scales, Sequence)
         and len(scales) == count
@@ -336,7 +336,6 @@ def lr_scales(group: Mapping[str, Any]) -> list[float] | None:
             f"ReplayAdam: lr_scales must be {count} finite numbers >= 0, one for each parameter, "
             f"got {reprlib.repr(scales)}"
         )
-    return list(scales)
 
 
 def _adam_number(name: str, value: object, below: float = _INF) -> float:

@@ -148,11 +148,12 @@ def test_adam_gives_the_bits_of_the_cpu(
         "lr": 0.8,
         "weight_decay": 0.1,
         "decoupled": decoupled,
-        "lr_scales": [0.5, 3.0],
         "seed": 11,
     }
-    library("plain").adam_replay_(got, 4, **options)
-    on_cpu = adam_replay(tensors, 4, **options)
+    scales = [0.5, 3.0]
+    library("plain").adam_replay_(got, 4, lr_scales=scales, **options)
+    rates = torch.tensor(scales, dtype=torch.float64)
+    on_cpu = adam_replay(tensors, 4, lr_scales=rates, **options)
 
     assert all(map(torch.equal, got.params, on_cpu.params))
     assert all(map(torch.equal, got.exp_avgs, on_cpu.exp_avgs))

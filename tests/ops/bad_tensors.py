@@ -136,11 +136,21 @@ BAD_ADAM_OPTIONS = [
     ("lr must be finite .*got nan", {"lr": math.nan}),
     (r"lr must be finite in float32, got 1e\+39", {"lr": 1e39}),
     (r"weight_decay must be finite in float32, got 1e\+39", {"weight_decay": 1e39}),
-    ("lr_scales must have 1 numbers, as params, got 2", {"lr_scales": [1.0, 1.0]}),
-    (r"lr_scales\[0\] must be finite and >= 0, got -1", {"lr_scales": [-1.0]}),
+    (
+        "lr_scales must be contiguous float64 on the CPU, got float32 of shape .1. on cpu",
+        {"lr_scales": torch.ones(1)},
+    ),
+    (
+        "lr_scales must have 1 numbers, as params, got 2",
+        {"lr_scales": torch.ones(2).double()},
+    ),
+    (
+        r"lr_scales\[0\] must be finite and >= 0, got -1",
+        {"lr_scales": -torch.ones(1).double()},
+    ),
     (
         r"lr_scales\[0\] times lr must be finite in float32, got 1e\+39",
-        {"lr": 1.0, "lr_scales": [1e39]},
+        {"lr": 1.0, "lr_scales": torch.tensor([1e39], dtype=torch.float64)},
     ),
 ]
 

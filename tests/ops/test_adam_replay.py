@@ -139,10 +139,11 @@ def test_bias_corrections_are_rounded_once(t: int) -> None:
 def test_a_rate_for_each_tensor(
     simd_level: str, dtype: torch.dtype, decay: str
 ) -> None:
-    """As if each stood in a call of its own. Two have one schedule."""
-    scales = [0.5, 3.0, 0.0, 0.5]
-    tensors = make_tensors([1003, 0, 17, 5], dtype, steps_done=7.0)
-    options = DECAYS[decay] | {"lr_scales": scales}
+    """As if each stood in a call of its own. Two in a row have one schedule."""
+    scales = [0.5, 3.0, 0.0, 0.0, 0.5]
+    tensors = make_tensors([1003, 0, 17, 4, 5], dtype, steps_done=7.0)
+    rates = torch.tensor(scales, dtype=torch.float64)
+    options = DECAYS[decay] | {"lr_scales": rates}
     together = adam_replay(tensors, 3, **options)
 
     for i, scale in enumerate(scales):
@@ -284,7 +285,7 @@ def test_a_rate_that_only_float64_holds_is_taken_for_float64() -> None:
     assert adam_replay(tensors, 1, lr=1e39).params[0].isfinite().all()
 
 
-SCALES = [0.5, 1.0, 2.0]
+SCALES = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_lr_as_a_tensor_is_read_at_every_step() -> None:
 
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_lr_scales_of_a_group(is_compiled: bool) -> None:
-    """As a group for each parameter, of which one has no gradient."""
+    """As a group for each parameter. One has no gradient once, and one rate changes."""
     ours = make_model()
     theirs = make_model()
     scales = [0.5, 3.0, 2.0]
@@ -156,6 +156,9 @@ def test_lr_scales_of_a_group(is_compiled: bool) -> None:
             backward(model, seed)
             if seed == 2:
                 model[0].bias.grad = None
+        if seed == 3:
+            scales[0] = 4.0
+            twin.param_groups[0]["lr"] = 1e-2 * 4.0
         step(repeats=2)
         twin.step(repeats=2)
 
