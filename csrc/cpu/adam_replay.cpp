@@ -15,8 +15,8 @@
 namespace hullft {
 namespace {
 
-// The constants of every step, computed once in float64 for tensors in a row that have the same step
-// count and rate.
+// The constants of every step, computed once in float64 for tensors in a row that have the same
+// step count and rate.
 template <typename R>
 class Schedules {
  public:
