@@ -20,6 +20,11 @@ namespace {
 template <typename R>
 class Schedules {
  public:
+  explicit Schedules(size_t n_tensors) {
+    entries_.reserve(n_tensors);
+    steps_.reserve(n_tensors);
+  }
+
   // The number of the schedule.
   size_t add(const AdamOptions& options, int64_t repeats, double steps_done) {
     if (entries_.empty() || entries_.back().steps_done != steps_done ||
@@ -74,8 +79,11 @@ struct AdamTensor {
 
 class AdamReplay {
  public:
-  AdamReplay(const AdamOptions& options, int64_t repeats, std::optional<int64_t> seed)
-      : options_(options), repeats_(repeats), seed_(seed) {}
+  AdamReplay(const AdamOptions& options, int64_t repeats, std::optional<int64_t> seed,
+             size_t n_tensors)
+      : options_(options), repeats_(repeats), seed_(seed), narrow_(n_tensors), wide_(n_tensors) {
+    tensors_.reserve(n_tensors);
+  }
 
   void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
            double steps_done, double lr) {
@@ -149,7 +157,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   for (size_t i = 0; i < steps.size(); ++i)
     steps_done.push_back(read_step(op, step_list, i, param_list[0]));
   const NoGrad no_grad;
-  AdamReplay replay(options, n_steps, seed);
+  AdamReplay replay(options, n_steps, seed, params.size());
   const double* scales = values_of(lr_scales);
   for (size_t i = 0; i < params.size(); ++i)
     replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i],
