@@ -161,6 +161,17 @@ def test_what_is_there_stays(tmp_path, make):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("make", [link, file])
+def test_what_is_not_ours_in_the_hidden_place_stays(tmp_path, make):
+    make(tmp_path / ".out.hullft_ops.partial")
+    before = contents(tmp_path)
+
+    with pytest.raises(OSError, match=r"\.out\.hullft_ops\.partial'$"):
+        write(tmp_path / "out", "new")
+
+    assert contents(tmp_path) == before
+
+
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "out").mkdir()
     write(tmp_path / "out", "new")

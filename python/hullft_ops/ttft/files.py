@@ -110,7 +110,8 @@ def named_in_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, path: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
+    # A link would have what it leads to emptied.
+    descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
