@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.utils._pytree import tree_map
 
 from hullft_ops import _C, _checks  # noqa: F401 (the import of _C registers the operators)
 
@@ -221,10 +222,7 @@ def _vmap_rule(operator: Any) -> Callable[..., Any]:
             pool = pool.flatten(0, 1)
         others = [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in others]
         results = operator(pool, *others)
-        if isinstance(results, Tensor):
-            return results.view(n, batch, *results.shape[1:]), 0
-        results = tuple(r.view(n, batch, *r.shape[1:]) for r in results)
-        return results, (0,) * len(results)
+        return tree_map(lambda x: x.view(n, batch, *x.shape[1:]), results), 0
 
     return run
 
@@ -260,7 +258,6 @@ for _full_name in torch._C._dispatch_get_all_op_names():
     torch.library.register_fake(_full_name, _fake(_name, _operator._schema))
     if _operator._schema.returns:
         torch.library.register_vmap(_full_name, _vmap_rule(_operator))
-    if _operator._schema.returns:
         # No output of a selection has a gradient. torch's own kernel for operators without a
         # derivative would claim one, and warn when a backward pass loses it.
         _library.impl(  # type: ignore[no-untyped-call]

@@ -3,10 +3,10 @@
 They need scikit-learn: the extra ``hullft_ops[sklearn]``.
 """
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from hullft_ops._extras import needed_by
 from hullft_ops.lstsq import LstsqSolution, nnls, simplex_lstsq
@@ -24,11 +24,10 @@ with needed_by("hullft_ops.sklearn", "sklearn"):
 class _ConstrainedRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """``y = X @ coef_ + intercept_``. Several targets are solved as one batch."""
 
+    _solve: Callable[..., LstsqSolution]
+
     def __init__(self, *, fit_intercept: bool = False) -> None:
         self.fit_intercept = fit_intercept
-
-    def _solve(self, pool: Tensor, query: Tensor) -> LstsqSolution:
-        raise NotImplementedError
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Fit the coefficients.
@@ -87,8 +86,7 @@ class SimplexRegressor(_ConstrainedRegressor):
         intercept_: a float or [n_targets]; 0 without ``fit_intercept``.
     """
 
-    def _solve(self, pool: Tensor, query: Tensor) -> LstsqSolution:
-        return simplex_lstsq(pool, query)
+    _solve = staticmethod(simplex_lstsq)
 
 
 class NonNegativeRegressor(_ConstrainedRegressor):
@@ -97,5 +95,4 @@ class NonNegativeRegressor(_ConstrainedRegressor):
     Arguments and attributes are those of `SimplexRegressor`.
     """
 
-    def _solve(self, pool: Tensor, query: Tensor) -> LstsqSolution:
-        return nnls(pool, query)
+    _solve = staticmethod(nnls)
