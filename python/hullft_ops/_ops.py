@@ -6,7 +6,7 @@ ValueError with each, and torch's own error if CUDA runs out of memory. In a com
 calls the operator itself, so its error stays.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -154,15 +154,16 @@ def locals_of(columns: Columns) -> Columns:
 def call_in_place(op: str, columns: Columns, **options: Any) -> None:
     """Runs an operator on local parts. It writes all columns but the second, the gradients."""
     here = locals_of(columns)
-    if torch.compiler.is_compiling():
-        call(op, *here, **options)
-    else:
-        # The kernel that counts writes would turn all lists into Python's and back.
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            call(op, *here, **options)
-        torch.autograd.graph.increment_version(chain(here[0], *here[2:]))
-    if here is not columns:  # a DTensor and its local part have separate versions
-        torch.autograd.graph.increment_version(chain(columns[0], *columns[2:]))
+    call(op, *here, **options)
+    if here is not columns:
+        count_writes(chain(columns[0], *columns[2:]))
+
+
+def count_writes(tensors: Iterable[Tensor]) -> None:
+    """Count the writes of DTensors. A DTensor and its local part have separate versions."""
+    torch.autograd.graph.increment_version(
+        [t for t in tensors if _checks.is_sharded(t)]
+    )
 
 
 # A schema names an operator's results, and the names say what a fake kernel returns: one value a

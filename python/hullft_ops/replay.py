@@ -19,6 +19,7 @@ from hullft_ops._ops import (
     Columns,
     by_device,
     call_in_place,
+    count_writes,
     locals_of,
 )
 
@@ -218,7 +219,7 @@ class ReplayAdam(Optimizer):
         # A launch for each tensor would take the host longer than the device.
         for columns in by_device([(tensor,) for tensor in tensors]):
             torch._foreach_zero_(*locals_of(columns))
-        torch.autograd.graph.increment_version(tensors)  # DTensors have their own
+        count_writes(tensors)
 
     @torch.no_grad()
     def make_state(self) -> None:

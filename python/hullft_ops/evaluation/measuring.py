@@ -49,14 +49,6 @@ class Evaluation:
     finetuners: dict[str, TestTimeFinetuner]
 
     @cached_property
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """Those of each configuration, by its key. An adapter is read to tell it from others."""
-        return {
-            key: finetuner.config.settings()
-            for key, finetuner in self.finetuners.items()
-        }
-
-    @cached_property
     def unadapted(self) -> TestTimeFinetuner:
         """The model as it is. In its own dtype, so that its scores are the same for all
         configurations."""
@@ -186,7 +178,7 @@ def _row(
     return Row(
         run=evaluation.run,
         prompt=prompt.id,
-        settings=evaluation.settings[key],
+        settings=evaluation.finetuners[key].config.settings(),
         domain=prompt.domain,
         versions=versions,
         threads=torch.get_num_threads(),

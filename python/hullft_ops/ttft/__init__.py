@@ -1,8 +1,5 @@
 """Test-time finetuning of a HuggingFace language model, from a corpus to an adapted answer."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from hullft_ops._extras import needed_by
 
 with needed_by("hullft_ops.ttft"):
@@ -25,30 +22,13 @@ with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
+    from hullft_ops.ttft.store.datastore import Datastore
+    from hullft_ops.ttft.store.index import index_corpus
     from hullft_ops.ttft.techniques import TTFTConfig
     from hullft_ops.ttft.techniques.ngrams import Ngrams
     from hullft_ops.ttft.techniques.passage_steps import SelectionMethod
     from hullft_ops.ttft.techniques.technique import Prepared, Support, Technique
     from hullft_ops.ttft.training import Training
-
-if TYPE_CHECKING:
-    from hullft_ops.ttft.store.datastore import Datastore
-    from hullft_ops.ttft.store.index import index_corpus
-
-# These need more libraries than adapting a model does, or seconds to import them.
-_LATER = {
-    "Datastore": "store.datastore",
-    "index_corpus": "store.index",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needed_by(f"hullft_ops.ttft.{name}"):
-        module = import_module(f"hullft_ops.ttft.{_LATER[name]}")
-    return getattr(module, name)
-
 
 __all__ = [
     "Adaptation",

@@ -169,8 +169,11 @@ class TestTimeFinetuner:
         """
         deadline = None if seconds is None else Deadline(seconds)
         if isinstance(prompt, Neighbours):
-            self._check_neighbours(prompt)
             neighbours = prompt
+            if neighbours.store not in (None, self.store):
+                raise ValueError(
+                    "adapted: the neighbours belong to another datastore than the finetuner's"
+                )
             prompt = neighbours.prompt
         else:
             neighbours = self.retrieve(question_of(prompt))
@@ -285,12 +288,6 @@ class TestTimeFinetuner:
         size = sum(parameter.nbytes for parameter in self.model.parameters())
         if size >= _LARGE:
             return_freed_memory()
-
-    def _check_neighbours(self, neighbours: Neighbours) -> None:
-        if neighbours.store is not None and neighbours.store is not self.store:
-            raise ValueError(
-                "adapted: the neighbours belong to another datastore than the finetuner's"
-            )
 
 
 class Adaptation:
