@@ -29,6 +29,9 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
     path = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    environment.pop(
+        "PYTEST_XDIST_WORKER", None
+    )  # pytest-benchmark measures nothing there
     output = tmp_path / "new" / "output"
     command = [sys.executable, "-m", "benchmarks.run_on_gpu", str(output)]
     command += ["--no-build", "--device", "cpu"]
