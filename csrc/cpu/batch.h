@@ -68,7 +68,7 @@ template <typename T>
     if (!all_finite(rows[size_t(k)], arguments.dim))
       value_error(op, pool_name, " has NaN or infinity in row ", pool.row(b, k), " for query ", b);
   value_error(op, pool_name, " and ", arguments.query_name, "[", b,
-              "] are finite but their inner products overflow");
+              "] are finite but their inner products or weights overflow");
 }
 
 }  // namespace hullft

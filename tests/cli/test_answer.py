@@ -135,6 +135,7 @@ def test_what_cannot_be_answered_is_refused_before_the_work(
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
         (["--batch-size", 0], "generate: batch_size must be in 1.."),
+        (["--seconds", -1], "adapted: seconds must be above 0, got -1"),
     ):
         result = hullft_ops(*arguments, *options)
 

@@ -225,7 +225,7 @@ WRONG_FOR_OPERATORS = [
 ]
 
 HUGE = 1e200
-OVERFLOW = ".*finite but their inner products overflow"
+OVERFLOW = ".*finite but their inner products or weights overflow"
 FAR_APART = torch.tensor(
     [
         [1e150, 0.0],

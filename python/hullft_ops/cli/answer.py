@@ -8,6 +8,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, ticking
 from hullft_ops.cli.adapt import loaded_finetuner, text_in
 from hullft_ops.cli.options import fields_of
@@ -20,6 +21,7 @@ from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.retrieval import check_prompt
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.training import Deadline
 from hullft_ops.ttft.validation import parse
 
 # A line of JSONL: an object with a column of prompts, or a conversation's messages.
@@ -76,6 +78,9 @@ def answer(
         max_new_tokens: length of an answer.
         batch_size: prompts to continue together.
     """
+    check_integer("generate", "batch_size", batch_size, 1)
+    if seconds is not None:
+        Deadline(seconds)  # refuses a budget that is none before the work
     language_model = ModelConfig(**inputs)
     config = TTFTConfig(**settings)
     sources = prompts, store, language_model.model, config.adapter, embedder
