@@ -49,6 +49,14 @@ class Evaluation:
     finetuners: dict[str, TestTimeFinetuner]
 
     @cached_property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Those of each configuration, by its key. An adapter is read to tell it from others."""
+        return {
+            key: finetuner.config.settings()
+            for key, finetuner in self.finetuners.items()
+        }
+
+    @cached_property
     def unadapted(self) -> TestTimeFinetuner:
         """The model as it is. In its own dtype, so that its scores are the same for all
         configurations."""
@@ -61,11 +69,6 @@ class Evaluation:
             max_length=first.config.max_length,
         )
         return first.with_config(config)
-
-    @property
-    def reader(self) -> Reader:
-        """The model of all configurations."""
-        return self.unadapted.reader
 
 
 def load_evaluation(experiment: Experiment) -> Evaluation:
@@ -174,11 +177,11 @@ def _row(
     versions: dict[str, str | None] = {
         name: str(import_module(name).__version__) for name in _MODULES
     }
-    versions["device"] = evaluation.reader.model.device.type
+    versions["device"] = evaluation.unadapted.model.device.type
     return Row(
         run=evaluation.run,
         prompt=prompt.id,
-        settings=evaluation.finetuners[key].config.settings(),
+        settings=evaluation.settings[key],
         domain=prompt.domain,
         versions=versions,
         threads=torch.get_num_threads(),

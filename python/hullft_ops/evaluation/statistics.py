@@ -33,14 +33,12 @@ class Interval:
 
 def relative(scores: np.ndarray, others: np.ndarray) -> Interval:
     """The mean of ``scores`` relative to that of ``others``, minus 1; float64 ``[prompts]``."""
-    return _paired(
-        lambda a, b, axis=-1: a.mean(axis) / b.mean(axis) - 1, scores, others
-    )
+    return _paired(_ratio, scores, others)
 
 
 def difference(scores: np.ndarray, others: np.ndarray) -> Interval:
     """The mean of ``scores`` minus that of ``others``; both float64 ``[prompts]``."""
-    return _paired(lambda a, b, axis=-1: a.mean(axis) - b.mean(axis), scores, others)
+    return _paired(_difference, scores, others)
 
 
 def _paired(
@@ -61,6 +59,14 @@ def _paired(
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(statistic(scores, others), interval.low, interval.high)
+
+
+def _ratio(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+    return scores.mean(axis) / others.mean(axis) - 1
+
+
+def _difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+    return scores.mean(axis) - others.mean(axis)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,9 @@ class TestTimeFinetuner:
         return other
 
     def _set(self, config: TTFTConfig) -> None:
-        window = window_of(self.model, self.tokenizer, config)
+        # What fits at once; max_length cuts passages alone.
+        cut = text_window(self.model, self.tokenizer, config.max_length)
+        window = model_window(self.model, self.tokenizer) or cut
         self.reader = self.reader.using(window, config.dtype)
         self.config = config
         self.techniques = config.active()
@@ -170,7 +172,7 @@ class TestTimeFinetuner:
         deadline = None if seconds is None else Deadline(seconds)
         if isinstance(prompt, Neighbours):
             neighbours = prompt
-            if neighbours.store not in (None, self.store):
+            if neighbours.store is not None and neighbours.store is not self.store:
                 raise ValueError(
                     "adapted: the neighbours belong to another datastore than the finetuner's"
                 )
@@ -415,11 +417,3 @@ def support_of(prepared: Sequence[Prepared]) -> Support:
     """The passages that a technique trains on; without any if none does."""
     nothing = Support([], [], [], residual=1.0, gap=0.0)
     return next((each.support for each in prepared if each.support), nothing)
-
-
-def window_of(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: TTFTConfig
-) -> int:
-    """How many tokens the model reads at once with these options."""
-    cut = text_window(model, tokenizer, config.max_length)
-    return model_window(model, tokenizer) or cut
