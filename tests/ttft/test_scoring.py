@@ -10,6 +10,7 @@ from hullft_ops.ttft import reader as reader_module
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.reader import Passage, Prefix, Reader
 from hullft_ops.ttft.scoring import score, score_text
+from hullft_ops.ttft.techniques.ngrams import Ngrams
 
 CONTEXT = 32
 TEXTS = {
@@ -43,8 +44,9 @@ def opened_ids(tokenizer, text):
 
 
 @torch.no_grad()
-def one_by_one(model, ids, window, first, head=()):
+def one_by_one(model, ids, window, first, head=(), ngrams=None):
     """One forward pass for every token, from the context that the window gives it."""
+    ngrams = ngrams or Ngrams([], weights=[])
     total = 0.0
     begin = 0
     for position in range(first, len(ids)):
@@ -53,7 +55,7 @@ def one_by_one(model, ids, window, first, head=()):
 
         tokens = torch.tensor([[*head, *ids[begin:position]]])
         logits = model(tokens).logits[0, -1]
-        log_p = logits.log_softmax(dim=-1)
+        log_p = ngrams.mixed(torch.tensor(ids[begin:position]), logits)
         total -= log_p[ids[position]].item()
 
     return total
@@ -92,11 +94,13 @@ def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, sizes):
 
 @pytest.mark.parametrize("length", [2, 7, 8, 32])
 def test_windows(llama, tokenizer, length):
+    """N-grams too see what the window holds."""
     text = TEXTS["long"]
-    scored = score_text(llama.double(), tokenizer, text, max_length=length)
-
+    reader = Reader(llama.double(), tokenizer, length)
     ids, _ = opened_ids(tokenizer, text)
-    nll = one_by_one(llama, ids, length, 1)
+    ngrams = Ngrams([ids])
+    scored = score(reader, text, prefix=Prefix(mixtures=[ngrams]))
+    nll = one_by_one(llama, ids, length, 1, ngrams=ngrams)
 
     assert scored.nll == pytest.approx(nll, rel=1e-12)
 

@@ -137,13 +137,13 @@ def _predictions(
     # Without passages, only the first window reads the special tokens that open a text.
     body = ids[opening:] if head else ids
     first -= len(ids) - len(body)
-    text = torch.tensor(body)
     windows = _windows(first, len(body), reader.window - len(head))
     for begin, place, end in windows:
-        window = body[begin:end]
-        for logits, targets in reader.logits(head, window, place - begin, prefix):
-            yield _mixed(prefix.mixtures, text, place, logits), targets
-            place += len(targets)
+        window, first = body[begin:end], place - begin
+        text = torch.tensor(window)
+        for logits, targets in reader.logits(head, window, first, prefix):
+            yield _mixed(prefix.mixtures, text, first, logits), targets
+            first += len(targets)
 
 
 def _mixed(
