@@ -46,7 +46,6 @@ def opened_ids(tokenizer, text):
 @torch.no_grad()
 def one_by_one(model, ids, window, first, head=(), ngrams=None):
     """One forward pass for every token, from the context that the window gives it."""
-    ngrams = ngrams or Ngrams([], weights=[])
     total = 0.0
     begin = 0
     for position in range(first, len(ids)):
@@ -55,7 +54,10 @@ def one_by_one(model, ids, window, first, head=(), ngrams=None):
 
         tokens = torch.tensor([[*head, *ids[begin:position]]])
         logits = model(tokens).logits[0, -1]
-        log_p = ngrams.mixed(torch.tensor(ids[begin:position]), logits)
+        log_p = logits.log_softmax(dim=-1)
+        if ngrams is not None:
+            log_p = ngrams.mixed(torch.tensor(ids[begin:position]), logits)
+
         total -= log_p[ids[position]].item()
 
     return total
@@ -94,12 +96,23 @@ def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, sizes):
 
 @pytest.mark.parametrize("length", [2, 7, 8, 32])
 def test_windows(llama, tokenizer, length):
-    """N-grams too see what the window holds."""
     text = TEXTS["long"]
-    reader = Reader(llama.double(), tokenizer, length)
+    scored = score_text(llama.double(), tokenizer, text, max_length=length)
+
+    ids, _ = opened_ids(tokenizer, text)
+    nll = one_by_one(llama, ids, length, 1)
+
+    assert scored.nll == pytest.approx(nll, rel=1e-12)
+
+
+@pytest.mark.parametrize("length", [2, 7, 8, 32])
+def test_ngrams_see_what_the_window_holds(llama, tokenizer, length):
+    text = TEXTS["long"]
     ids, _ = opened_ids(tokenizer, text)
     ngrams = Ngrams([ids])
+    reader = Reader(llama.double(), tokenizer, length)
     scored = score(reader, text, prefix=Prefix(mixtures=[ngrams]))
+
     nll = one_by_one(llama, ids, length, 1, ngrams=ngrams)
 
     assert scored.nll == pytest.approx(nll, rel=1e-12)

@@ -138,12 +138,13 @@ def _predictions(
     body = ids[opening:] if head else ids
     first -= len(ids) - len(body)
     windows = _windows(first, len(body), reader.window - len(head))
-    for begin, place, end in windows:
-        window, first = body[begin:end], place - begin
+    for begin, start, end in windows:
+        window = body[begin:end]
         text = torch.tensor(window)
-        for logits, targets in reader.logits(head, window, first, prefix):
-            yield _mixed(prefix.mixtures, text, first, logits), targets
-            first += len(targets)
+        place = start - begin
+        for logits, targets in reader.logits(head, window, place, prefix):
+            yield _mixed(prefix.mixtures, text, place, logits), targets
+            place += len(targets)
 
 
 def _mixed(
