@@ -80,6 +80,12 @@ bool write_nothing(int64_t b, const T* query, int64_t d, int64_t n_targets, cons
   return output.write_nothing(b, std::sqrt(squared), squares) && std::isfinite(squares);
 }
 
+// Another with every call, whatever the thread.
+inline int64_t next_pool_id() {
+  static std::atomic<int64_t> last{0};
+  return ++last;
+}
+
 // make_solver() builds a thread's solver; its solve(query_pool, answer) is false when an input or a
 // product is not finite, output.write(b, answer) when a value is too large for the outputs. Where a
 // query failed, its explain(arguments, b, size), if it has one, looks at what it alone knows.
@@ -96,21 +102,22 @@ void select_batch(const SelectionArguments& arguments, const Sizes& sizes, doubl
   struct Workspace {
     decltype(make_solver()) solver;
     std::vector<const T*> rows;
-    ReadAhead<T> ahead;
     typename Output::Answer answer;
+    int64_t pool_id;
   };
   const auto failed = for_each_query(
-      batch, work, [&] { return Workspace{make_solver(), {}, {}, {}}; },
+      batch, work, [&] { return Workspace{make_solver(), {}, {}, 0}; },
       [&](Workspace& w, int64_t b) {
         const T* query_b = queries + b * stride;
         const int64_t size = sizes[b];
         if constexpr (requires { output.write_nothing(b, 0.0, 0.0); })
           if (size == 0) return write_nothing(b, query_b, d, n_targets, output);
-        if (!pool.is_shared() || int64_t(w.rows.size()) != size) pool.rows(b, size, w.rows);
-        std::vector<const T*>& next = w.ahead.begin(d);
-        if (b + 1 < batch && !pool.is_shared()) pool.rows(b + 1, sizes[b + 1], next);
-        const QueryPool<T> in{w.rows.data(), size,   query_b,    d,       b,
-                              batch,         stride, batch == 1, &w.ahead};
+        if (!pool.is_shared() || int64_t(w.rows.size()) != size) {
+          pool.rows(b, size, w.rows);
+          w.pool_id = next_pool_id();
+        }
+        const QueryPool<T> in{w.rows.data(), size,   query_b,    d,        b,
+                              batch,         stride, batch == 1, w.pool_id};
         return w.solver.solve(in, w.answer) && output.write(b, w.answer);
       });
   if (!failed) return;

@@ -83,16 +83,12 @@ class SiftSolver {
       answer.variances.push_back(variance_left_);
       ++picked_[size_t(best.index)];
       if (int64_t(answer.picks.size()) == options_.n_select) return summarise(in, answer);
-      in.ahead->prefetch(kLinesAPick);
       best = condition(best.index);
     }
     return false;
   }
 
  private:
-  // Cache lines of the next pool to prefetch per pick.
-  static constexpr int64_t kLinesAPick = 128;
-
   bool start(const QueryPool<T>& in) {
     posterior_ = {n_, options_.n_targets, covariance_.reserve(options_.n_targets * n_),
                   variance_.reserve(n_), options_.noise};
@@ -136,32 +132,8 @@ class SiftSolver {
       for (int64_t k = 0; k < n_rows_; ++k) b[k] += posterior_.covariance[t * n_ + k] * share;
   }
 
-  bool is_picked(int64_t atom) const { return picked_[size_t(atom)] > 0; }
-
-  // In a pass over the rows with the column that is likely to be next.
-  const double* next_gram_column(int64_t atom) {
-    return gram_.get(
-        atom, [this](int64_t a) { return is_picked(a); }, [this] { return likely_next(); });
-  }
-
   const double* gram_column(int64_t atom) {
-    return gram_.get(atom, [this](int64_t a) { return is_picked(a); });
-  }
-
-  // The candidate without a column whose observation would lower the variance at the targets most,
-  // -1 where every one has a column.
-  int64_t likely_next() const {
-    double highest = -1;
-    int64_t likely = -1;
-    for (int64_t k = 0; k < n_rows_; ++k) {
-      if (gram_.has(k)) continue;
-      const double rate = precision(posterior_.variance[k], options_.noise);
-      double reduction = 0;
-      for (int64_t t = 0; t < options_.n_targets; ++t)
-        reduction += variance_reduction(posterior_.covariance[t * n_ + k], rate);
-      if (reduction > highest) highest = reduction, likely = k;
-    }
-    return likely;
+    return gram_.get(atom, [this](int64_t k) { return picked_[size_t(k)] > 0; });
   }
 
   ArgMax condition(int64_t s) {
@@ -174,7 +146,7 @@ class SiftSolver {
     for (int64_t t = 0; t < options_.n_targets; ++t)
       target_shares_[size_t(t)] = posterior_.covariance[t * n_ + s] * rate;
     rates_.push_back(rate);
-    const SiftPick pick{next_gram_column(s),
+    const SiftPick pick{gram_column(s),
                         columns_.get(),
                         shares_.data(),
                         n_earlier,

@@ -27,20 +27,19 @@ class CorrectiveSolver {
  public:
   // False when an input or a product is not finite. `source` is what the correlations begin with.
   // The answer has no counts.
-  template <typename... Source>
-  bool solve(const CorrectiveOptions& options, int64_t n_rows, SelectionAnswer& answer,
-             const Source&... source) {
+  template <typename Source>
+  bool solve(const CorrectiveOptions& options, const Source& source, SelectionAnswer& answer) {
     options_ = options;
-    support_.begin(n_rows);
-    if (!correlations_.begin(source..., support_)) return false;
+    support_.begin(source.n_rows);
+    if (!correlations_.begin(source, support_)) return false;
     // Where the support fills, which rows it has depends on their order: then it is that of their
     // correlations in the whole pool.
     const bool is_likely_to_fill = options.max_support < kFewRows;
     if (is_likely_to_fill) correlations_.enter_strictly();
     run(answer);
     if (is_full() && !is_likely_to_fill) {
-      support_.begin(n_rows);
-      correlations_.begin(source..., support_);
+      support_.begin(source.n_rows);
+      correlations_.begin(source, support_);
       correlations_.enter_strictly();
       run(answer);
     }

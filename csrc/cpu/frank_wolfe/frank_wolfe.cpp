@@ -39,11 +39,10 @@ class StepSolver<double> : public FwSolver<double, ExactCorrelations<double>> {}
 template <typename T>
 class CorrectiveSelection {
  public:
-  bool solve(const FwOptions& options, const QueryPool<T>& in, const UnitPool<T>* units,
-             SelectionAnswer& answer) {
+  bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
     const CorrectiveOptions corrective{options.max_iter, options.tol, options.gap_tol,
                                        options.max_support};
-    if (!solver_.solve(corrective, in.n_rows, answer, in, units)) return false;
+    if (!solver_.solve(corrective, in, answer)) return false;
     rows_.clear();
     for (const int64_t k : answer.indices) rows_.push_back(in.rows[k]);
     answer.counts.assign(rows_.size(), 0);
@@ -59,18 +58,11 @@ class CorrectiveSelection {
 };
 
 template <typename T>
-struct FwBatchOptions {
-  FwOptions options;
-  const UnitPool<T>* units;  // of a pool that all queries share, for "corrective"
-};
-
-template <typename T>
 class FwQuerySolver {
  public:
-  bool solve(const FwBatchOptions<T>& batch, const QueryPool<T>& in, SelectionAnswer& answer) {
-    if (batch.options.variant == Variant::kCorrective)
-      return corrective_.solve(batch.options, in, batch.units, answer);
-    return steps_.solve(batch.options, in, answer);
+  bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
+    if (options.variant == Variant::kCorrective) return corrective_.solve(options, in, answer);
+    return steps_.solve(options, in, answer);
   }
 
  private:
@@ -107,12 +99,8 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   const double work = double(batch) * kStepsWork + work_a_row * sizes.total();
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    std::optional<SharedUnitPool<T>> units;
-    if (options.variant == Variant::kCorrective) units.emplace(arguments);
-    const FwBatchOptions<T> batch_options{options, units ? units->get() : nullptr};
-    select_batch<T>(arguments, sizes, work, output, [&] {
-      return ThreadSolver<FwQuerySolver<T>, FwBatchOptions<T>>(batch_options);
-    });
+    select_batch<T>(arguments, sizes, work, output,
+                    [&] { return ThreadSolver<FwQuerySolver<T>, FwOptions>(options); });
   });
   return output.tensors();
 }

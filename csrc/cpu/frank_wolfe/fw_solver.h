@@ -30,7 +30,6 @@ class FwSolver {
       const Step<double> step = choose_step();
       if (!std::isfinite(step.toward)) return false;
       if (!step.moves) break;
-      in.ahead->prefetch(kLinesAStep);
       apply(step);
       ++iterations;
       if (correlations_.is_full()) return false;
@@ -43,10 +42,6 @@ class FwSolver {
   }
 
  private:
-  // Lines of the next query's pool that a step prefetches: a quarter of a megabyte in the few
-  // hundred steps of a query. More than a core can wait for at once would hold up the step.
-  static constexpr int64_t kLinesAStep = 16;
-
   bool start(const QueryPool<T>& in) {
     // Same summation order as row products, so a query in its pool has distance exactly 0.
     dot_kernels<T>().few(&in.query, 1, in.query, in.d, &qq_);

@@ -19,9 +19,9 @@ namespace hullft {
 
 // Products of some rows, in float64.
 struct GramProblem {
-  const double* gram;      // [n, stride], symmetric; 0 in the padding
-  int64_t n, stride;       // stride = padded(n)
-  const double* products;  // [n] with the query
+  const double* gram;      // [n_rows, stride], symmetric; 0 in the padding
+  int64_t n_rows, stride;  // stride = padded(n_rows)
+  const double* products;  // [n_rows] with the query
   double square;           // of the query
   double rounding;         // of the products, relative
 };
@@ -40,11 +40,11 @@ class GramCorrelations {
     in_ = &in, support_ = &support;
     wb_ = wu_ = terms_ = shift_ = 0, origin_ = 0;
     std::fill_n(u_.reserve(in.stride), in.stride, 0.0);
-    norms_.resize(size_t(in.n));
+    norms_.resize(size_t(in.n_rows));
     double poison = 0, nearest = 0;
-    for (int64_t k = 0; k < in.n; ++k) {
+    for (int64_t k = 0; k < in.n_rows; ++k) {
       norms_[size_t(k)] = std::sqrt(std::max(gram(k, k), 0.0));
-      for (int64_t j = 0; j < in.n; ++j) poison += gram(k, j) * 0;
+      for (int64_t j = 0; j < in.n_rows; ++j) poison += gram(k, j) * 0;
       poison += in.products[k] * 0;
       const double nearness = 2 * in.products[k] - gram(k, k);
       if (k == 0 || nearness > nearest) nearest = nearness, origin_ = k;
@@ -73,7 +73,7 @@ class GramCorrelations {
 
   void look() {
     entering_ = {-1, 0, true};
-    for (int64_t k = 0; k < in_->n; ++k)
+    for (int64_t k = 0; k < in_->n_rows; ++k)
       if (!support_->has(k) && (entering_.row < 0 || slope_of(k) > entering_.slope))
         entering_ = {k, slope_of(k), false};
     if (entering_.row < 0) return;
@@ -101,7 +101,7 @@ class GramCorrelations {
   // t of core/corrective.h: the distance of the next row from the first.
   void choose_shift() {
     double steepest = 0;
-    for (int64_t k = 0; k < in_->n; ++k) {
+    for (int64_t k = 0; k < in_->n_rows; ++k) {
       if (products_from(k) > steepest) steepest = products_from(k), shift_ = entry(k, k);
     }
     shift_ = factor_shift(shift_, gram(origin_, origin_));

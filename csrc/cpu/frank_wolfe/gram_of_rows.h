@@ -69,7 +69,7 @@ class GramOfRows {
   void multiply_slab(int64_t begin, int64_t end, double* sums) const {
     AlignedDoubles memory, products_memory;
     double *values = memory.reserve((n_ + 1) * kChunk), *query = values + n_ * kChunk;
-    double* products = products_memory.reserve(2 * n_);
+    double* products = products_memory.reserve(n_);
     std::vector<const double*> rows(size_t(n_), nullptr);
     for (int64_t k = 0; k < n_; ++k) rows[size_t(k)] = values + k * kChunk;
     for (; begin < end; begin += kChunk) {
@@ -80,12 +80,9 @@ class GramOfRows {
         widen(in_->rows[k] + begin, length, row);
         if (kSimplex) subtract(row, query, width);
       }
-      for (int64_t i = 0; i < n_; i += 2) {
-        const int64_t n_columns = std::min<int64_t>(2, n_ - i);
-        double* out[] = {products, products + n_};
-        dot_kernels<double>().rows(rows.data() + i, n_ - i, rows.data() + i, n_columns, width, out);
-        for (int64_t c = 0; c < n_columns; ++c)
-          for (int64_t j = i + c; j < n_; ++j) sums[(i + c) * n_ + j] += out[c][j - i];
+      for (int64_t i = 0; i < n_; ++i) {
+        dot_kernels<double>().few(rows.data() + i, n_ - i, rows[size_t(i)], width, products);
+        for (int64_t j = i; j < n_; ++j) sums[i * n_ + j] += products[j - i];
       }
     }
   }

@@ -19,19 +19,13 @@
 namespace hullft {
 namespace {
 
-template <typename T>
-struct LstsqOptions {
-  CorrectiveOptions options;
-  const UnitPool<T>* units;  // of a pool that all queries share, or null
-};
-
 // From the rows.
 template <typename T, Constraint kConstraint>
 class LstsqSolver {
  public:
-  bool solve(const LstsqOptions<T>& batch, const QueryPool<T>& in, SelectionAnswer& answer) {
-    return (are_long(in.n_rows, in.d) && solve_by_products(batch, in, answer)) ||
-           solver_.solve(batch.options, in.n_rows, answer, in, batch.units);
+  bool solve(const CorrectiveOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
+    return (are_long(in.n_rows, in.d) && solve_by_products(options, in, answer)) ||
+           solver_.solve(options, in, answer);
   }
 
   // Whether one pass for the Gram matrix, of n^2 d / 2 multiply-adds, takes less than the passes of
@@ -45,11 +39,11 @@ class LstsqSolver {
   static constexpr int64_t kMostRows = 256, kLeastRatio = 8;
 
   // False where the rounding of products may be too much, or a product is not finite.
-  bool solve_by_products(const LstsqOptions<T>& batch, const QueryPool<T>& in,
+  bool solve_by_products(const CorrectiveOptions& options, const QueryPool<T>& in,
                          SelectionAnswer& answer) {
     const GramProblem problem = products_.multiply(in);
-    if (!by_products_.solve(batch.options, in.n_rows, answer, problem)) return false;
-    if (!(excess(problem, batch.options, answer) <= kMostExcess)) return false;
+    if (!by_products_.solve(options, problem, answer)) return false;
+    if (!(excess(problem, options, answer) <= kMostExcess)) return false;
     answer.residual = products_.residual(answer.indices, answer.weights);
     return true;
   }
@@ -60,7 +54,7 @@ class LstsqSolver {
                        const SelectionAnswer& answer) {
     constexpr double kRounding = 8 * epsilon<double>();
     double longest = problem.square, sum = 0, terms = 0;
-    for (int64_t k = 0; k < problem.n; ++k)
+    for (int64_t k = 0; k < problem.n_rows; ++k)
       longest = std::max(longest, problem.gram[k * problem.stride + k]);
     for (size_t i = 0; i < answer.indices.size(); ++i) {
       const int64_t k = answer.indices[i];
@@ -85,7 +79,7 @@ class LstsqSolver {
 template <typename T, Constraint kConstraint>
 class GramSolver {
  public:
-  bool solve(const LstsqOptions<T>& batch, const QueryPool<T>& in, SelectionAnswer& answer) {
+  bool solve(const CorrectiveOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
     const int64_t n = in.n_rows, stride = padded(n);
     double *gram = gram_.reserve(n * stride), *products = products_.reserve(stride);
     for (int64_t i = 0; i < n; ++i) {
@@ -96,7 +90,7 @@ class GramSolver {
     }
     const double rounding = sizeof(T) == 8 ? epsilon<double>() : double(epsilon<float>());
     const GramProblem problem{gram, n, stride, products, 0, rounding};
-    if (!solver_.solve(batch.options, n, answer, problem)) return false;
+    if (!solver_.solve(options, problem, answer)) return false;
     answer.residual = solver_.correlations().squared_residual();
     return true;
   }
@@ -112,7 +106,7 @@ template <typename T, Constraint kConstraint>
 class PivotingSolver {
  public:
   PivotingSolver(const PivotedPool<T, kConstraint>& pool, const CorrectiveOptions& options)
-      : pivoted_(pool), by_rows_({options, nullptr}) {}
+      : pivoted_(pool), by_rows_(options) {}
 
   bool solve(const QueryPool<T>& in, SelectionAnswer& answer) {
     if (in.b >= end_) {
@@ -125,7 +119,7 @@ class PivotingSolver {
  private:
   PivotedQueries<T, kConstraint> pivoted_;
   int64_t first_ = 0, end_ = 0;  // of the queries that are solved
-  ThreadSolver<LstsqSolver<T, kConstraint>, LstsqOptions<T>> by_rows_;
+  ThreadSolver<LstsqSolver<T, kConstraint>, CorrectiveOptions> by_rows_;
 };
 
 class LstsqOutput {
@@ -208,10 +202,9 @@ struct LstsqCall {
 };
 
 template <typename Solver, typename T>
-void solve_each(const LstsqCall& call, const UnitPool<T>* units, const LstsqOutput& output) {
-  const LstsqOptions<T> options{call.options, units};
+void solve_each(const LstsqCall& call, const LstsqOutput& output) {
   select_batch<T>(call.arguments, call.sizes, call.work(), output,
-                  [&] { return ThreadSolver<Solver, LstsqOptions<T>>(options); });
+                  [&] { return ThreadSolver<Solver, CorrectiveOptions>(call.options); });
 }
 
 template <Constraint kConstraint>
@@ -220,15 +213,14 @@ LstsqTensors::Tuple lstsq(const LstsqCall& call) {
   const LstsqOutput output(arguments, call.is_gram);
   dispatch_floating(arguments.pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    if (call.is_gram) return solve_each<GramSolver<T, kConstraint>, T>(call, nullptr, output);
+    if (call.is_gram) return solve_each<GramSolver<T, kConstraint>, T>(call, output);
     if (call.may_pivot && PivotedPool<T, kConstraint>::takes(arguments)) {
       const PivotedPool<T, kConstraint> pool(arguments);
       if (pool.is_well_conditioned())
         return select_batch<T>(arguments, call.sizes, call.work(), output,
                                [&] { return PivotingSolver<T, kConstraint>(pool, call.options); });
     }
-    const SharedUnitPool<T> units(arguments);
-    solve_each<LstsqSolver<T, kConstraint>, T>(call, units.get(), output);
+    solve_each<LstsqSolver<T, kConstraint>, T>(call, output);
   });
   return output.tensors();
 }

@@ -114,7 +114,7 @@ class PivotedQueries {
   void solve(const T* queries, int64_t stride, int64_t n) {
     const int64_t rows = pool_.rows(), lanes = kernel_.lanes, width = pool_.width();
     double* values = values_.reserve(n * width);
-    double* products = products_.reserve((rows + 2) * lanes + 2 * rows);
+    double* products = products_.reserve((rows + 2) * lanes + rows);
     double *shifts = products + rows * lanes, *scales = shifts + lanes, *out = scales + lanes;
     std::fill_n(products, (rows + 2) * lanes, 0.0);
     squares_.assign(size_t(n), 0);
@@ -122,14 +122,8 @@ class PivotedQueries {
       double* query = values + l * width;
       pool_.shifted(queries + l * stride, query);
       squares_[size_t(l)] = dot(query, query, width);
-    }
-    for (int64_t l = 0; l < n; l += 2) {
-      const int64_t n_columns = std::min<int64_t>(2, n - l);
-      const double* columns[] = {values + l * width, values + (l + n_columns - 1) * width};
-      double* of_columns[] = {out, out + rows};
-      dot_kernels<double>().rows(pool_.values(), rows, columns, n_columns, width, of_columns);
-      for (int64_t c = 0; c < n_columns; ++c)
-        for (int64_t k = 0; k < rows; ++k) products[k * lanes + l + c] = of_columns[c][k];
+      dot_kernels<double>().few(pool_.values(), rows, query, width, out);
+      for (int64_t k = 0; k < rows; ++k) products[k * lanes + l] = out[k];
     }
     for (int64_t l = 0; l < n; ++l) {
       const double square = squares_[size_t(l)];

@@ -32,9 +32,8 @@ class ResidualCorrelations {
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
   static constexpr int kTargets = 1;
 
-  // The state at w = 0, or false when a value is not finite. `units` are those of a shared pool, or
-  // null. `support` is the solver's.
-  bool begin(const QueryPool<T>& in, const UnitPool<T>* units, const Support& support) {
+  // The state at w = 0, or false when a value is not finite. `support` is the solver's.
+  bool begin(const QueryPool<T>& in, const Support& support) {
     in_ = &in, support_ = &support;
     width_ = padded(in.d);
     dot_kernels<T>().widen(in.query, in.d, query_.reserve(width_));
@@ -42,7 +41,7 @@ class ResidualCorrelations {
     std::copy_n(query_.get(), width_, residual_.get());
     n_support_ = 0, shift_ = 0;
     qq_ = dot(query_.get(), query_.get(), width_);
-    if (!std::isfinite(qq_) || !largest_.begin(in, units, support)) return false;
+    if (!std::isfinite(qq_) || !largest_.begin(in, support)) return false;
     looks_at_all_ = largest_.is_small();
     saw_all_ = false;
     look_at_all();

@@ -136,17 +136,6 @@ inline VecS quantize_vectors(const T* x, float inverse, VecF (&squares)[2]) {
   return VecS((nearest[0] & 0xffffu) | (nearest[1] << 16));
 }
 
-// The cache that a row is asked to come to. The nearest waits for few lines at once: that is enough
-// where the processor sees by itself what comes next, and too little for rows from anywhere.
-constexpr int kNearest = 3, kSecond = 2;
-
-// Asks for a row to come while another, which is in the nearest cache by now, is worked on.
-template <int kCache, typename T>
-inline void prefetch_elements(const T* next, int64_t n) {
-  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(next + i, 0, kCache);
-}
-
 // What one pass over a row leaves in the lanes: the sum of the squares that meet in one lane of a
 // product, and the products with a column.
 struct RowSums {
@@ -155,9 +144,9 @@ struct RowSums {
 };
 
 // A row times `inverse`, and its sums; without a column the products are 0.
-template <bool kColumn, int kCache, typename T>
-inline RowSums quantize_row(const T* x, const T* next, int64_t d, float inverse,
-                            const int16_t* column, int16_t* out, int64_t tile) {
+template <bool kColumn, typename T>
+inline RowSums quantize_row(const T* x, int64_t d, float inverse, const int16_t* column,
+                            int16_t* out, int64_t tile) {
   VecF squares[2] = {};
   VecI products = {};
   const auto add = [&](const T* from, int64_t i) {
@@ -166,10 +155,7 @@ inline RowSums quantize_row(const T* x, const T* next, int64_t d, float inverse,
     if constexpr (kColumn) products = add_products(products, values, load_bytes<VecS>(column + i));
   };
   int64_t i = 0;
-  for (; i + kVector <= d; i += kVector) {
-    prefetch_elements<kCache>(next + i, kVector);
-    add(x + i, i);
-  }
+  for (; i + kVector <= d; i += kVector) add(x + i, i);
   if (i < d) {
     T last[kVector] = {};
     std::memcpy(last, x + i, size_t(d - i) * sizeof(T));
@@ -198,14 +184,12 @@ struct RunningScale {
   }
 };
 
-template <bool kColumn, int kCache, typename T>
+template <bool kColumn, typename T>
 inline QuantizedBounds quantize_rows(const T* const* rows, int64_t n_rows, int64_t d,
                                      const QuantizedRowsOut& out, const QuantizedColumn& column,
                                      float* products) {
   constexpr float kLargestSquare = 0x1p120f;
-  constexpr int64_t kBytesAhead = 6144;
-  const int64_t width = quantized_width(d), row_bytes = d * int64_t(sizeof(T));
-  const int64_t ahead = (kBytesAhead + row_bytes - 1) / row_bytes;
+  const int64_t width = quantized_width(d);
   RunningScale running;
   float largest_square = kSmallestSquare;
   for (int64_t k = 0; k < n_rows; k += kQuantizedTile) {
@@ -213,11 +197,10 @@ inline QuantizedBounds quantize_rows(const T* const* rows, int64_t n_rows, int64
     VecF squares[kQuantizedTile] = {}, lanes[kQuantizedTile] = {};
     const auto quantize = [&](int64_t r) {
       const int64_t j = k + r;
-      const T* next = rows[j + ahead < n_rows ? j + ahead : n_rows - 1];
       out.scales[j] = running.scale;
       const RowSums sums =
-          quantize_row<kColumn, kCache>(rows[j], next, d, running.inverse, column.values,
-                                        quantized_row(out.values, j, width, out.tile), out.tile);
+          quantize_row<kColumn>(rows[j], d, running.inverse, column.values,
+                                quantized_row(out.values, j, width, out.tile), out.tile);
       squares[r] = sums.squares;
       lanes[r] = __builtin_convertvector(sums.products, VecF);
     };
@@ -245,10 +228,8 @@ template <typename T>
 QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
                                 const QuantizedRowsOut& out, const QuantizedColumn* column,
                                 float* products) {
-  if (!column) return quantize_rows<false, kNearest>(rows, n_rows, d, out, {}, products);
-  const bool in_a_row = n_rows > 0 && rows[n_rows - 1] - rows[0] == (n_rows - 1) * d;
-  return in_a_row ? quantize_rows<true, kNearest>(rows, n_rows, d, out, *column, products)
-                  : quantize_rows<true, kSecond>(rows, n_rows, d, out, *column, products);
+  return column ? quantize_rows<true>(rows, n_rows, d, out, *column, products)
+                : quantize_rows<false>(rows, n_rows, d, out, {}, products);
 }
 
 void multiply_quantized_kernel(const QuantizedTiles& tiles, int64_t begin, int64_t end,
