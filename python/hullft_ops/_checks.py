@@ -321,8 +321,8 @@ def adam_options(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def lr_scales(group: Mapping[str, Any]) -> None:
-    """Check the option of a parameter group of ReplayAdam, a number for each parameter."""
+def check_lr_scales(group: Mapping[str, Any]) -> None:
+    """Check that option of a parameter group of ReplayAdam, a number for each parameter."""
     scales, count = group.get("lr_scales"), len(group["params"])
     if scales is None:
         return

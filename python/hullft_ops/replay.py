@@ -113,7 +113,6 @@ class ReplayAdam(Optimizer):
             defaults["rounding_seed"] = rounding_seed
         if repeats is not None:
             defaults["repeats"] = repeats
-        self._scales_of: dict[int, tuple[Sequence[float], Tensor]] = {}
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -123,7 +122,7 @@ class ReplayAdam(Optimizer):
         super().add_param_group(param_group)
         try:
             _checks.check_params("ReplayAdam", self.param_groups[-1]["params"])
-            _checks.lr_scales(self.param_groups[-1])
+            _checks.check_lr_scales(self.param_groups[-1])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -132,7 +131,6 @@ class ReplayAdam(Optimizer):
         for group in state["param_groups"]:
             _checks.adam_options(group)
         super().__setstate__(state)
-        self._scales_of = {}
         for group in self.param_groups:
             # A state of torch's own Adam, or of its older AdamW, lacks some options.
             for name, value in self.defaults.items():
@@ -245,7 +243,11 @@ class ReplayAdam(Optimizer):
         """The operator's options, checked again because anybody may have changed the group."""
         options = _checks.adam_options(group)
         if group.get("lr_scales") is not None:
-            options["lr_scales"] = self._scales(group, params)
+            _checks.check_lr_scales(group)
+            scales = dict(zip(group["params"], group["lr_scales"], strict=True))
+            options["lr_scales"] = torch.tensor(
+                [scales[param] for param in params], dtype=torch.float64, device="cpu"
+            )
         if torch.compiler.is_compiling() and options["lr_tensor"] is None:
             # A graph would be made again for each number. Those that scale a tensor are its inputs.
             one = torch.ones((), dtype=torch.float64, device="cpu")
@@ -263,19 +265,6 @@ class ReplayAdam(Optimizer):
                 i for i, param in enumerate(others) if param is params[0]
             )
         return options
-
-    def _scales(self, group: dict[str, Any], params: Sequence[Tensor]) -> Tensor:
-        """The scales of some of the group's parameters. They become a tensor when they change."""
-        numbers, everyone = group["lr_scales"], group["params"]
-        cached = self._scales_of.get(id(group))
-        if cached is None or cached[0] != numbers or len(numbers) != len(everyone):
-            _checks.lr_scales(group)
-            scales = torch.tensor(numbers, dtype=torch.float64, device="cpu")
-            self._scales_of[id(group)] = cached = numbers[:], scales
-        if len(params) == len(everyone):
-            return cached[1]
-        moving = set(params)
-        return cached[1][[i for i, param in enumerate(everyone) if param in moving]]
 
     def _check_capture(self) -> None:
         """Refuse a capture that would repeat a step count from the CPU at every replay."""

@@ -6,24 +6,26 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from hullft_ops.evaluation.prompts import (
+    TORCH_SOURCES,
     Document,
     Prompt,
     choose_prompts,
     hold_out,
-    installed_documents,
     normalised,
     read_prompts,
 )
 from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 
 WORDS = ["cat", "dog", "mat", "park", "ran", "sat", "the", "on", "to", "red", "blue"]
 WORDS += ["tree"]
 
 
 def documents() -> list[Document]:
-    """Two families of 20 files that look like Python."""
+    """40 files that look like Python."""
     draw = random.Random(0)
     files = []
     for number in range(40):
@@ -34,9 +36,7 @@ def documents() -> list[Document]:
             words.append(" ".join(draw.choices(WORDS, k=draw.randint(1, 12))))
             lines.append(indentation + draw.choice(words))
 
-        family = "ab"[number % 2]
-        text = "\n".join(lines)
-        files.append(Document(family, f"file{number}.py", text))
+        files.append(Document(f"file{number}.py", "\n".join(lines)))
 
     return files
 
@@ -56,8 +56,8 @@ def test_whole_documents_are_held_out() -> None:
     passages, prompts = hold_out(documents())
     held_out = {prompt.domain for prompt in prompts}
 
-    # One in eight of each family of 20, rounded up; one has no passage that is long enough.
-    assert 4 <= len(held_out) <= 6
+    # One in eight.
+    assert len(held_out) == 5
 
     stored = {normalised(passage) for passage in passages}
 
@@ -74,11 +74,11 @@ def test_whole_documents_are_held_out() -> None:
 def test_a_passage_of_the_store_is_no_prompt_whatever_its_layout() -> None:
     text = "\n".join(f"the {word} sat on the mat and ran to the park" for word in WORDS)
     indented = "\n\n".join(f"    {line}  " for line in text.splitlines())
-    twins = [Document("", f"twin{n}", text if n % 2 else indented) for n in range(16)]
+    twins = [Document(f"twin{n}", text if n % 2 else indented) for n in range(16)]
     passages, prompts = hold_out(twins)
 
     assert prompts == []
-    assert len(passages) == len(Document("", "", text).passages())
+    assert len(passages) == len(Document("", text).passages())
 
 
 def test_each_prompt_has_what_follows_it_in_its_document() -> None:
@@ -94,17 +94,19 @@ def test_each_prompt_has_what_follows_it_in_its_document() -> None:
 
 def test_a_short_document_is_cut_into_a_prompt_and_its_continuation() -> None:
     text = "\n".join(f"the {word} sat on the mat and ran" for word in WORDS)
-    [prompt] = Document("", "short", text).prompts()
+    [prompt] = Document("short", text).prompts()
 
     assert len(text) < 800
     assert text == f"{prompt.text}{prompt.continuation}"
 
     for text in ("", "ab"):
-        assert list(Document("", "tiny", text).prompts()) == []
+        assert list(Document("tiny", text).prompts()) == []
 
 
-def test_installed_packages_give_enough_passages() -> None:
-    passages, prompts = hold_out(installed_documents())
+def test_sources_of_torch_give_enough_passages() -> None:
+    folder = Path(torch.__file__).parent
+    files = Corpus(folder, IndexConfig(include=TORCH_SOURCES)).records([])
+    passages, prompts = hold_out([Document(f["source"], f["text"]) for f in files])
 
     assert 1000 < len(passages) <= 2500
     assert len(prompts) > 100

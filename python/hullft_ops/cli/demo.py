@@ -1,4 +1,4 @@
-"""``hullft-ops demo``: compare methods on the sources of installed packages."""
+"""``hullft-ops demo``: compare methods on sources of torch."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ def demo(
     *,
     output: Path = Path("hullft_demo.jsonl"),
 ) -> None:
-    """Compare no adaptation, kNN and HullFT on held-out passages of real text; the same as
+    """Compare no adaptation, kNN and HullFT on held-out passages of real code; the same as
     hullft-ops evaluate --config demo, which has more options.
 
     Args:

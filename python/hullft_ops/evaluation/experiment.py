@@ -34,8 +34,7 @@ class Experiment(ModelConfig, CorpusConfig):
 
     corpus: str | None = None
     """Without store: what to split into a datastore and held-out prompts, anything that hullft-ops
-    index reads. Whole files, or records, are held out. None for the sources of installed packages.
-    """
+    index reads. Whole files, or records, are held out. None for sources of torch."""
 
     limit: PositiveInt | None = None
     """How many prompts to take, evenly from their domains; None for all in the file of prompts, or
@@ -51,7 +50,7 @@ class Experiment(ModelConfig, CorpusConfig):
     on the prompt, which is scored, are taken only if it says so."""
 
     score: str | None = None
-    """What to compare by: continuation or prompt, or of what is written line or similarity;
+    """What to compare by: continuation or prompt, or of what is written line, similarity or chrf;
     None for the first that every row has."""
 
     description: str = ""

@@ -1,7 +1,6 @@
 """Held-out prompts: texts to adapt to and to score, and the datastore that does not hold them."""
 
 import hashlib
-import importlib.util
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pydantic
+import torch
 from pydantic import ConfigDict, Field
 
 from hullft_ops._terminal import counted, listed
@@ -26,17 +26,9 @@ from hullft_ops.ttft.validation import parse
 # Bits per byte of a shorter text say little, and may not exist.
 PROMPT_CHARS = 50
 HELD_OUT_ONE_IN = 8
-# Folders of sibling modules, so that a held-out file has relatives in the store.
-FAMILIES = (
-    ("torch", "optim/*.py"),
-    ("torch", "nn/modules/*.py"),
-    ("torch", "distributions/*.py"),
-    ("transformers", "models/*/modeling_*.py"),
-    ("networkx", "algorithms/*.py"),
-    ("matplotlib", "*.py"),
-)
-# Two cores embed about 25 passages a second, so this store takes 90 seconds.
-PASSAGE_BUDGET = 2500
+# Without a corpus: folders of torch in which a held-out file has relatives. Two cores embed their
+# 2,600 passages in two minutes.
+TORCH_SOURCES = ("optim/*.py", "nn/modules/*.py", "distributions/*.py")
 # Prompts of a corpus if no limit is given: minutes on two cores.
 LIMIT = 10
 
@@ -67,15 +59,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Document:
-    """A file or a record. It is held out as a whole; each family is split separately."""
+    """A file or a record, which is held out as a whole."""
 
-    family: str
     name: str
     text: str
-
-    @property
-    def rank(self) -> str:
-        return hashlib.sha256(self.name.encode()).hexdigest()
 
     def passages(self) -> list[str]:
         pieces = split_passages(self.text, PASSAGE_CHARS)
@@ -102,46 +89,20 @@ def read_prompts(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def installed_documents() -> list[Document]:
-    """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`."""
-    sources = [document for family in FAMILIES for document in _sources(*family)]
-    families = {document.family for document in sources}
-    budgets = {family: PASSAGE_BUDGET // len(families) for family in families}
-    documents: list[Document] = []
-    for document in sorted(sources, key=lambda source: source.rank):
-        size = len(document.passages())
-        if size <= budgets[document.family]:
-            budgets[document.family] -= size
-            documents.append(document)
-    return documents
-
-
-def _sources(package: str, pattern: str) -> Iterator[Document]:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return
-    root = Path(spec.submodule_search_locations[0])
-    for path in root.glob(pattern):
-        name = path.relative_to(root.parent).as_posix()
-        text = path.read_text(encoding="utf-8")
-        yield Document(f"{package}/{pattern}", name, text)
-
-
 def hold_out(documents: Sequence[Document]) -> tuple[dict[str, str], list[Prompt]]:
-    """Hold out one document in eight of each family, by a hash of its name, and cut all.
+    """Hold out one document in eight, by a hash of its name, and cut all.
 
     Returns:
         The passages of the others, each with the name of its document, and the prompts, whose
         domain is their document. Passages that others have already, whatever their layout, are
         left out of both.
     """
-    held_out: list[Document] = []
-    stored: list[Document] = []
-    order = sorted(documents, key=lambda document: (document.family, document.rank))
-    for _, family in itertools.groupby(order, key=lambda document: document.family):
-        for number, document in enumerate(family):
-            part = stored if number % HELD_OUT_ONE_IN else held_out
-            part.append(document)
+    stored = sorted(
+        documents,
+        key=lambda document: hashlib.sha256(document.name.encode()).hexdigest(),
+    )
+    held_out = stored[::HELD_OUT_ONE_IN]
+    del stored[::HELD_OUT_ONE_IN]
     passages: dict[str, str] = {}
     known: set[str] = set()
     for document in stored:
@@ -218,26 +179,26 @@ def _held_out_texts(
     experiment: Experiment, embedder: Embedder
 ) -> tuple[Datastore, list[Prompt], list[str]]:
     """A datastore of the corpus without the documents that the prompts are of."""
-    corpus, limit, skipped = experiment.corpus, experiment.limit, list[str]()
+    corpus, include = experiment.corpus, experiment.include
     if corpus is None:
-        documents = installed_documents()
-    else:
-        config = IndexConfig(
-            text_column=experiment.text_column,
-            include=experiment.include,
-            exclude=experiment.exclude,
-        )
-        documents = [
-            Document("", record["source"], record["text"])
-            for record in Corpus(corpus, config).records(skipped)
-        ]
+        corpus, include = str(Path(torch.__file__).parent), TORCH_SOURCES
+    config = IndexConfig(
+        text_column=experiment.text_column,
+        include=include,
+        exclude=experiment.exclude,
+    )
+    skipped: list[str] = []
+    documents = [
+        Document(record["source"], record["text"])
+        for record in Corpus(corpus, config).records(skipped)
+    ]
     passages, every = hold_out(documents)
     if not (every and passages):
         raise InputError(
             f"corpus {corpus}: {counted(len(documents), 'document')}, too few to hold one out; "
             f"skipped: {listed(skipped) or 'none'}"
         )
-    count = limit or min(LIMIT, len(every))
+    count = experiment.limit or min(LIMIT, len(every))
     prompts = choose_prompts(every, count, experiment.seed)
     domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
     notes = [f"{count} of {len(every)} held-out prompts, of {listed(domains)}"]
