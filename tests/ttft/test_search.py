@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from hullft_ops.ttft.retrieval import fused
 from hullft_ops.ttft.store.base import MemoryStore
-from hullft_ops.ttft.store.words import Words, fused
+from hullft_ops.ttft.store.words import Words
 
 PROMPT = "the cat sat on the red mat"
 LONG = "tree house hello world blue " * 3 + " ".join([PROMPT] * 5)
@@ -55,7 +56,8 @@ def test_without_an_embedder_words_are_searched(gpt2, make, texts, kind):
 
 def test_the_end_of_a_long_prompt_is_a_query_of_its_own(gpt2, make, store, embedder):
     end = " ".join(LONG.split()[-32:])
-    words = store.words.search(LONG, 30), store.words.search(end, 30)
+    index = Words.build(store.texts)
+    words = index.search(LONG, 30), index.search(end, 30)
     expected = {
         "lexical": fused(words, 30),
         "hybrid": fused([dense(store, embedder, LONG), *words], 30),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._terminal import progress, progress_line
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.files import check_output, new_folder
+from hullft_ops.ttft.files import check_output, digest_of, new_folder
 from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
@@ -212,10 +212,7 @@ def adapter_identity(path: str | Path) -> str:
     """SHA-256 over the files of an adapter that PEFT saved, in hexadecimal digits."""
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-    digest = hashlib.sha256()
-    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-        digest.update(Path(path, name).read_bytes())
-    return digest.hexdigest()
+    return digest_of(Path(path, CONFIG_NAME), Path(path, SAFETENSORS_WEIGHTS_NAME))
 
 
 def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, Any]]:

@@ -1,6 +1,7 @@
 """Outputs: checked before the work, whole when they appear, and nothing of the user's deleted."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,15 @@ from hullft_ops.ttft.errors import first_line
 
 # What the errors of safetensors and of torch's writer say.
 _WRITING = ("Error while serializing: I/O error", "inline_container.cc")
+
+
+def digest_of(*files: Path) -> str:
+    """SHA-256 over the contents of files, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)
+    return digest.hexdigest()
 
 
 def check_output(

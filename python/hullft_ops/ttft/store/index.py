@@ -13,10 +13,16 @@ from typing import Any
 from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import check_output
+from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
 from hullft_ops.ttft.store.cutting import split_passages
-from hullft_ops.ttft.store.datastore import Datastore, Embed, Info, write_datastore
+from hullft_ops.ttft.store.datastore import (
+    Datastore,
+    Embed,
+    Info,
+    complete,
+    write_texts,
+)
 
 # The folder of the datastores of corpora.
 DATASTORES = Path("hullft_datastores")
@@ -54,9 +60,9 @@ def index_corpus(
     check_output(path, inputs=[corpus.name])
     skipped: list[str] = []
     counts = Counter[str]()
-    passages = _passages(corpus.records(skipped), config, counts)
-
-    def describe(count: int) -> str:
+    with new_folder(path, resume=True) as folder:
+        passages = _passages(corpus.records(skipped), config, counts)
+        count = write_texts(folder, passages)
         named = f" ({listed(skipped)})" if skipped else ""
         left_out = (
             f"of {counted(counts['record'], 'record')} {counts['short']} passages are short and "
@@ -64,11 +70,8 @@ def index_corpus(
         )
         if count == 0:
             raise InputError(f"{corpus.name}: nothing to index: {left_out}")
-        return f"{corpus.name}: {left_out}"
-
-    write_datastore(
-        path, passages, embedder, resume=True, describe=describe, embed=embed
-    )
+        source = f"{corpus.name}: {left_out}"
+        complete(folder, embedder, source=source, embed=embed)
     return Datastore.open(path)
 
 

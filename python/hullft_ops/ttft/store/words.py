@@ -3,10 +3,9 @@
 The words of identifiers count apart: ``HTMLParser.feed_all2`` has html, parser, feed, all and 2.
 """
 
-import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,28 +77,3 @@ def last_words(text: str, count: int) -> str:
     """The end of a text, of so many words."""
     starts = [match.start() for match in _WORD.finditer(text)]
     return text[starts[-count] :] if len(starts) > count else text
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 over the files in a folder, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def fused(rankings: Sequence[Tensor], k: int) -> Tensor:
-    """The first ``k`` of several rankings together, by the sum of their reciprocal ranks.
-
-    That is the fusion of Cormack, Clarke and Buettcher, SIGIR 2009, with their constant of 60. On
-    ties, the ranking that is named first counts.
-
-    Args:
-        rankings: positions int64 ``[n]``, nearest first.
-    """
-    scores = defaultdict[int, float](float)
-    for ranking in rankings:
-        for rank, position in enumerate(ranking.tolist(), start=1):
-            scores[position] += 1 / (60 + rank)
-    order = sorted(scores, key=scores.__getitem__, reverse=True)
-    return torch.tensor(order[:k], dtype=torch.int64)
