@@ -279,7 +279,7 @@ def test_an_editor_asks_for_what_stands_between(served: Served) -> None:
     assert served.ask("/infill", body | {"n_predict": 0})[1]["content"] == ""
 
     tokens = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
-    adaptation = "hullft_ops.ttft.finetuner.Adaptation.generate"
+    adaptation = "hullft_ops.ttft.adaptation.Adaptation.generate"
     with (
         patch.object(served.finetuner.tokenizer, "get_vocab", lambda: {*tokens}),
         patch(adaptation, return_value="x") as written,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hullft_ops.ttft import TestTimeFinetuner
-from hullft_ops.ttft.finetuner import prefix_of
+from hullft_ops.ttft.adaptation import prefix_of
 from hullft_ops.ttft.generation import Row, written
 from hullft_ops.ttft.healing import Healing, Vocabulary
 

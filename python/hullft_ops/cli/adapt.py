@@ -11,8 +11,9 @@ from transformers import TextStreamer
 
 from hullft_ops._terminal import counted, echo, printable, waiting
 from hullft_ops.cli.options import fields_of
+from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.finetuner import Adaptation, TestTimeFinetuner
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.reader import Prefix

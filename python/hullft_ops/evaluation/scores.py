@@ -8,8 +8,8 @@ from statistics import fmean
 
 from hullft_ops._extras import needed_by
 from hullft_ops.evaluation.prompts import Prompt
+from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.errors import InputError, NothingToScoreError
-from hullft_ops.ttft.finetuner import Adaptation
 
 # Tokens that the model writes for a score of what is written, and for one of a line at most.
 WRITTEN_TOKENS = 64

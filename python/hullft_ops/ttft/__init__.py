@@ -3,6 +3,7 @@
 from hullft_ops._extras import needed_by
 
 with needed_by("hullft_ops.ttft"):
+    from hullft_ops.ttft.adaptation import Adaptation
     from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
     from hullft_ops.ttft.embedding import (
         Embedder,
@@ -14,7 +15,7 @@ with needed_by("hullft_ops.ttft"):
         NonFiniteLossError,
         NothingToScoreError,
     )
-    from hullft_ops.ttft.finetuner import Adaptation, TestTimeFinetuner
+    from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
     from hullft_ops.ttft.models.memory import keep_freed_memory
     from hullft_ops.ttft.reader import Mixture, Passage
