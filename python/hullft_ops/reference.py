@@ -375,55 +375,47 @@ def integerize(
 
 
 class ReferenceAdam(NamedTuple):
-    """Parameters, moments and step counts after some Adam steps, each a list of new tensors."""
+    """A parameter, its moments and its step count after some Adam steps."""
 
-    params: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    steps: list[Tensor]
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
 
 
 def adam_replay(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
     *,
     repeats: int,
-    lr: float | Tensor,
+    lr: float,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     decoupled: bool,
     maximize: bool,
-    lr_scales: Sequence[float] | None = None,
 ) -> ReferenceAdam:
-    """``repeats`` steps of Adam, or of AdamW if decoupled, with fixed gradients.
-
-    The learning rate of a tensor is ``lr``, times the tensor's number in ``lr_scales``.
-    """
-    rates = [float(lr) * scale for scale in lr_scales or [1.0] * len(params)]
-    after = ReferenceAdam([], [], [], [])
-    columns = zip(params, grads, exp_avgs, exp_avg_sqs, steps, rates, strict=True)
-    for *tensors, lr in columns:
-        p, gradient, m, v, t = (tensor.double() for tensor in tensors)
-        for _ in range(repeats):
-            t = t + 1
-            g = -gradient if maximize else gradient
-            if decoupled:
-                p = p - lr * weight_decay * p
-            else:
-                g = g + weight_decay * p
-            m = beta1 * m + (1 - beta1) * g
-            v = beta2 * v + (1 - beta2) * g**2
-            m_hat = m / (1 - beta1**t)
-            v_hat = v / (1 - beta2**t)
-            p = p - lr * m_hat / (v_hat.sqrt() + eps)
-        for column, value in zip(after, (p, m, v, t), strict=True):
-            column.append(value)
-    return after
+    """``repeats`` steps of Adam, or of AdamW if decoupled, with a fixed gradient."""
+    p, gradient, m, v, t = (
+        tensor.double() for tensor in (param, grad, exp_avg, exp_avg_sq, step)
+    )
+    for _ in range(repeats):
+        t = t + 1
+        g = -gradient if maximize else gradient
+        if decoupled:
+            p = p - lr * weight_decay * p
+        else:
+            g = g + weight_decay * p
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat = m / (1 - beta1**t)
+        v_hat = v / (1 - beta2**t)
+        p = p - lr * m_hat / (v_hat.sqrt() + eps)
+    return ReferenceAdam(p, m, v, t)
 
 
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -472,14 +464,7 @@ def round_to_bfloat16(
 
 
 def grad_accumulate(
-    caches: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-) -> list[Tensor]:
+    cache: Tensor, grad: Tensor, *, alpha: float, beta: float
+) -> Tensor:
     """``beta * cache + alpha * grad``; with ``beta = 0`` the cache may hold anything, even NaN."""
-    return [
-        alpha * grad.double() + (beta * cache.double() if beta != 0 else 0.0)
-        for cache, grad in zip(caches, grads, strict=True)
-    ]
+    return alpha * grad.double() + (beta * cache.double() if beta != 0 else 0.0)

@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) ->
 
     failed = [row for row in read_rows(OUTPUT) if row.error]
 
-    assert {row.settings["relative_lr"] for row in failed} == {1e30}
+    assert {row.settings["lr"] for row in failed} == {1e30}
     assert len(failed) == 2
     assert failed[0].scores == {}
 
@@ -289,7 +289,7 @@ def test_a_folder_becomes_evidence(
     written = {path: path.stat().st_mtime_ns for path in datastore.iterdir()}
     succeeded(*arguments, "--output", "again.jsonl", "--limit", 1)
     retrieved = {"context": 5, "context_following": 1, "ngrams": 1.0, "pool_size": 200}
-    steps = {"refresh": 2, "train_on_prompt": 2, "relative_lr": 2.5e-4}
+    steps = {"refresh": 2, "train_on_prompt": 2, "lr": 2.5e-4}
 
     assert [row.settings for row in read_rows(Path("again.jsonl"))] == [
         retrieved,

@@ -43,10 +43,11 @@ def test_dtypes(
     if beta == 0:
         caches[0].fill_(math.nan)  # overwritten, whatever is there
 
-    expected = reference.grad_accumulate(caches, grads, alpha=alpha, beta=beta)
-    scales = []
+    expected, scales = [], []
 
     for cache, grad in zip(caches, grads, strict=True):
+        sums = reference.grad_accumulate(cache, grad, alpha=alpha, beta=beta)
+        expected.append(sums)
         of_grad = abs(alpha) * grad.abs()
         of_cache = abs(beta) * cache.nan_to_num().abs()
         scales.append(of_grad + of_cache)

@@ -45,8 +45,9 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
         # This tokenizer writes the token itself.
         ("byte_level_bos_eos", written),
     ):
+        messages = [{"role": "user", "content": "the cat sat"}]
         monkeypatch.setattr(tokenizers[kind], "chat_template", TEMPLATE)
-        assert chat_prompt(tokenizers[kind], "the cat sat") == message
+        assert chat_prompt(tokenizers[kind], messages) == message
 
 
 def read_rows(reader, rows, prefixes, **options):

@@ -77,7 +77,7 @@ def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, s
     with copier.adapted(text) as adaptation:
         answer = adaptation.generate(prompt, **options)
         row = Row(tokens[:-count], prompt=len(tokens) - count)
-        prefix = prefix_of(adaptation.prepared)
+        prefix = prefix_of(copier._prepare(copier.retrieve(text)))
         [cut] = written(reader, [row], [prefix], token_healing=False, **options)
 
     before = reader.tokenizer.decode(row.ids, skip_special_tokens=True).lstrip()

@@ -27,7 +27,6 @@ class Adaptation:
 
     Attributes:
         reader: the model.
-        prepared: what each technique has prepared.
         support: the passages that the model was trained on; without any if it was on none.
         taken: the passes, each with its text and how many steps it served.
         losses: the mean loss of each pass, in nats.
@@ -46,7 +45,6 @@ class Adaptation:
         seconds: dict[str, float],
     ) -> None:
         self.reader = reader
-        self.prepared = prepared
         self.support = support_of(prepared)
         self.taken = training.taken
         self.losses = training.losses

@@ -69,13 +69,11 @@ def question_of(prompt: Prompt) -> str:
     return str(conversation(prompt)[1]["content"])
 
 
-def chat_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
-    """A conversation, or a user's message, in the tokenizer's chat template, up to where the answer
-    begins.
+def chat_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Conversation) -> str:
+    """A conversation in the tokenizer's chat template, up to where the answer begins.
 
     ValueError if the tokenizer has no template, or its template fails.
     """
-    messages, _ = conversation(prompt)
     if not tokenizer.chat_template:
         raise ValueError("chat: the model's tokenizer has no chat template")
     try:

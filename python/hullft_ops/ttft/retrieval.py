@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import takewhile
 from time import perf_counter
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class Neighbours:
     Attributes:
         prompt: the text.
         store: the datastore; None if nothing was retrieved.
-        query: the prompt's embedding, float32 ``[1, dim]``; None likewise, or without an embedder.
+        query: the prompt's embedding, float32 ``[dim]``; None likewise, or without an embedder.
         positions: of the passages in the datastore, nearest first.
         seconds: wall-clock time by stage: embed and search.
     """
@@ -96,7 +97,7 @@ def retrieve(
         query = _embedded(prompt, embedder)
         seconds["embed"] = perf_counter() - start
         start = perf_counter()
-        rankings.append(store.search(query, count)[1][0])
+        rankings.append(store.search(query[None], count)[1][0])
     if words is not None:
         for text in dict.fromkeys((prompt, last_words(prompt, _END_WORDS))):
             rankings.append(words.search(text, count))
@@ -112,7 +113,7 @@ def _embedded(prompt: str, embedder: Embedder) -> Tensor:
         count=1,
         dim=embedder.dim,
     )
-    return torch.from_numpy(vectors)
+    return torch.from_numpy(vectors)[0]
 
 
 def fused(rankings: Sequence[Tensor], k: int) -> Tensor:
@@ -159,14 +160,12 @@ def retrieved_runs(
 
 def whole_runs(store: Store, positions: Sequence[int]) -> list[list[int]]:
     """The passages, each with the one that follows it, as runs of passages that are consecutive."""
-    following = {position: store.following(position) for position in positions}
-    for after in list(following.values()):
-        if after is not None and after not in following:
-            following[after] = store.following(after)
+    following: Any = cache(store.following)
+    passages = {*positions, *map(following, positions)} - {None}
     runs = []
-    for begin in following.keys() - following.values():
+    for begin in passages - {*map(following, passages)}:
         run = [begin]
-        while (after := following[run[-1]]) in following:
+        while (after := following(run[-1])) in passages:
             run.append(after)
         runs.append(run)
     return runs

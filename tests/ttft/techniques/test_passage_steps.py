@@ -58,8 +58,8 @@ def test_knn_takes_one_step_on_each_of_the_nearest(gpt2, make, nearest):
 
 
 def test_a_function_of_the_users_is_a_method(gpt2, make, nearest):
-    def last(pool, queries, n_select):
-        selection = hullft_ops.fw_select(pool[:, -1:], queries, n_select)
+    def last(pool, query, n_select):
+        selection = hullft_ops.fw_select(pool[-1:], query, n_select)
         return selection._replace(indices=selection.indices + 29)
 
     pool, _ = nearest

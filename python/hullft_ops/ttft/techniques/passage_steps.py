@@ -35,10 +35,10 @@ MethodName = Literal["hullft", "sift", "knn"]
 
 
 SelectionMethod = Callable[[Tensor, Tensor, int], Selection]
-"""Selects passages for B prompts at once: a function of their pools float32 ``[B, K, d]``, the
-embeddings of the passages near each, nearest first, of queries float32 ``[B, d]``, the prompts, and
-of the optimizer steps for each. It returns what `hullft_ops.fw_select` does: ``indices`` are
-different positions in the pool, and each row of ``counts`` sums to the number of steps."""
+"""Selects passages for a prompt: a function of its pool float32 ``[K, d]``, the embeddings of the
+passages near it, nearest first, of its own embedding float32 ``[d]``, and of the number of
+optimizer steps. It returns what `hullft_ops.fw_select` does: ``indices`` are different positions in
+the pool, and ``counts`` sum to the number of steps."""
 
 
 @options_class
@@ -91,11 +91,11 @@ class PassageSteps(Technique):
             )
         start = perf_counter()
         positions = list(neighbours.positions[: options.pool_size])
-        pool = neighbours.store.vectors(torch.tensor(positions))[None]
+        pool = neighbours.store.vectors(torch.tensor(positions))
         selection = self._selected(pool, neighbours.query)
         seconds = perf_counter() - start
         size = int(selection.support_size)
-        indices = [positions[i] for i in selection.indices[0, :size].tolist()]
+        indices = [positions[i] for i in selection.indices[:size].tolist()]
         cut = options.max_length or reader.window
         input_ids = [
             reader.passage_ids(neighbours.store.texts[index], with_special=True)[:cut]
@@ -104,12 +104,12 @@ class PassageSteps(Technique):
         counts = [
             count if len(ids) >= MIN_TOKENS else 0
             for count, ids in zip(
-                selection.counts[0, :size].tolist(), input_ids, strict=True
+                selection.counts[:size].tolist(), input_ids, strict=True
             )
         ]
         support = Support(
             indices=indices,
-            weights=selection.weights[0, :size].tolist(),
+            weights=selection.weights[:size].tolist(),
             counts=counts,
             residual=float(selection.residual),
             gap=float(selection.gap),
@@ -121,7 +121,7 @@ class PassageSteps(Technique):
         return Prepared(change_weights=train, support=support)
 
     def _selected(self, pool: Tensor, query: Tensor) -> Selection:
-        """What the method selects from a pool ``[1, K, d]`` for a query ``[1, d]``."""
+        """What the method selects from a pool ``[K, d]`` for a query ``[d]``."""
         options, count = self._options, self._options.n_select
         if options.method == "hullft":
             return hullft_ops.fw_select(pool, query, count, variant=options.variant)
@@ -131,7 +131,7 @@ class PassageSteps(Technique):
             ).selection
         if options.method == "knn":
             # One step on each passage, so fewer steps on a pool of fewer passages.
-            return hullft_ops.knn_select(pool, query, min(count, pool.shape[1]))
+            return hullft_ops.knn_select(pool, query, min(count, len(pool)))
         return options.method(pool, query, count)
 
 

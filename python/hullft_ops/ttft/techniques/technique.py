@@ -87,9 +87,4 @@ def stated(options: Any, kind: type) -> dict[str, Any]:
     kinds = [each for each in kind.__mro__ if each is not ReadingOptions]
     names = [name for each in kinds for name in get_annotations(each)]
     values = {name: getattr(options, name) for name in names}
-    # Rows of before have Adam's own rate by the name of lr.
-    return {
-        "relative_lr" if name == "lr" else name: value
-        for name, value in values.items()
-        if value is not None
-    }
+    return {name: value for name, value in values.items() if value is not None}
