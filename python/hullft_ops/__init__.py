@@ -1,6 +1,6 @@
-"""Fast operators for test-time finetuning: selection and gradient replay.
+"""Fast operators: least squares over the simplex, selection with counts, and gradient replay.
 
-:mod:`hullft_ops.ttft` runs them end to end on a HuggingFace model. It needs the extra
+:mod:`hullft_ops.ttft` finetunes a HuggingFace model with them at test time. It needs the extra
 ``hullft_ops[ttft]``.
 """
 

@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) ->
 
     printed = succeeded("report", OUTPUT).stdout
 
-    assert "Left out, for an error: knn" in printed
+    assert "Left out, for an error: lr=1e+30 knn" in printed
 
 
 def test_a_prompt_of_one_token_has_no_score_and_stops_nothing(
@@ -273,12 +273,14 @@ def test_a_folder_becomes_evidence(
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     stored = "\0".join(Datastore.open(datastore).texts)
     for name in held_out:
-        passages = Document("", name, (folder / name).read_text()).passages()
+        passages = Document(name, (folder / name).read_text()).passages()
         assert not any(passage in stored for passage in passages)
 
     table = result.stdout.removeprefix("results.jsonl\n")
 
     assert "no adaptation" in table
+    # What is retrieved has no setting of its own.
+    assert "\n adapted " in table
     assert "The continuation comes after the prompt" in table
     for row in rows:
         trains_on_prompt = "train_on_prompt" in row.settings

@@ -21,6 +21,7 @@ from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.training import Deadline
 
 _EXCERPT_CHARS = 60
 
@@ -64,6 +65,7 @@ def adapt(
         raise ValueError("give one of --store and --corpus")
     if prompt == "-":
         prompt = text_in(prompt)
+    Deadline(seconds)  # Refuses a wrong budget before the work.
     config = TTFTConfig(**settings)
     if corpus is not None and not config.n_select and config.search is None:
         # The answer would wait until all passages are embedded.

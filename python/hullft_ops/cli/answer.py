@@ -79,8 +79,7 @@ def answer(
         batch_size: prompts to continue together.
     """
     check_integer("generate", "batch_size", batch_size, 1)
-    if seconds is not None:
-        Deadline(seconds)  # refuses a budget that is none before the work
+    Deadline(seconds)  # Refuses a wrong budget before the work.
     language_model = ModelConfig(**inputs)
     config = TTFTConfig(**settings)
     sources = prompts, store, language_model.model, config.adapter, embedder

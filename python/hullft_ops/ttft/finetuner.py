@@ -166,7 +166,7 @@ class TestTimeFinetuner:
             RuntimeError: the model is adapted already, or the loss depends on no trained parameter.
             NonFiniteLossError, torch.OutOfMemoryError: training failed. The model is restored.
         """
-        deadline = None if seconds is None else Deadline(seconds)
+        deadline = Deadline(seconds)
         if isinstance(prompt, Neighbours):
             neighbours = prompt
             if neighbours.store is not None and neighbours.store is not self.store:
@@ -225,8 +225,8 @@ class TestTimeFinetuner:
         Args:
             prompts: texts and conversations, for whose last message of the user it retrieves.
             seconds: as in `adapted`, for each prompt.
-            batch_size: how many to continue together at most; 1 for a model that keeps more of what
-                it has read than keys and values, as Mamba does.
+            batch_size: how many to continue together at most. A model that keeps more of what it
+                has read than keys and values, as Mamba does, continues one at a time.
             options: as in `Adaptation.generate`.
 
         Raises as `adapted` and `Adaptation.generate`.
@@ -242,7 +242,7 @@ class TestTimeFinetuner:
             return
         size = batch_size if self.reader.takes_padding else 1
         first = [self._prepare(self.retrieve(question)) for question in questions[:1]]
-        with self._changed([*chain.from_iterable(first)]):
+        with self._changed([*chain.from_iterable(first)], Deadline(None)):
             by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i]))
             for start in range(0, len(prompts), size):
                 batch = by_length[start : start + size]
@@ -263,7 +263,7 @@ class TestTimeFinetuner:
 
     @signal_safe
     def _changed(
-        self, prepared: Sequence[Prepared], deadline: Deadline | None = None
+        self, prepared: Sequence[Prepared], deadline: Deadline
     ) -> Iterator[Training]:
         """Change the weights in turn, and restore them at the end of the body."""
         changes = [each.change_weights for each in prepared if each.change_weights]

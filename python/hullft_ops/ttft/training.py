@@ -111,13 +111,15 @@ class Weights:
 
 
 class Deadline:
-    """Tells before each pass whether it fits into a budget of seconds, counted from now.
+    """Tells before each pass whether it fits into a budget of seconds, counted from now; None for
+    no limit.
 
     It expects a pass, with its steps, to take as long as the slowest one so far, and
     proportionally longer on a longer passage.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float | None) -> None:
+        seconds = math.inf if seconds is None else seconds
         if not seconds > 0:  # NaN too
             raise ValueError(f"adapted: seconds must be above 0, got {seconds}")
         self._end = perf_counter() + seconds
@@ -155,7 +157,7 @@ class Training:
         self,
         weights: Weights,
         options: TrainingOptions,
-        deadline: Deadline | None = None,
+        deadline: Deadline,
     ) -> None:
         self.weights = weights
         self.options = options
@@ -204,7 +206,7 @@ class Training:
         limit = self.options.passes
         if self.skipped_steps or (limit is not None and len(self.taken) >= limit):
             return False
-        return self._deadline is None or self._deadline.allows(len(current.ids))
+        return self._deadline.allows(len(current.ids))
 
     def _pass(self, tokens: Tensor, repeats: int) -> Tensor:
         """The loss of a text, after the steps with its gradient."""
