@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -31,7 +31,9 @@ from starlette.routing import Route
 from transformers import TextStreamer
 
 from hullft_ops import ttft
+from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.chat import question_of
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 
 # So many of the nearest passages are named.
 PASSAGES = 5
@@ -331,15 +333,11 @@ class Process(uvicorn.Server):
 
 
 def main(
+    settings: Annotated[dict[str, Any], fields_of(ttft.TTFTConfig)],
+    *,
     model: str | None = None,
     store: str | None = None,
-    embedder: str | None = None,
-    search: Literal["dense", "lexical", "hybrid"] | None = None,
-    adapter: str | None = None,
-    context: int = 5,
-    ngrams: float = 1.0,
-    train_on_prompt: int = 2,
-    dtype: Literal["auto", "bfloat16"] | None = "auto",
+    embedder: str = DEFAULT_EMBEDDER,
     host: str = "127.0.0.1",
     port: int = 8000,
     waiting: int = 8,
@@ -349,15 +347,10 @@ def main(
     """Answer prompts at an address until Ctrl-C.
 
     Args:
+        settings: how to adapt.
         model: name, folder or GGUF file of the model; None for the shipped one.
         store: folder of a datastore; None to retrieve nothing.
-        embedder: the embedder that made it, if it is not the shipped one.
-        search: by embeddings, by words, or by both; None for what the datastore has.
-        adapter: folder of an adapter.
-        context: how many passages to read.
-        ngrams: how much n-grams count.
-        train_on_prompt: steps on each prompt.
-        dtype: precision of forward passes; None for the model's own.
+        embedder: the embedder that made it.
         host: address to listen at. Whoever reaches it may ask.
         port: port to listen at.
         waiting: how many prompts may wait.
@@ -365,20 +358,15 @@ def main(
         origins: web pages that may ask, "https://example.org" for one.
     """
     print("loading the embedder and the model", flush=True)
-    passages = ttft.Datastore.open(store) if store else None
-    encoder = None
-    if passages is not None and passages.embedder and search != "lexical":
-        encoder = ttft.load_embedder(*[embedder] if embedder else [])
+    passages, encoder = None, None
+    if store is None:
+        settings = {"context": 0, "ngrams": 0} | settings
+    else:
+        passages = ttft.Datastore.open(store)
+        if passages.embedder and settings.get("search") != "lexical":
+            encoder = ttft.load_embedder(embedder)
     finetuner = ttft.TestTimeFinetuner(
-        *ttft.load_model(model),
-        passages,
-        encoder,
-        search=search,
-        context=context if store else 0,
-        ngrams=ngrams if store else 0,
-        train_on_prompt=train_on_prompt,
-        adapter=adapter,
-        dtype=dtype,
+        *ttft.load_model(model), passages, encoder, **settings
     )
     server = Server(finetuner, waiting, Path(model or "toy").name)
     routes = application(server, api_key=api_key, origins=origins)
@@ -388,4 +376,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))

@@ -29,20 +29,16 @@ _INTEGERS = (*_TORCH_INTEGERS, Integral)
 _NUMBERS = (float, int, Real)
 
 
-def no_tensor(op: str, name: str, value: object) -> TypeError:
-    kind = type(value).__name__
-    advice = {
-        "ndarray": "; torch.from_numpy(array) makes one that shares its memory",
-        "list": f"; torch.tensor({name}) makes one",
-    }
-    return TypeError(
-        f"{op}: {name} must be a torch.Tensor, got {kind}{advice.get(kind, '')}"
-    )
-
-
 def check_tensor(op: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
-        raise no_tensor(op, name, value)
+        kind = type(value).__name__
+        advice = {
+            "ndarray": "; torch.from_numpy(array) makes one that shares its memory",
+            "list": f"; torch.tensor({name}) makes one",
+        }
+        raise TypeError(
+            f"{op}: {name} must be a torch.Tensor, got {kind}{advice.get(kind, '')}"
+        )
     if value.is_nested:
         raise TypeError(f"{op}: {name} must be dense, got a nested tensor")
     if value.layout != torch.strided:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
@@ -83,21 +84,21 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
+@dataclass(frozen=True)
 class ResultsFile:
     """Rows on disk, by their keys. `open_results` makes one."""
 
-    def __init__(self, path: Path, file: FileIO, rows: list[Any]) -> None:
-        self.rows = {row.key: row for row in rows}
-        self._path = path
-        self._file = file
+    path: Path
+    file: FileIO
+    rows: dict[Any, Any]
 
     def append(self, row: Any) -> None:
         """Write a row. It is on the disk when this returns."""
-        with named_in_errors(self._path):
+        with named_in_errors(self.path):
             content = row.model_dump_json().encode() + b"\n"
             while content:
-                content = content[self._file.write(content) :]
-            os.fsync(self._file.fileno())
+                content = content[self.file.write(content) :]
+            os.fsync(self.file.fileno())
         self.rows[row.key] = row
 
 
@@ -132,7 +133,7 @@ def open_results(path: Path, run: str, kind: Any = Row) -> Iterator[ResultsFile]
                     f"or option (run {row.run}, this is {run}); name another file"
                 )
         os.truncate(file.fileno(), content.rfind(b"\n") + 1)
-        yield ResultsFile(path, file, rows)
+        yield ResultsFile(path, file, {row.key: row for row in rows})
 
 
 def read_rows(path: Path, kind: Any = Row) -> list[Any]:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._terminal import progress, progress_line
-from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.errors import NonFiniteLossError, input_errors
 from hullft_ops.ttft.files import check_output, digest_of, new_folder
-from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.models.precision import Precision

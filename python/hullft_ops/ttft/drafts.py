@@ -7,6 +7,7 @@ arXiv:2211.17192. He et al., *REST*, arXiv:2311.08252, draft from retrieved text
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -59,6 +60,7 @@ class Acceptance:
         return speeds.index(max(speeds))
 
 
+@dataclass(frozen=True)
 class DraftedWriting:
     """A decoding loop for ``model.generate(custom_generate=...)``, of one row, greedy or sampled.
 
@@ -68,7 +70,7 @@ class DraftedWriting:
     is that of one token at a time. Sampled, it has the same distribution: a draft is one text, of
     probability 1, and to accept its tokens with min(1, p / q) is to sample from p.
 
-    Args:
+    Attributes:
         keyword: what the model's forward calls a cache.
         first: tokens that the first draft begins with.
         draft: of the tokens so far, up to so many that may come next, and the length of the n-gram
@@ -76,17 +78,10 @@ class DraftedWriting:
         streamer: gets each token.
     """
 
-    def __init__(
-        self,
-        keyword: str,
-        first: Sequence[int],
-        draft: Callable[[Tensor, int], tuple[list[int], int]],
-        streamer: Any = None,
-    ) -> None:
-        self._keyword = keyword
-        self._first = list(first)
-        self._draft = draft
-        self._streamer = streamer
+    keyword: str
+    first: Sequence[int]
+    draft: Callable[[Tensor, int], tuple[list[int], int]]
+    streamer: Any = None
 
     def __call__(
         self,
@@ -98,14 +93,14 @@ class DraftedWriting:
         **arguments: Any,
     ) -> Tensor:
         """The row with what was written; the arguments are those of transformers' own loops."""
-        ids, first = input_ids, self._first
+        ids, first = input_ids, [*self.first]
         self._put(ids)
         with grouped_attention(model) as is_grouped:
-            passes = _Passes(model, self._keyword, arguments, is_grouped=is_grouped)
+            passes = _Passes(model, self.keyword, arguments, is_grouped=is_grouped)
             acceptance = Acceptance(passes.seconds)
             while True:
                 ahead = torch.cat([ids[0], ids.new_tensor(first)])
-                behind, length = self._draft(ahead, passes.longest)
+                behind, length = self.draft(ahead, passes.longest)
                 room = generation_config.max_length - ids.shape[1] - 1
                 draft = [*first, *behind[: acceptance.best_size(length)]]
                 draft = draft[: min(room, passes.longest)]
@@ -116,8 +111,8 @@ class DraftedWriting:
                     ids = torch.cat([ids, token], dim=1)
                     self._put(token[0])
                     if stopping_criteria(ids, scores).all():
-                        if self._streamer is not None:
-                            self._streamer.end()
+                        if self.streamer is not None:
+                            self.streamer.end()
                         return ids
                     if int(token) != drafted:
                         break
@@ -130,8 +125,8 @@ class DraftedWriting:
                 first = []
 
     def _put(self, tokens: Tensor) -> None:
-        if self._streamer is not None:
-            self._streamer.put(tokens.cpu())
+        if self.streamer is not None:
+            self.streamer.put(tokens.cpu())
 
 
 class _Passes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.models.loading import input_errors
+from hullft_ops.ttft.errors import input_errors
 from hullft_ops.ttft.models.precision import Precision, autocast
 
 if TYPE_CHECKING:

@@ -1,4 +1,9 @@
-"""Errors of test-time finetuning that a caller may want to catch."""
+"""Errors that a caller may want to catch, and one of them in place of what libraries raise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 class NonFiniteLossError(RuntimeError):
@@ -22,3 +27,20 @@ def first_line(error: Exception) -> str:
         return name
     line = message.splitlines()[0]
     return line if isinstance(error, OSError | ValueError) else f"{name}: {line}"
+
+
+@contextmanager
+def input_errors(subject: str) -> Iterator[None]:
+    """Turn the libraries' exceptions into an `InputError` of one line, which begins with
+    ``subject``."""
+    try:
+        yield
+    except (InputError, ImportError, torch.OutOfMemoryError):
+        raise
+    # The libraries do not document what they raise for foreign files.
+    except Exception as error:
+        reason = first_line(error)
+        # The libraries advise passing that argument.
+        if "trust_remote_code" in str(error):
+            reason = "it needs code that ships with it, which is not run"
+        raise InputError(f"{subject}: {reason}") from error

@@ -8,7 +8,7 @@ learned to continue. They are taken back, and what is written in their place is 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
@@ -175,53 +175,48 @@ class Healing:
         return end
 
 
+@dataclass
 class HealedStreamer:
     """Gives another streamer the prompt, and then what is written behind it.
 
-    Args:
+    Attributes:
         streamer: the other one.
         prompt: the prompt's tokens.
         healing: what was taken back from the prompt.
         tokenizer: the model's.
+        has_prompt: whether the other one has it.
+        written: the tokens up to the end of what was taken back.
     """
 
-    def __init__(
-        self,
-        streamer: Any,
-        prompt: Sequence[int],
-        healing: Healing,
-        tokenizer: "PreTrainedTokenizerBase",
-    ) -> None:
-        self._streamer = streamer
-        self._prompt = prompt
-        self._healing = healing
-        self._tokenizer = tokenizer
-        self._has_prompt = False
-        # Up to the end of what was taken back.
-        self._written: list[int] = []
+    streamer: Any
+    prompt: Sequence[int]
+    healing: Healing
+    tokenizer: "PreTrainedTokenizerBase"
+    has_prompt: bool = False
+    written: list[int] = field(default_factory=list)
 
     def put(self, value: Tensor) -> None:
         """The row that the model reads comes first, and then each token."""
-        [held], vocabulary = self._healing.held, self._healing.vocabulary
-        size = len(vocabulary.content(self._written))
-        if not self._has_prompt:
-            self._has_prompt = True
-            self._streamer.put(torch.tensor([self._prompt]))
+        [held], vocabulary = self.healing.held, self.healing.vocabulary
+        size = len(vocabulary.content(self.written))
+        if not self.has_prompt:
+            self.has_prompt = True
+            self.streamer.put(torch.tensor([self.prompt]))
         elif size >= len(held):
-            self._streamer.put(value)
+            self.streamer.put(value)
         else:
-            self._written += value.tolist()
+            self.written += value.tolist()
             # The last token may stand for the rest, and more.
-            text = vocabulary.content(self._written)[len(held) :].decode(
+            text = vocabulary.content(self.written)[len(held) :].decode(
                 errors="replace"
             )
             if text:
-                tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-                self._streamer.put(torch.tensor(tokens))
+                tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                self.streamer.put(torch.tensor(tokens))
 
     def end(self) -> None:
         """Nothing comes any more."""
-        self._streamer.end()
+        self.streamer.end()
 
 
 def _only(scores: Tensor, tokens: Sequence[int]) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -139,33 +139,25 @@ class Deadline:
         return now < self._end and now + expected <= self._end
 
 
+@dataclass
 class Training:
     """Optimizer steps for one prompt, with a fresh state of Adam.
 
-    Args:
+    Attributes:
         weights: what to train.
         options: rate, autocast and how many passes at most.
         deadline: ends the training before a pass that it does not allow.
-
-    Attributes:
         losses: the mean loss of each pass, in nats.
         taken: these passes.
         skipped_steps: steps that did not fit into the budget of seconds or passes.
     """
 
-    def __init__(
-        self,
-        weights: Weights,
-        options: TrainingOptions,
-        deadline: Deadline,
-    ) -> None:
-        self.weights = weights
-        self.options = options
-        self.losses: list[float] = []
-        self.taken: list[Pass] = []
-        self.skipped_steps = 0
-        self._deadline = deadline
-        self._device = weights.model.device
+    weights: Weights
+    options: TrainingOptions
+    deadline: Deadline
+    losses: list[float] = field(default_factory=list)
+    taken: list[Pass] = field(default_factory=list)
+    skipped_steps: int = 0
 
     def take(self, passes: Sequence[Pass]) -> None:
         """Take the steps of these passes, as many as the budget allows.
@@ -193,7 +185,7 @@ class Training:
                 if not self._has_budget(current):
                     self.skipped_steps += current.repeats
                     continue
-                tokens = torch.tensor(current.ids, device=self._device)
+                tokens = torch.tensor(current.ids, device=self.weights.model.device)
                 # Waits for the pass, whose time the deadline counts.
                 loss = self._pass(tokens, current.repeats).item()
                 self._check_loss(loss, current)
@@ -206,13 +198,13 @@ class Training:
         limit = self.options.passes
         if self.skipped_steps or (limit is not None and len(self.taken) >= limit):
             return False
-        return self._deadline.allows(len(current.ids))
+        return self.deadline.allows(len(current.ids))
 
     def _pass(self, tokens: Tensor, repeats: int) -> Tensor:
         """The loss of a text, after the steps with its gradient."""
         optimizer = self.weights.optimizer
         optimizer.zero_grad(set_to_none=True)
-        with autocast(self._device, self.options.dtype):
+        with autocast(self.weights.model.device, self.options.dtype):
             loss = self.weights.loss(tokens)
         if not loss.requires_grad:
             raise RuntimeError(
@@ -220,7 +212,7 @@ class Training:
                 "adapter merged or not active?"
             )
         # On a GPU, many small steps would cost more than the memory that they save.
-        if self._device.type == "cpu":
+        if self.weights.model.device.type == "cpu":
             self._step_amid_backward(loss, repeats)
         else:
             torch.autograd.backward(loss)

@@ -1,7 +1,6 @@
 """Loading a causal language model and its tokenizer, with errors that a user can act on."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._terminal import listed
-from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops.ttft.errors import InputError, input_errors
 from hullft_ops.ttft.models.gguf import converted, gguf_file
 from hullft_ops.ttft.validation import options_class
 
@@ -135,20 +134,3 @@ def _check_weights(subject: str, keys: Mapping[str, Collection[Any]]) -> None:
             f"{subject}: its weights do not match its configuration: {', '.join(parts)}; "
             "allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
         )
-
-
-@contextmanager
-def input_errors(subject: str) -> Iterator[None]:
-    """Turn the libraries' exceptions into an `InputError` of one line, which begins with
-    ``subject``."""
-    try:
-        yield
-    except (InputError, ImportError, torch.OutOfMemoryError):
-        raise
-    # The libraries do not document what they raise for foreign files.
-    except Exception as error:
-        reason = first_line(error)
-        # The libraries advise passing that argument.
-        if "trust_remote_code" in str(error):
-            reason = "it needs code that ships with it, which is not run"
-        raise InputError(f"{subject}: {reason}") from error

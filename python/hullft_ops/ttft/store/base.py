@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -156,13 +155,6 @@ class MemoryStore(Matrix):
         """None: the store does not know of documents."""
 
 
-@cache
-def _faiss() -> Any:
-    with needed_by("searching embeddings"):
-        import faiss
-    return faiss
-
-
 def _nearest(
     matrix: np.ndarray, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +162,10 @@ def _nearest(
 
     ``matrix`` is float32 ``[M, dim]``, M at least k; ``queries`` are float32 ``[B, dim]``.
     """
-    faiss = _faiss()
+    # Imported late: it takes long, and search by words does not need it.
+    with needed_by("searching embeddings"):
+        import faiss
+
     asked = min(k + 1, len(matrix))
     while True:
         scores, rows = faiss.knn(

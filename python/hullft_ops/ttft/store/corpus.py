@@ -13,8 +13,7 @@ from pydantic import Field, NonNegativeInt
 
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import listed
-from hullft_ops.ttft.errors import InputError, first_line
-from hullft_ops.ttft.models.loading import input_errors
+from hullft_ops.ttft.errors import InputError, first_line, input_errors
 from hullft_ops.ttft.store.cutting import PASSAGE_CHARS
 from hullft_ops.ttft.store.datastore import INFO
 from hullft_ops.ttft.validation import options_class

@@ -24,8 +24,8 @@ from hullft_ops._checks import check_text
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, progress
 from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.errors import input_errors
 from hullft_ops.ttft.files import digest_of, new_folder
-from hullft_ops.ttft.models.loading import input_errors
 from hullft_ops.ttft.store.base import Matrix, checked_vectors, identity_of
 from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.validation import parse

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.models.loading import input_errors
+from hullft_ops.ttft.errors import input_errors
 
 if TYPE_CHECKING:
     from bm25s import BM25
