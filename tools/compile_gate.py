@@ -44,6 +44,7 @@ KERNELS = {
     "accumulate_kernel": (256, 1024),
     "adam_kernel": (256, 512),
     "advance_kernel": (256, 1024),
+    "columns_kernel": (256, 512),
     "correlate_kernel": (256, 512),
     "distance_kernel": (256, 512),
     "distance_sum_kernel": (256, 1024),

@@ -31,24 +31,30 @@ inline int solver_threads(int width, Storage storage, int64_t batch, int64_t sha
   return int(std::min<int64_t>(warps * kWarp, most));
 }
 
-// A block a query, by the kernel whose state lies where the plan says. The limit belongs to the
-// kernel, on the whole device: were it each launch's own size, a thread could lower it between the
-// limit and the launch of another.
+// A block a query, by the kernel whose state lies where the plan says. In rounds, it follows the
+// launch that computes columns; the blocks of the last one go on to the end. The limit belongs to
+// the kernel, on the whole device: were it each launch's own size, a thread could lower it between
+// the limit and the launch of another.
 template <typename Problem, typename Plan, typename Outputs>
 cudaError_t launch_solver(void (*in_shared)(Problem, Plan, unsigned char*, Outputs),
                           void (*in_global)(Problem, Plan, unsigned char*, Outputs),
-                          const Problem& problem, const Plan& plan, void* workspace,
+                          const Problem& problem, Plan plan, void* workspace,
                           const Outputs& outputs, cudaStream_t stream) {
-  if (plan.shared_state) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        in_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_limit));
-    if (status != cudaSuccess) return status;
-  }
+  cudaError_t status = cudaSuccess;
+  if (plan.shared_state)
+    status = cudaFuncSetAttribute(in_shared, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  int(plan.shared_limit));
   const auto kernel = plan.shared_state ? in_shared : in_global;
-  HULLFT_LAUNCH(kernel, dim3(unsigned(problem.batch)), dim3(unsigned(plan.threads)),
-                plan.shared_state ? size_t(plan.state_bytes) : 0, stream, problem, plan,
-                static_cast<unsigned char*>(workspace), outputs);
-  return cudaGetLastError();
+  do {
+    if (status == cudaSuccess && plan.rounds > 0)
+      status = launch_columns(problem.pool, problem.query, problem.batch, plan, workspace, stream);
+    if (status != cudaSuccess) return status;
+    HULLFT_LAUNCH(kernel, dim3(unsigned(problem.batch)), dim3(unsigned(plan.threads)),
+                  plan.shared_state ? size_t(plan.state_bytes) : 0, stream, problem, plan,
+                  static_cast<unsigned char*>(workspace), outputs);
+    status = cudaGetLastError();
+  } while (++plan.round < plan.rounds);
+  return status;
 }
 
 // As even as can be, of one query at least. `all_bytes`: of what all queries share.

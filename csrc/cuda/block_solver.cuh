@@ -8,17 +8,20 @@
 namespace hullft {
 
 // Solver derives from it, and has clear() and update() for all warps, decide(action) for warp 0,
-// column(row of the support), and write(out).
-template <typename Solver, typename S, typename State>
-class BlockSolver {
+// column(row of the support), and write(out). Steps: what every lane of warp 0 holds.
+template <typename Solver, typename S, typename State, typename Steps>
+class BlockSolver : protected Steps {
  public:
-  // products: of the rows with the query, square: the query's; null where the block makes them.
-  // columns: the Gram matrix, or where to keep columns.
-  __device__ __forceinline__ BlockSolver(const FwProblem& problem, int64_t query,
-                                         const State& state, const S* products, const S* square,
-                                         S* columns, FwControl<S>& control, BlockScratch& scratch)
+  // memory: the state's, if it is global. products: of the rows with the query, square: the
+  // query's; null where the block makes them. columns: the Gram matrix, or where to keep columns.
+  __device__ __forceinline__ BlockSolver(const FwProblem& problem, const SolverPlan& plan,
+                                         int64_t query, unsigned char* memory, const State& state,
+                                         const S* products, const S* square, S* columns,
+                                         FwControl<S>& control, BlockScratch& scratch)
       : p_(problem),
+        plan_(plan),
         query_(query),
+        pause_(memory ? pause_of<Pause>(plan, memory) : nullptr),
         x_(state),
         products_(products),
         square_(square),
@@ -29,16 +32,26 @@ class BlockSolver {
   // Every product with the rows stands at one place in this loop: inlined twice, it would cost the
   // loop its registers.
   __device__ __forceinline__ void solve(const FwOutputs& out) {
-    if (sees_nothing(p_.pool, query_)) {
-      write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, scratch_, me_);
-      return;
+    bool ready = pause_ != nullptr;  // the products are: the launch before has computed them
+    if (ready && plan_.round > 0) {
+      if (pause_->round != plan_.round - 1) return;  // it has ended
+      resume();
+    } else {
+      if (sees_nothing(p_.pool, query_)) {
+        write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, scratch_, me_);
+        return;
+      }
+      n_ = checked_size(p_.pool, query_, me_);
+      if (n_ == 0) return fail(out);
+      self().clear();
     }
-    n_ = checked_size(p_.pool, query_, me_);
-    if (n_ == 0) return fail(out);
-    self().clear();
     while (control_.action < Action::kDone) {
       const Action action = control_.action;
-      if (action == Action::kCorrelate || action == Action::kColumn) multiply(action);
+      if (action == Action::kCorrelate || action == Action::kColumn) {
+        if (!ready && pause_ && plan_.round + 1 < plan_.rounds) return pause();
+        multiply(action, ready);
+        ready = false;
+      }
       if (action == Action::kResidual)
         residual_ = exact_residual(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
       if (action == Action::kCorrelate && !correlations_finite()) return fail(out);
@@ -55,6 +68,10 @@ class BlockSolver {
   }
 
  protected:
+  struct Pause : FwPause<S> {
+    Steps steps;
+  };
+
   // Each warp's largest correlation, and the largest over the pool.
   __device__ __forceinline__ void publish_best(Best<S> best) {
     best = warp_best(best);
@@ -78,7 +95,9 @@ class BlockSolver {
   }
 
   const FwProblem& p_;
+  const SolverPlan& plan_;
   const int64_t query_;
+  Pause* const pause_;
   const State x_;
   const S *const products_, *const square_;
   S* const columns_;
@@ -95,14 +114,30 @@ class BlockSolver {
     write_failure<S>(query_, p_.n_select, out, me_);
   }
 
-  // The rows' products with the query into b, or with the picked row into its column.
-  __device__ __forceinline__ void multiply(Action action) {
+  // Until the device has computed the column of the picked row.
+  __device__ __forceinline__ void pause() const {
+    if (me_.thread != 0) return;
+    const FwPause<S> pause{plan_.round, control_.picked, control_.picked_entry, n_, qq_};
+    *pause_ = {pause, *this};
+  }
+
+  __device__ __forceinline__ void resume() {
+    n_ = pause_->n, qq_ = pause_->qq;
+    static_cast<Steps&>(*this) = pause_->steps;
+    if (me_.thread == 0) control_.action = Action::kColumn;
+    __syncthreads();
+  }
+
+  // The rows' products with the query into b, or with the picked row into its column, where they
+  // are not ready.
+  __device__ __forceinline__ void multiply(Action action, bool ready) {
     const bool correlate = action == Action::kCorrelate;
+    if (ready && !correlate) return;
     S* out = correlate ? x_.b : columns_ + int64_t(control_.picked_entry) * p_.pool.width;
     S qq = 0;
     with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
-      if (!products_) multiply_rows(rows, 0, rows.n, x, out, me_);
+      if (!products_ && !ready) multiply_rows(rows, 0, rows.n, x, out, me_);
       if (correlate && !square_) qq = square_of<S>(x, rows.d, me_);
     });
     if (!correlate) return;

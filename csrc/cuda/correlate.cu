@@ -1,4 +1,6 @@
 #include "correlate.h"
+#include "frank_wolfe.h"
+#include "fw_state.cuh"
 #include "rows.cuh"
 
 namespace hullft {
@@ -37,6 +39,30 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
+// The same for solves in rounds: the products with the query in the first round, later with the row
+// that it picked.
+template <typename S>
+__global__ void __launch_bounds__(kThreads, 2)
+    columns_kernel(PoolView pool, QueryView queries, SolverPlan plan, unsigned char* workspace) {
+  const BlockThread me;
+  const int64_t query = blockIdx.y;
+  const int first = int(blockIdx.x) * kRowsPerBlock;
+  unsigned char* state = workspace + query * plan.state_bytes;
+  auto& pause = *pause_of<FwPause<S>>(plan, state);
+  const bool starts = plan.round == 0;
+  if (!starts && pause.round != plan.round - 1) return;  // the solve has ended
+  if (starts && first == 0 && me.thread == 0) pause.round = -1;
+  const int n = starts ? checked_size(pool, query, me) : pause.n;
+  const int last = n - first > kRowsPerBlock ? first + kRowsPerBlock : n;
+  S* columns = reinterpret_cast<S*>(workspace + plan.columns_offset + query * plan.column_stride);
+  S* out = starts ? carve_state<S>(state, pool.width, plan.slots).b
+                  : columns + int64_t(pause.picked_entry) * pool.width;
+  with_rows<S>(pool, query, n, [&](const auto& rows) {
+    const auto* x = starts ? query_at(rows, queries, query) : rows[pause.picked];
+    multiply_rows(rows, first, last, x, out, me);
+  });
+}
+
 template <typename S>
 cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, void* products,
                       cudaStream_t stream) {
@@ -68,6 +94,16 @@ cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* ve
   return pool.storage == Storage::kFloat64
              ? correlate<double>(pool, batch, vectors, products, stream)
              : correlate<float>(pool, batch, vectors, products, stream);
+}
+
+cudaError_t launch_columns(const PoolView& pool, const QueryView& query, int64_t batch,
+                           const SolverPlan& plan, void* workspace, cudaStream_t stream) {
+  const dim3 blocks(unsigned(pool.width + kRowsPerBlock - 1) / kRowsPerBlock, unsigned(batch));
+  const bool wide = pool.storage == Storage::kFloat64;
+  const auto kernel = wide ? columns_kernel<double> : columns_kernel<float>;
+  HULLFT_LAUNCH(kernel, blocks, dim3(kThreads), 0, stream, pool, query, plan,
+                static_cast<unsigned char*>(workspace));
+  return cudaGetLastError();
 }
 
 }  // namespace hullft

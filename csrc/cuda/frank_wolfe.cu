@@ -12,17 +12,25 @@ namespace hullft {
 namespace {
 
 template <typename S>
-class FwBlock : public BlockSolver<FwBlock<S>, S, FwState<S>> {
-  using Base = BlockSolver<FwBlock<S>, S, FwState<S>>;
+struct FwSteps {
+  Iterate<S> it_{0, 0};
+  Best<S> top_{0, 0};
+  int s_ = 0, s_entry_ = 0;  // the atom that the step goes toward
+  int support_size_ = 0, iterations_ = 0;
+  FwStopping stopping_;
+  bool placed_ = false, stops_ = false;
+};
+
+template <typename S>
+class FwBlock : public BlockSolver<FwBlock<S>, S, FwState<S>, FwSteps<S>> {
+  using Base = BlockSolver<FwBlock<S>, S, FwState<S>, FwSteps<S>>;
   friend Base;
-  using Base::columns_, Base::control_, Base::me_, Base::n_, Base::p_, Base::qq_;
-  using Base::residual_, Base::x_;
+  using Base::columns_, Base::control_, Base::me_, Base::n_, Base::p_, Base::plan_, Base::qq_;
+  using Base::it_, Base::iterations_, Base::placed_, Base::s_, Base::s_entry_, Base::stopping_;
+  using Base::residual_, Base::stops_, Base::support_size_, Base::top_, Base::x_;
 
  public:
-  __device__ __forceinline__ FwBlock(const FwProblem& problem, const FwPlan& plan, int64_t query,
-                                     const FwState<S>& state, S* columns, FwControl<S>& control,
-                                     BlockScratch& scratch)
-      : Base(problem, query, state, nullptr, nullptr, columns, control, scratch), plan_(plan) {}
+  using Base::Base;
 
  private:
   // ---- all warps
@@ -180,15 +188,6 @@ class FwBlock : public BlockSolver<FwBlock<S>, S, FwState<S>> {
   __device__ __forceinline__ void write(const FwOutputs& out) {
     Base::write_selection(2 * p_.pool.width, out);
   }
-
-  const FwPlan& plan_;
-  // State of warp 0:
-  Iterate<S> it_{0, 0};
-  Best<S> top_{0, 0};
-  int s_ = 0, s_entry_ = 0;  // the atom that the step goes toward
-  int support_size_ = 0, iterations_ = 0;
-  FwStopping stopping_;
-  bool placed_ = false, stops_ = false;
 };
 
 template <typename S, bool kSharedState>
@@ -200,7 +199,8 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
   const int64_t query = blockIdx.x;
   unsigned char* memory = kSharedState ? shared : workspace + query * plan.state_bytes;
   S* columns = reinterpret_cast<S*>(workspace + plan.columns_offset + query * plan.column_stride);
-  FwBlock<S> block(problem, plan, query, carve_state<S>(memory, problem.pool.width, plan.slots),
+  FwBlock<S> block(problem, plan, query, kSharedState ? nullptr : memory,
+                   carve_state<S>(memory, problem.pool.width, plan.slots), nullptr, nullptr,
                    columns, control, scratch);
   block.solve(outputs);
 }

@@ -48,6 +48,11 @@ inline int fw_warp_threads(int64_t batch, int64_t full_device) {
 cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, void* workspace,
                                const FwOutputs& outputs, cudaStream_t stream);
 
+// What a round begins with: the products of all rows with each query, and in later rounds with the
+// row that it picked.
+cudaError_t launch_columns(const PoolView& pool, const QueryView& query, int64_t batch,
+                           const SolverPlan& plan, void* workspace, cudaStream_t stream);
+
 // The same after the Gram matrices, by one warp.
 cudaError_t launch_fw_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
                            const FwOutputs& outputs, cudaStream_t stream);

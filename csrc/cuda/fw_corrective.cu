@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
       kSharedState ? shared : workspace + plan.states_offset + query * plan.state_bytes;
   const int width = problem.pool.width;
   FwCorrective<Constraint(kConstraint), S> block(
-      problem, plan, query, carve_corrective<S>(memory, width, plan.slots),
+      problem, plan, query, kSharedState ? nullptr : memory,
+      carve_corrective<S>(memory, width, plan.slots),
       reinterpret_cast<const S*>(workspace) + query * width,
       reinterpret_cast<S*>(workspace + plan.columns_offset + query * plan.column_stride),
       long_rows_of<S>(plan, workspace), control, scratch);

@@ -58,28 +58,43 @@ inline double* partial_of(const CorrectivePlan& plan, void* workspace) {
   return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.partial_offset);
 }
 
+template <typename S>
+struct CorrectiveSteps {
+  Best<S> top_{0, 0};  // the largest correlation over the pool
+  bool holds_top_ = false;
+  Iterate<S> it_{0, 0};
+  S gap_ = 0;
+  FactorTerms<S> terms_{0, 0};
+  S y_square_ = 0;
+  int m_ = 0, iterations_ = 0;  // rows of the support; cycles
+  bool stops_ = false, fails_ = false;
+};
+
 template <Constraint kConstraint, typename S>
-class FwCorrective : public BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>> {
-  using Base = BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>>;
+class FwCorrective
+    : public BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>, CorrectiveSteps<S>> {
+  using Base = BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>, CorrectiveSteps<S>>;
   friend Base;
-  using Base::columns_, Base::control_, Base::me_, Base::n_, Base::p_, Base::qq_;
-  using Base::query_, Base::residual_, Base::x_;
+  using Base::columns_, Base::control_, Base::me_, Base::n_, Base::p_, Base::plan_, Base::qq_;
+  using Base::fails_, Base::gap_, Base::holds_top_, Base::it_, Base::iterations_, Base::m_;
+  using Base::query_, Base::residual_, Base::stops_, Base::terms_, Base::top_, Base::x_;
+  using Base::y_square_;
 
  public:
   __device__ __forceinline__ FwCorrective(const FwProblem& problem, const CorrectivePlan& plan,
-                                          int64_t query, const CorrectiveState<S>& state,
-                                          const S* products, S* columns, const LongRows<S>& rows,
+                                          int64_t query, unsigned char* memory,
+                                          const CorrectiveState<S>& state, const S* products,
+                                          S* columns, const LongRows<S>& rows,
                                           FwControl<S>& control, BlockScratch& scratch)
-      : Base(problem, query, state, plan.gram ? products : nullptr,
+      : Base(problem, plan, query, memory, state, plan.gram ? products : nullptr,
              plan.shares.count > 0 ? rows.squares + query : nullptr, columns, control, scratch),
-        plan_(plan),
         long_(rows) {}
 
  private:
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
   static constexpr int kColumnsAtOnce = 8;
 
-  __device__ __forceinline__ bool is_long() const { return plan_.shares.count > 0; }
+  __device__ __forceinline__ bool is_long() const { return Base::square_ != nullptr; }
 
   // ---- all warps
 
@@ -369,17 +384,7 @@ class FwCorrective : public BlockSolver<FwCorrective<kConstraint, S>, S, Correct
       weights[x_.table.atom[i]] = x_.table.weight[i];
   }
 
-  const CorrectivePlan& plan_;
   const LongRows<S> long_;
-  // State of warp 0:
-  Best<S> top_{0, 0};  // the largest correlation over the pool
-  bool holds_top_ = false;
-  Iterate<S> it_{0, 0};
-  S gap_ = 0;
-  FactorTerms<S> terms_{0, 0};
-  S y_square_ = 0;
-  int m_ = 0, iterations_ = 0;  // rows of the support; cycles
-  bool stops_ = false, fails_ = false;
 };
 
 }  // namespace hullft

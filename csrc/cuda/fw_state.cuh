@@ -37,6 +37,23 @@ enum class Action : int {
   kFail,
 };
 
+// Where a solve leaves off until the device has computed a column.
+template <typename S>
+struct FwPause {
+  int round;                 // the last one that it paused in, or -1
+  int picked, picked_entry;  // the row, and where its column goes
+  int n;                     // rows that the query sees
+  S qq;                      // the square of the query
+};
+
+// At the end of a query's state; null without rounds.
+template <typename Pause>
+__device__ __forceinline__ Pause* pause_of(const SolverPlan& plan, unsigned char* state) {
+  static_assert(sizeof(Pause) <= kPauseBytes);
+  const bool pauses = plan.rounds > 0;
+  return pauses ? reinterpret_cast<Pause*>(state + plan.state_bytes - kPauseBytes) : nullptr;
+}
+
 // What warp 0 tells the other warps, and they tell it.
 template <typename S>
 struct FwControl {

@@ -25,6 +25,11 @@ constexpr double kCopiedBytesPerCycle = 29;  // that an SM can issue, into share
 // An SM runs two blocks at a time. One alone often leaves it idle, and takes almost as long.
 constexpr double kBlocksInTimeOfOne = 1.75;
 
+// Of a round's two launches, and of steps that are longer where the state lies in global memory.
+constexpr double kRoundCycles = 12'000;
+// Rounds after the end of a solve are empty; columns after the last round are left to the blocks.
+constexpr int64_t kMostRounds = 128;
+
 // Shared memory of a solver's kernel besides the state.
 constexpr int64_t kFixedSharedBytes = 1024;
 
@@ -70,6 +75,27 @@ bool wants_wide_products(const FwProblem& problem) {
   constexpr int64_t kMostColumns = 4096;  // of which few blocks make the Gram matrix
   return fits_tableau(problem) && problem.pool.d <= kMostColumns &&
          n_pools(problem.pool, problem.batch) == 1;
+}
+
+// Of a column of every query.
+double column_cycles(const PoolView& pool, int64_t batch, int64_t sms, bool in_rounds) {
+  const double row_bytes = double(pool.d) * double(bytes_of(pool.storage));
+  const double bytes = double(batch) * pool.width * row_bytes;
+  if (in_rounds) return bytes / kDeviceBytesPerCycle + kRoundCycles;
+  const double by_blocks = kSmBytesPerCycle * double(std::min(batch, sms));
+  return bytes / std::min(by_blocks, kDeviceBytesPerCycle);
+}
+
+// Where blocks would take twice as long, or more: many rounds may be empty. The first is that of
+// the query's products, and no step adds more than one row to the first.
+void add_rounds(SolverPlan& plan, const FwProblem& p, const LaunchLimits& limits) {
+  if (plan.gram) return;
+  const bool pays = 2 * column_cycles(p.pool, p.batch, limits.sms, true) <
+                    column_cycles(p.pool, p.batch, limits.sms, false);
+  const int64_t columns = std::min<int64_t>(plan.slots, int64_t(p.max_iter) + 1);
+  const int64_t planned = pays ? std::min(columns + 1, kMostRounds) : 0;
+  plan.rounds = int(limits.rounds < 0 ? planned : limits.rounds);
+  if (plan.rounds > 0) plan.shared_state = false, plan.state_bytes += kPauseBytes;
 }
 
 // What all plans begin with, for a state of so many bytes.
@@ -137,13 +163,11 @@ GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms
   return best;
 }
 
-bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms) {
-  const double k = pool.width, d = double(pool.d), queries = double(batch);
-  const double gram = plan_gram(pool, n_pools(pool, batch), 0, sms).cycles;
-  const double rate =
-      std::min(kSmBytesPerCycle * std::min(queries, double(sms)), kDeviceBytesPerCycle);
-  const double computed = std::min(k, double(columns));
-  return gram < queries * computed * k * d * double(bytes_of(pool.storage)) / rate;
+bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, const SolverPlan& plan) {
+  const double gram = plan_gram(pool, n_pools(pool, batch), 0, plan.sms).cycles;
+  const double computed = std::min(double(pool.width), double(columns));
+  const bool in_rounds = plan.rounds > 0 && plan.rounds < kMostRounds;
+  return gram < computed * column_cycles(pool, batch, plan.sms, in_rounds);
 }
 
 FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
@@ -157,6 +181,7 @@ FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, b
   FwPlan plan = plan_of_state<FwPlan>(p.pool, p.batch, limits, gram,
                                       fw_state_bytes(width, slots, real_bytes));
   plan.slots = slots;
+  add_rounds(plan, p, limits);
   plan.warp = gram && warp && width <= kWarpCandidates;
   if (plan.warp) plan.threads = fw_warp_threads(p.batch, limits.full_device());
   const int64_t product_bytes = plan.warp ? aligned_bytes(width * real_bytes) : 0;
@@ -181,6 +206,7 @@ CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& l
   CorrectivePlan plan = plan_of_state<CorrectivePlan>(
       p.pool, p.batch, limits, gram, corrective_state_bytes(width, slots, real_bytes));
   plan.slots = slots;
+  add_rounds(plan, p, limits);
   plan.warp = gram && fits_tableau(p), plan.wide = gram && wants_wide_products(p);
   plan.shares = gram ? shares_of(p.pool.d, p.pool.width) : Shares{p.pool.d, 0};
   const int64_t gram_bytes = plan.wide ? sizeof(double) : real_bytes;

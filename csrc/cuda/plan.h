@@ -14,6 +14,7 @@ struct LaunchLimits {
   int64_t shared_bytes;  // of one block
   int64_t sms;
   int64_t workspace_bytes = int64_t(2) << 30;  // or what one query needs, if that is more
+  int64_t rounds = -1;                         // of columns by the device, -1: if they pay
 
   // Blocks that keep every SM busy.
   int64_t full_device() const { return 2 * sms; }
@@ -34,7 +35,12 @@ struct SolverPlan {
   int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
   int64_t sms;  // of the device
+  int rounds;   // for each, the device computes a column of every query; 0: blocks compute them
+  int round;    // that is launched
 };
+
+// At the end of a state, in plans with rounds, for what a round leaves to the next.
+constexpr int64_t kPauseBytes = 256;
 
 // Limits of the current device.
 cudaError_t device_limits(LaunchLimits* limits);
@@ -52,8 +58,9 @@ struct GramPlan {
 // queries: of each pool.
 GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms);
 
-// Whether whole Gram matrices take less time than `columns` columns a query as they are wanted.
-bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms);
+// Whether whole Gram matrices take less time than `columns` columns a query as they are wanted, by
+// a plan for that.
+bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, const SolverPlan& plan);
 
 // The plan with whole Gram matrices if they take less time, at most kMoreForGrams bytes more, and
 // leave parts that fill the device; else the one with columns. plan_of(problem, limits, gram) makes
@@ -73,7 +80,7 @@ auto choose_columns(const Problem& problem, int64_t columns, const LaunchLimits&
   const auto with_grams = plan_of(problem, for_grams, true);
   const bool fits = with_grams.workspace_bytes <= for_grams.workspace_bytes &&
                     with_grams.part >= std::min(problem.batch, limits.full_device());
-  return fits && gram_pays(pool, problem.batch, columns, limits.sms) ? with_grams : with_columns;
+  return fits && gram_pays(pool, problem.batch, columns, with_columns) ? with_grams : with_columns;
 }
 
 }  // namespace hullft

@@ -22,7 +22,7 @@ from cuda_sim.checks import (
     problems_of_parts,
     scaled_problems,
 )
-from cuda_sim.library import Launch, Library
+from cuda_sim.library import CONSTRAINTS, Launch, Library
 from hullft_ops import reference
 from problems import VARIANTS, of_query
 
@@ -311,6 +311,37 @@ def fw_parts(library: Library, seed: int) -> None:
 
             for launch in (in_parts, one_by_one):
                 answer = library.frank_wolfe(**options, **problem, launch=launch)
+                check_same(answer, expected)
+
+
+@case
+def fw_rounds(library: Library, seed: int) -> None:
+    """Columns of the device give the bits of a block's own, in rounds that are too few or empty:
+    own pools with a NaN, rows in place with one out of range, and one query that sees nothing."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        pool, query = hull_problem(8, 3, 70, 12, dtype)
+        pool[1, 5, 3] = float("nan")
+        sizes = torch.tensor([70, 33, 0])
+        candidates = permutations(3, 70)
+        candidates[1, 3] = -1
+        own = {"pool": pool, "query": query, "sizes": sizes}
+        in_place = {**own, "pool": pool[0], "candidates": candidates}
+        alone = {"pool": pool[:1], "query": query[:1]}
+        block = Launch(seed, gram=False, threads=64, sms=3, rounds=0)
+        for rounds in (1, 4, 20):
+            device = replace(block, rounds=rounds)
+            for problem, variant in product((own, in_place, alone), VARIANTS):
+                options = {**problem, "n_select": 9, "variant": variant}
+                expected = library.frank_wolfe(**options, launch=block)
+
+                assert expected.support_size[0] > 4
+
+                answer = library.frank_wolfe(**options, launch=device)
+                check_same(answer, expected)
+
+            for problem, constraint in product((own, alone), CONSTRAINTS):
+                expected = library.lstsq(constraint, **problem, launch=block)
+                answer = library.lstsq(constraint, **problem, launch=device)
                 check_same(answer, expected)
 
 

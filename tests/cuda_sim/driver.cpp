@@ -280,6 +280,7 @@ void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select, 
   problem.pool.n_rows = problem.pool.width = candidates;
   problem.pool.storage = hullft::Storage::kFloat32;
   problem.batch = batch, problem.n_select = problem.max_support = n_select;
+  problem.max_iter = 250;
   *plan = hullft::plan_frank_wolfe(problem, schedule->limits());
 }
 

@@ -24,9 +24,11 @@ namespace driver {
 
 struct Schedule {
   unsigned seed;
-  int64_t max_shared_bytes, max_workspace_bytes, sms;
+  int64_t max_shared_bytes, max_workspace_bytes, sms, rounds;
 
-  hullft::LaunchLimits limits() const { return {max_shared_bytes, sms, max_workspace_bytes}; }
+  hullft::LaunchLimits limits() const {
+    return {max_shared_bytes, sms, max_workspace_bytes, rounds};
+  }
 };
 
 inline std::string& last_error() {

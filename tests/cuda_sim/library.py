@@ -84,13 +84,19 @@ class Launch:
     """With Gram matrices and at most 256 candidates, one warp takes the steps."""
     max_workspace_bytes: int = WORKSPACE_BYTES
     sms: int = H100_SMS
+    rounds: int = -1
+    """In which the device computes columns, -1: as planned."""
 
     def force_gram(self) -> int:
         return -1 if self.gram is None else int(self.gram)
 
     def schedule(self) -> ctypes.Structure:
         return Schedule(
-            self.seed, self.max_shared_bytes, self.max_workspace_bytes, self.sms
+            self.seed,
+            self.max_shared_bytes,
+            self.max_workspace_bytes,
+            self.sms,
+            self.rounds,
         )
 
 

@@ -198,6 +198,27 @@ MUTANTS = {
         "__reduce_max_sync(kFullWarp, has ? uint32_t(index) : 0u)",
         ("fw_ties",),
     ),
+    "no products of the last rows": Mutant(
+        "correlate",
+        "cuda/correlate.cu",
+        "n - first > kRowsPerBlock ? first + kRowsPerBlock : n",
+        "n - first > kRowsPerBlock ? first + kRowsPerBlock : first",
+        ("fw_rounds",),
+    ),
+    "a square lost between rounds": Mutant(
+        "fw_corrective",
+        "cuda/block_solver.cuh",
+        "qq_ = pause_->qq;",
+        "qq_ = 0;",
+        ("fw_rounds",),
+    ),
+    "a solve that goes on after its end": Mutant(
+        "frank_wolfe",
+        "cuda/block_solver.cuh",
+        "if (pause_->round != plan_.round - 1) return;",
+        "if (plan_.rounds < 0) return;",
+        ("fw_rounds",),
+    ),
     # Frank-Wolfe by a warp
     "products read before the wait": Mutant(
         "fw_warp",

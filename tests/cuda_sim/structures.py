@@ -18,6 +18,7 @@ class Schedule:
     max_shared_bytes: c_int64
     max_workspace_bytes: c_int64
     sms: c_int64
+    rounds: c_int64
 
 
 @structure
@@ -184,6 +185,8 @@ class Plan:
     part: c_int64
     workspace_bytes: c_int64
     sms: c_int64
+    rounds: c_int
+    round: c_int
 
 
 def storage_elements(tensor: torch.Tensor) -> int:

@@ -166,7 +166,7 @@ def test_adam_gives_the_bits_of_the_cpu(
         (1024, 200, 1024, False, True, 1024, 64),  # one warp takes the steps
         (1, 256, 1024, False, True, 1, 256),
         (1, 257, 1024, False, True, 1, 256),
-        (1, 5000, 4096, False, True, 1, 512),
+        (1, 5000, 1024, False, True, 1, 512),
         (1024, 5000, 1024, False, False, 1024, 128),
         (1, 65_536, 1024, False, False, 1, 512),  # its state in global memory
         (
@@ -201,6 +201,26 @@ def test_plan(
     assert plan.shared_state == (candidates < 65_536)
     assert (plan.gram, plan.part, plan.threads) == (gram, part, threads)
     assert plan.workspace_bytes <= WORKSPACE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("batch", "candidates", "dim", "rounds"),
+    [
+        (1, 20_000, 384, 52),  # the query's products, and 51 columns
+        (16, 20_000, 384, 52),
+        (1, 5000, 4096, 52),  # a Gram matrix takes longer
+        (64, 20_000, 384, 0),  # the blocks read as fast as the device
+        (1, 20_000, 8, 0),  # two launches take longer than a column
+    ],
+)
+def test_few_queries_with_many_rows_are_solved_in_rounds(
+    library: Libraries, batch: int, candidates: int, dim: int, rounds: int
+) -> None:
+    plan = library("plain").plan(batch, candidates, dim, 50)
+
+    assert not plan.gram
+    assert plan.rounds == rounds
+    assert plan.shared_state == (rounds == 0)
 
 
 @pytest.mark.parametrize("limit", [163 * 1024, H100_SHARED_BYTES])
