@@ -39,9 +39,15 @@ def check_adam(
     tensors = make_tensors(sizes, dtype, grad_dtype=grad_dtype, steps_done=steps_done)
     steps = [count.to(step_dtype) for count in tensors.steps]
     tensors = tensors._replace(steps=steps)
-    rate = {} if device_lr is None else {"lr": device_lr}
-    all_options = OPTIONS | options | rate
-    expected = reference.adam_replay(*tensors, repeats=repeats, **all_options)
+    all_options = OPTIONS | options
+    lr = all_options["lr"] if device_lr is None else device_lr.item()
+    scales = all_options.pop("lr_scales", [1.0] * len(sizes))
+    expected = []
+    for *row, scale in zip(*tensors, scales, strict=True):
+        rates = all_options | {"lr": lr * scale}
+        expected.append(reference.adam_replay(*row, repeats=repeats, **rates))
+
+    params, exp_avgs, exp_avg_sqs, _ = zip(*expected, strict=True)
 
     got = tensors.clone()
     library.adam_replay_(
@@ -55,16 +61,16 @@ def check_adam(
     )
     tolerance = adam_tolerance(dtype)
 
-    check_near(got.params, expected.params, tolerance)
-    check_near(got.exp_avgs, expected.exp_avgs, tolerance)
-    check_near(got.exp_avg_sqs, expected.exp_avg_sqs, tolerance)
+    check_near(got.params, params, tolerance)
+    check_near(got.exp_avgs, exp_avgs, tolerance)
+    check_near(got.exp_avg_sqs, exp_avg_sqs, tolerance)
     if device_steps:
         for count in got.steps:
             assert count.item() == steps_done + repeats
 
 
 def check_near(
-    values: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float
+    values: list[torch.Tensor], expected: tuple[torch.Tensor, ...], tolerance: float
 ) -> None:
     for value, exact in zip(values, expected, strict=True):
         error = (value.double() - exact).abs()
@@ -313,7 +319,11 @@ def accumulate(library: Library, seed: int) -> None:
         if beta == 0:
             caches[0][0] = float("nan")
 
-        expected = reference.grad_accumulate(caches, grads, alpha=0.7, beta=beta)
+        expected = []
+        for cache, grad in zip(caches, grads, strict=True):
+            total = reference.grad_accumulate(cache, grad, alpha=0.7, beta=beta)
+            expected.append(total)
+
         library.accumulate_(
             caches,
             grads,
