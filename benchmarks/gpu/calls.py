@@ -25,6 +25,7 @@ _SHAPES = {
     ", unaligned": (2, 300, 37, 9),  # more threads in a block, no loads of 16 bytes
     ", columns": (12, 1500, 36, 3),  # when an atom is picked; the largest blocks
     ", global state": (1, 30_000, 8, 3),  # too large for any card's shared memory
+    ", rounds": (1, 12_000, 64, 3),  # the whole device computes columns
     ", long rows": (1, 6, 1_000_004, 9),  # split over the device
 }
 # Queries, candidates of each, and embeddings: Gram matrices of two parts of the batch.
