@@ -32,8 +32,8 @@ void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, doub
   std::vector<AccumulateTensor> tensors;
   MultiTensorElements elements;
   for (size_t i = 0; i < caches.size(); ++i) {
-    const Layout layout = pairing_layout(caches[i]);
-    tensors.push_back({FlatTensor(caches[i], layout), FlatTensor(grads[i], layout),
+    const Strides strides = pairing_strides(caches[i]);
+    tensors.push_back({FlatTensor(caches[i], strides), FlatTensor(grads[i], strides),
                        caches[i].scalar_type(), grads[i].scalar_type()});
     elements.add(caches[i].numel());
   }

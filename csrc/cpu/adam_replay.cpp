@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../host/flat_tensor.h"
@@ -15,43 +16,29 @@
 namespace hullft {
 namespace {
 
-// The constants of every step, computed once in float64 for tensors in a row that have the same
-// step count and rate.
+// The constants of every step, computed once in float64 for tensors of one step count and rate.
 template <typename R>
 class Schedules {
  public:
-  explicit Schedules(size_t n_tensors) {
-    entries_.reserve(n_tensors);
-    steps_.reserve(n_tensors);
-  }
-
-  // The number of the schedule.
-  size_t add(const AdamOptions& options, int64_t repeats, double steps_done) {
-    if (entries_.empty() || entries_.back().steps_done != steps_done ||
-        entries_.back().lr != options.lr) {
-      const std::vector<AdamCorrections>& corrections =
-          corrections_at(options, repeats, steps_done);
-      entries_.push_back({steps_done, options.lr,
-                          adam_rates<R>(options, options.lr * options.weight_decay), steps_.size(),
-                          corrections.size()});
-      for (const AdamCorrections& c : corrections) {
-        const AdamStep<double> step = adam_step(options, c);
-        steps_.push_back({R(step.rate), R(step.eps)});
-      }
+  void add(const AdamOptions& options, int64_t repeats, double steps_done) {
+    const auto [it, added] = constants_.try_emplace({steps_done, options.lr});
+    if (!added) return;
+    it->second.rates = adam_rates<R>(options, options.lr * options.weight_decay);
+    for (const AdamCorrections& c : corrections_at(options, repeats, steps_done)) {
+      const AdamStep<double> step = adam_step(options, c);
+      it->second.steps.push_back({R(step.rate), R(step.eps)});
     }
-    return entries_.size() - 1;
   }
 
-  AdamSchedule<R> at(size_t i, int64_t repeats) const {
-    const Entry& entry = entries_[i];
-    return {entry.rates, &steps_[entry.first_step], int64_t(entry.n_steps), repeats};
+  AdamSchedule<R> at(double steps_done, double lr, int64_t repeats) const {
+    const Constants& constants = constants_.at({steps_done, lr});
+    return {constants.rates, constants.steps.data(), int64_t(constants.steps.size()), repeats};
   }
 
  private:
-  struct Entry {
-    double steps_done, lr;
+  struct Constants {
     AdamRates<R> rates;
-    size_t first_step, n_steps;
+    std::vector<AdamStep<R>> steps;
   };
 
   const std::vector<AdamCorrections>& corrections_at(const AdamOptions& options, int64_t repeats,
@@ -64,39 +51,38 @@ class Schedules {
     return it->second;
   }
 
-  std::vector<Entry> entries_;
-  std::vector<AdamStep<R>> steps_;  // of all entries
+  std::map<std::pair<double, double>, Constants> constants_;  // by step count and rate
   std::map<double, std::vector<AdamCorrections>> corrections_;
 };
 
 struct AdamTensor {
   FlatTensor param, grad, exp_avg, exp_avg_sq;
   ScalarType param_type, grad_type;
-  double steps_done;
-  uint32_t place;   // in the list
-  size_t schedule;  // among those of the parameter's arithmetic
+  double steps_done, lr;
+  uint32_t place;  // in the list
 };
 
 class AdamReplay {
  public:
   AdamReplay(const AdamOptions& options, int64_t repeats, std::optional<int64_t> seed,
              size_t n_tensors)
-      : options_(options), repeats_(repeats), seed_(seed), narrow_(n_tensors), wide_(n_tensors) {
+      : options_(options), repeats_(repeats), seed_(seed) {
     tensors_.reserve(n_tensors);
   }
 
   void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
            double steps_done, double lr) {
-    const Layout layout = pairing_layout(param);
-    tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
-                        FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
-                        dtype_of(param), dtype_of(grad), steps_done, uint32_t(tensors_.size()), 0});
+    const Strides strides = pairing_strides(param);
+    tensors_.push_back({FlatTensor(param, strides), FlatTensor(grad, strides),
+                        FlatTensor(exp_avg, strides), FlatTensor(exp_avg_sq, strides),
+                        dtype_of(param), dtype_of(grad), steps_done, lr,
+                        uint32_t(tensors_.size())});
     elements_.add(param.numel());
     options_.lr = lr;
-    AdamTensor& added = tensors_.back();
-    added.schedule = added.param_type == ScalarType::Double
-                         ? wide_.add(options_, repeats_, steps_done)
-                         : narrow_.add(options_, repeats_, steps_done);
+    if (tensors_.back().param_type == ScalarType::Double)
+      wide_.add(options_, repeats_, steps_done);
+    else
+      narrow_.add(options_, repeats_, steps_done);
   }
 
   void run() {
@@ -127,9 +113,9 @@ class AdamReplay {
   template <typename R>
   AdamSchedule<R> schedule(const AdamTensor& t) const {
     if constexpr (std::is_same_v<R, double>)
-      return wide_.at(t.schedule, repeats_);
+      return wide_.at(t.steps_done, t.lr, repeats_);
     else
-      return narrow_.at(t.schedule, repeats_);
+      return narrow_.at(t.steps_done, t.lr, repeats_);
   }
 
   AdamOptions options_;

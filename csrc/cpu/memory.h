@@ -13,13 +13,13 @@
 
 namespace hullft {
 
-// `needed` is in bytes; a double, so that products of sizes cannot overflow. `asked` says for what.
-template <typename... Asked>
-void check_fits(const char* op, double needed, const Asked&... asked) {
-  static const double has = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
-  if (needed > has)
-    value_error(op, asked..., " needs ", whole_gigabytes(needed), " GiB, this machine has ",
-                whole_gigabytes(has));
+// `needed` is in bytes; a double, so that products of sizes cannot overflow. `use` says for what.
+template <typename... Use>
+void check_fits(const char* op, double needed, const Use&... use) {
+  static const double memory = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
+  if (needed > memory)
+    value_error(op, use..., " needs ", whole_gigabytes(needed), " GiB, this machine has ",
+                whole_gigabytes(memory));
 }
 
 // Size of a contiguous copy.

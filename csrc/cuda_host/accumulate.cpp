@@ -24,9 +24,9 @@ void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, doub
   std::vector<FlatTensor> flat, written;
   std::map<Storages, std::vector<AccumulateEntry>> groups;
   for (size_t i = 0; i < caches.size(); ++i) {
-    const Layout layout = pairing_layout(caches[i]);
-    written.emplace_back(caches[i], layout);
-    flat.emplace_back(grads[i], layout);
+    const Strides strides = pairing_strides(caches[i]);
+    written.emplace_back(caches[i], strides);
+    flat.emplace_back(grads[i], strides);
     groups[{storage_of(caches[i]), storage_of(grads[i])}].push_back(
         {written.back().data(), flat.back().data(), caches[i].numel()});
   }

@@ -17,12 +17,12 @@ namespace {
 
 // Steps lie on the CPU, as torch.optim.Adam keeps them, or beside their parameter, as it does with
 // capturable=True: those are read and advanced by the launch.
-AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const ListedTensor& first,
+AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Tensor& first,
                     AdamEntry entry_of) {
   entry_of.steps_done = read_step(op, steps, i, first);
   if (steps[i].is_cpu()) return entry_of;
   entry_of.device_step = steps[i].mutable_data_ptr();
-  entry_of.wide_step = steps[i].scalar_type() == ScalarType::Double;
+  entry_of.wide_step = dtype_of(steps[i]) == ScalarType::Double;
   return entry_of;
 }
 
@@ -72,9 +72,9 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   read.reserve(params.size()), written.reserve(3 * params.size());
   std::map<Storages, std::vector<AdamEntry>> groups;
   for (size_t i = 0; i < params.size(); ++i) {
-    const Layout layout = pairing_layout(params[i]);
+    const Strides strides = pairing_strides(params[i]);
     const auto data_of = [&](std::vector<FlatTensor>& flat, const Tensor& t) {
-      return flat.emplace_back(t, layout).data();
+      return flat.emplace_back(t, strides).data();
     };
     entries[i].param = data_of(written, params[i]), entries[i].grad = data_of(read, grads[i]);
     entries[i].exp_avg = data_of(written, exp_avgs[i]);

@@ -12,10 +12,10 @@ namespace {
 
 // The runtime works with every driver of its major version and those after it. Launches with more
 // than 4 KB of arguments need 12.1.
-constexpr int kWantedDriver = std::max(CUDART_VERSION / 1000 * 1000, 12010);
+constexpr int kLeastDriver = std::max(CUDART_VERSION / 1000 * 1000, 12010);
 
 // Reductions of a warp's integers and conversions to bfloat16 are instructions of 8.0.
-constexpr int kWantedMajor = 8;
+constexpr int kLeastMajor = 8;
 
 std::string cuda_version(int number) {
   return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
@@ -38,15 +38,15 @@ std::string cuda_unusable(int device) {
   int driver = 0, major = 0, minor = 0;
   cudaError_t status = cudaDriverGetVersion(&driver);
   if (status == cudaSuccess && driver == 0) return "there is no CUDA driver";
-  if (status == cudaSuccess && driver < kWantedDriver)
+  if (status == cudaSuccess && driver < kLeastDriver)
     return "the driver is for CUDA " + cuda_version(driver) + ", this build wants one for CUDA " +
-           cuda_version(kWantedDriver) + " or later";
+           cuda_version(kLeastDriver) + " or later";
   if (status == cudaSuccess)
     status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (status == cudaSuccess)
     status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (status != cudaSuccess) return reason(status);
-  if (major < kWantedMajor)
+  if (major < kLeastMajor)
     return "cuda:" + std::to_string(device) + " has compute capability " + std::to_string(major) +
            "." + std::to_string(minor) + ", the kernels want 8.0 or higher";
   return "";

@@ -89,9 +89,9 @@ inline std::string device_name(const torch::stable::Device& device) {
 }
 
 // What is named prints itself, so that a name is made for an error alone.
-template <typename Name, typename T, typename Ref>
-void check_same_device(const char* op, const Name& name, const T& t, const char* ref_name,
-                       const Ref& ref) {
+template <typename Name>
+void check_same_device(const char* op, const Name& name, const Tensor& t, const char* ref_name,
+                       const Tensor& ref) {
   if (t.device() != ref.device())
     value_error(op, name, " is on ", device_name(t.device()), ", ", ref_name, " is on ",
                 device_name(ref.device()));
@@ -124,8 +124,8 @@ std::string shape_text(const Sizes& sizes) {
 
 // A storage that was freed or shrunk leaves its tensors' shapes as they were: refuse to read past
 // its end.
-template <typename Name, typename T>
-void check_storage(const char* op, const Name& name, const T& t) {
+template <typename Name>
+void check_storage(const char* op, const Name& name, const Tensor& t) {
   const int64_t numel = t.numel();
   if (numel == 0) return;
   int64_t bytes = 0, offset = 0;

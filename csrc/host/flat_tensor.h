@@ -32,20 +32,6 @@ inline bool is_dense(const Tensor& t) {
 
 using Strides = std::vector<int64_t>;
 
-// The order of a tensor's elements in memory. A model has hundreds of contiguous tensors: those
-// need no list.
-struct Layout {
-  bool contiguous;
-  Strides strides;  // unless contiguous
-};
-
-inline bool has_layout(const Tensor& t, const Layout& layout) {
-  if (layout.contiguous) return t.is_contiguous();
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) > 1 && t.stride(d) != layout.strides[size_t(d)]) return false;
-  return true;
-}
-
 inline Strides contiguous_strides(const Tensor& t) {
   Strides strides(size_t(t.dim()));
   int64_t stride = 1;
@@ -53,9 +39,14 @@ inline Strides contiguous_strides(const Tensor& t) {
   return strides;
 }
 
+inline bool has_strides(const Tensor& t, const Strides& strides) {
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1 && t.stride(d) != strides[size_t(d)]) return false;
+  return true;
+}
+
 // A temporary of t's dtype and shape.
-inline Tensor empty_with_layout(const Tensor& t, const Layout& layout) {
-  const Strides strides = layout.contiguous ? contiguous_strides(t) : layout.strides;
+inline Tensor empty_with_strides(const Tensor& t, const Strides& strides) {
   int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   return empty_strided(t, t.dim(), t.sizes().data(), strides.data(), dtype);
@@ -73,22 +64,22 @@ class NoGrad {
   bool before_;
 };
 
-// The layout in which t and its companions are paired: its own when that is dense, else that of
-// a contiguous tensor.
-inline Layout pairing_layout(const Tensor& t) {
-  if (t.is_contiguous() || !is_dense(t)) return {true, {}};
-  return {false, {t.strides().begin(), t.strides().end()}};
+// The strides with which t and its companions are paired: its own when it is dense, else those of a
+// contiguous tensor.
+inline Strides pairing_strides(const Tensor& t) {
+  if (is_dense(t)) return {t.strides().begin(), t.strides().end()};
+  return contiguous_strides(t);
 }
 
-// A tensor in a given layout: itself, or a copy where its strides are others.
+// A tensor with the strides of its pairing: itself, or a copy.
 class FlatTensor {
  public:
-  FlatTensor(const Tensor& t, const Layout& layout) {
-    if (has_layout(t, layout)) {
+  FlatTensor(const Tensor& t, const Strides& strides) {
+    if (has_strides(t, strides)) {
       data_ = t.mutable_data_ptr();
       return;
     }
-    copy_.emplace(Copy{t, empty_with_layout(t, layout)});
+    copy_.emplace(Copy{t, empty_with_strides(t, strides)});
     torch::stable::copy_(copy_->flat, t);
     data_ = copy_->flat.mutable_data_ptr();
   }

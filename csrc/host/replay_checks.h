@@ -23,21 +23,21 @@ void check_not_negative(const char* op, const Name& name, double value) {
 inline void check_single(const char* op, const char* name, double value, const TensorList& list) {
   if (std::isfinite(float(value))) return;
   for (size_t i = 0; i < list.size(); ++i)
-    if (list[i].scalar_type() != ScalarType::Double)
+    if (dtype_of(list[i]) != ScalarType::Double)
       value_error(op, name, " must be finite in float32, got ", value);
 }
 
 // One tensor of an updated list and its companion.
 inline void check_companion(const char* op, const TensorList& list, size_t i, const TensorList& ref,
-                            const ListedTensor& first) {
+                            const Tensor& first) {
   check_device(op, list, i, first);
   check_same_shape(op, list, i, ref);
   check_storage(op, entry(list, i), list[i]);
 }
 
-template <typename Name, typename T>
-void check_one_value(const char* op, const Name& name, const T& t) {
-  const ScalarType type = t.scalar_type();
+template <typename Name>
+void check_one_value(const char* op, const Name& name, const Tensor& t) {
+  const ScalarType type = dtype_of(t);
   if (t.numel() != 1 || (type != ScalarType::Float && type != ScalarType::Double))
     value_error(op, name, " must hold one float32 or float64 value, got ", dtype_name(type),
                 " of shape ", shape_text(t.sizes()));
@@ -71,15 +71,15 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
 }
 
 // The number in a tensor on the CPU.
-inline double read_value(const ListedTensor& t) {
+inline double read_value(const Tensor& t) {
   const void* data = t.const_data_ptr();
-  return t.scalar_type() == ScalarType::Double ? *static_cast<const double*>(data)
-                                               : double(*static_cast<const float*>(data));
+  return dtype_of(t) == ScalarType::Double ? *static_cast<const double*>(data)
+                                           : double(*static_cast<const float*>(data));
 }
 
 // A learning rate in a tensor. One that lies on a GPU is read by the launch, unchecked; then this
 // is 0.
-inline double read_lr_tensor(const char* op, const ListedTensor& lr, const TensorList& params) {
+inline double read_lr_tensor(const char* op, const Tensor& lr, const TensorList& params) {
   constexpr const char* name = "lr_tensor";
   check_one_value(op, name, lr);
   if (!lr.is_cpu()) {
@@ -99,9 +99,9 @@ inline int64_t check_repeats(const char* op, int64_t repeats,
   check_range(op, "repeats", repeats, 1);
   if (!repeats_tensor) return repeats;
   constexpr const char* name = "repeats_tensor";
-  const ListedTensor tensor(*repeats_tensor);
-  if (tensor.numel() != 1 || tensor.scalar_type() != ScalarType::Long)
-    value_error(op, name, " must hold one int64 value, got ", dtype_name(tensor.scalar_type()),
+  const Tensor& tensor = *repeats_tensor;
+  if (tensor.numel() != 1 || dtype_of(tensor) != ScalarType::Long)
+    value_error(op, name, " must hold one int64 value, got ", dtype_name(dtype_of(tensor)),
                 " of shape ", shape_text(tensor.sizes()));
   check_storage(op, name, tensor);
   if (tensor.is_cpu()) {
@@ -137,7 +137,7 @@ inline void check_lr_scales(const char* op, const Tensor& lr_scales, double lr,
   for (size_t i = 0; i < params.size(); ++i) {
     const Entry scale{name, i};
     check_not_negative(op, scale, scales[i]);
-    if (params[i].scalar_type() != ScalarType::Double && !std::isfinite(float(lr * scales[i])))
+    if (dtype_of(params[i]) != ScalarType::Double && !std::isfinite(float(lr * scales[i])))
       value_error(op, scale, " times lr must be finite in float32, got ", lr * scales[i]);
   }
 }
@@ -152,7 +152,7 @@ inline AdamOptions check_adam_arguments(const char* op, const TensorList& params
   std::vector<Tensor> rates;
   if (lr_tensor) rates.push_back(*lr_tensor);
   const TensorList rate_list{"lr_tensor", rates};
-  if (lr_tensor) options.lr = read_lr_tensor(op, rate_list[0], params);
+  if (lr_tensor) options.lr = read_lr_tensor(op, *lr_tensor, params);
   check_adam_lists(op, params, grads, exp_avgs, exp_avg_sqs, steps, rate_list);
   check_single(op, "lr", options.lr, params);
   if (lr_scales) check_lr_scales(op, *lr_scales, options.lr, params);
@@ -162,8 +162,7 @@ inline AdamOptions check_adam_arguments(const char* op, const TensorList& params
 
 // A step count. One that lies beside its parameter on a GPU is read by the launch, unchecked; then
 // this is 0.
-inline double read_step(const char* op, const TensorList& steps, size_t i,
-                        const ListedTensor& first) {
+inline double read_step(const char* op, const TensorList& steps, size_t i, const Tensor& first) {
   if (!steps[i].is_cpu()) {
     check_device(op, steps, i, first);
     return 0;
@@ -174,8 +173,8 @@ inline double read_step(const char* op, const TensorList& steps, size_t i,
   return step;
 }
 
-inline void write_step(const ListedTensor& step, double value) {
-  if (step.scalar_type() == ScalarType::Double)
+inline void write_step(const Tensor& step, double value) {
+  if (dtype_of(step) == ScalarType::Double)
     *static_cast<double*>(step.mutable_data_ptr()) = value;
   else
     *static_cast<float*>(step.mutable_data_ptr()) = float(value);

@@ -20,14 +20,14 @@ struct SelectionTensors {
   SelectionTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
     const ScalarType real = real_type(pool);
     const std::array<int64_t, 2> rows{batch, n_select};
-    const std::array<int64_t, 1> one{batch};
+    const std::array<int64_t, 1> queries{batch};
     indices = empty_beside(pool, rows, ScalarType::Long);
     weights = empty_beside(pool, rows, real);
     counts = empty_beside(pool, rows, ScalarType::Long);
-    support_size = empty_beside(pool, one, ScalarType::Long);
-    residual = empty_beside(pool, one, real);
-    gap = empty_beside(pool, one, real);
-    num_iter = empty_beside(pool, one, ScalarType::Long);
+    support_size = empty_beside(pool, queries, ScalarType::Long);
+    residual = empty_beside(pool, queries, real);
+    gap = empty_beside(pool, queries, real);
+    num_iter = empty_beside(pool, queries, ScalarType::Long);
   }
 
   Tuple tuple() const { return {indices, weights, counts, support_size, residual, gap, num_iter}; }
@@ -59,12 +59,12 @@ struct LstsqTensors {
   LstsqTensors(const Tensor& pool, int64_t batch, int64_t width) {
     const ScalarType real = real_type(pool);
     const std::array<int64_t, 2> rows{batch, width};
-    const std::array<int64_t, 1> one{batch};
+    const std::array<int64_t, 1> queries{batch};
     weights = empty_beside(pool, rows, real);
-    residual = empty_beside(pool, one, real);
-    gap = empty_beside(pool, one, real);
-    support_size = empty_beside(pool, one, ScalarType::Long);
-    num_iter = empty_beside(pool, one, ScalarType::Long);
+    residual = empty_beside(pool, queries, real);
+    gap = empty_beside(pool, queries, real);
+    support_size = empty_beside(pool, queries, ScalarType::Long);
+    num_iter = empty_beside(pool, queries, ScalarType::Long);
   }
 
   Tuple tuple() const { return {weights, residual, gap, support_size, num_iter}; }
@@ -77,11 +77,11 @@ struct LmoTensors {
   using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
   LmoTensors(const Tensor& pool, int64_t batch) {
-    const std::array<int64_t, 1> one{batch};
-    vertex = empty_beside(pool, one, ScalarType::Long);
-    correlation = empty_beside(pool, one, real_type(pool));
-    gamma = empty_beside(pool, one, real_type(pool));
-    gap = empty_beside(pool, one, real_type(pool));
+    const std::array<int64_t, 1> queries{batch};
+    vertex = empty_beside(pool, queries, ScalarType::Long);
+    correlation = empty_beside(pool, queries, real_type(pool));
+    gamma = empty_beside(pool, queries, real_type(pool));
+    gap = empty_beside(pool, queries, real_type(pool));
   }
 
   Tuple tuple() const { return {vertex, correlation, gamma, gap}; }

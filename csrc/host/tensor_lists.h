@@ -16,57 +16,13 @@
 
 namespace hullft {
 
-// What the checks ask about a tensor, read once: torch answers one question a call, and a model has
-// hundreds of tensors.
-class ListedTensor {
- public:
-  explicit ListedTensor(const Tensor& t)
-      : tensor_(&t),
-        dtype_(dtype_of(t)),
-        device_(t.device()),
-        sizes_(t.sizes()),
-        numel_(t.numel()),
-        element_size_(int64_t(t.element_size())),
-        contiguous_(t.is_contiguous()),
-        data_(t.const_data_ptr()) {}
-
-  AtenTensorHandle get() const { return tensor_->get(); }
-  ScalarType scalar_type() const { return dtype_; }
-  const torch::stable::Device& device() const { return device_; }
-  bool is_cpu() const { return device_.type() == torch::headeronly::DeviceType::CPU; }
-  const torch::headeronly::IntHeaderOnlyArrayRef& sizes() const { return sizes_; }
-  int64_t dim() const { return int64_t(sizes_.size()); }
-  int64_t size(int64_t d) const { return sizes_[size_t(d)]; }
-  int64_t stride(int64_t d) const { return tensor_->stride(d); }
-  int64_t numel() const { return numel_; }
-  int64_t element_size() const { return element_size_; }
-  bool is_contiguous() const { return contiguous_; }
-  const void* const_data_ptr() const { return data_; }
-  void* mutable_data_ptr() const { return tensor_->mutable_data_ptr(); }
-
- private:
-  const Tensor* tensor_;
-  ScalarType dtype_;
-  torch::stable::Device device_;
-  torch::headeronly::IntHeaderOnlyArrayRef sizes_;
-  int64_t numel_, element_size_;
-  bool contiguous_;
-  const void* data_;
-};
-
-// The tensors must outlive it.
-class TensorList {
- public:
-  TensorList(const char* list_name, const std::vector<Tensor>& tensors)
-      : name(list_name), tensors_(tensors.begin(), tensors.end()) {}
-
-  const ListedTensor& operator[](size_t i) const { return tensors_[i]; }
-  size_t size() const { return tensors_.size(); }
-
+// Tensors and what messages call them. The tensors must outlive it.
+struct TensorList {
   const char* name;
+  const std::vector<Tensor>& tensors;
 
- private:
-  std::vector<ListedTensor> tensors_;
+  const Tensor& operator[](size_t i) const { return tensors[i]; }
+  size_t size() const { return tensors.size(); }
 };
 
 // A tensor's name, for messages.
@@ -86,8 +42,8 @@ inline void check_same_length(const char* op, const TensorList& list, const Tens
     value_error(op, list.name, " has ", list.size(), " tensors, ", ref.name, " has ", ref.size());
 }
 
-inline bool same_shape(const ListedTensor& a, const ListedTensor& b) {
-  const auto &x = a.sizes(), &y = b.sizes();
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  const auto x = a.sizes(), y = b.sizes();
   return std::equal(x.begin(), x.end(), y.begin(), y.end());
 }
 
@@ -100,20 +56,19 @@ inline void check_same_shape(const char* op, const TensorList& list, size_t i,
 
 inline void check_same_dtype(const char* op, const TensorList& list, size_t i,
                              const TensorList& ref) {
-  if (list[i].scalar_type() != ref[i].scalar_type())
-    value_error(op, entry(list, i), " is ", dtype_name(list[i].scalar_type()), ", ", entry(ref, i),
-                " is ", dtype_name(ref[i].scalar_type()));
+  if (dtype_of(list[i]) != dtype_of(ref[i]))
+    value_error(op, entry(list, i), " is ", dtype_name(dtype_of(list[i])), ", ", entry(ref, i),
+                " is ", dtype_name(dtype_of(ref[i])));
 }
 
-inline void check_device(const char* op, const TensorList& list, size_t i,
-                         const ListedTensor& ref) {
+inline void check_device(const char* op, const TensorList& list, size_t i, const Tensor& ref) {
   check_same_device(op, entry(list, i), list[i], "the first tensor", ref);
 }
 
 inline void check_entry_floating(const char* op, const TensorList& list, size_t i) {
-  if (!is_floating(list[i].scalar_type()))
+  if (!is_floating(dtype_of(list[i])))
     value_error(op, entry(list, i), " must be float32, float64, bfloat16 or float16, got ",
-                dtype_name(list[i].scalar_type()));
+                dtype_name(dtype_of(list[i])));
 }
 
 // Refuses two tensors that share memory unless both are only read, and written ones that overlap
@@ -127,7 +82,8 @@ class OverlapCheck {
       if (list[i].numel() == 0) continue;
       const int64_t extent = extent_of(list[i], entry(list, i), written);
       const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
-      ranges_.push_back({begin, begin + extent * list[i].element_size(), &list, i, written});
+      ranges_.push_back(
+          {begin, begin + extent * int64_t(list[i].element_size()), &list, i, written});
     }
   }
 
@@ -166,7 +122,7 @@ class OverlapCheck {
   };
 
   // Elements from the first to the last, both included.
-  int64_t extent_of(const ListedTensor& t, const Entry& name, bool written) const {
+  int64_t extent_of(const Tensor& t, const Entry& name, bool written) const {
     if (t.is_contiguous()) return t.numel();
     std::vector<std::pair<int64_t, int64_t>> stride_size;
     for (int64_t d = 0; d < t.dim(); ++d)

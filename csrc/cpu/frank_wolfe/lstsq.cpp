@@ -173,71 +173,45 @@ double solver_bytes(const SelectionArguments& arguments, const Sizes& sizes) {
   return at_once(arguments.batch) * (2 * rows * dim + 8 * support * (dim + support));
 }
 
-// What a call of either operator takes, checked.
-struct LstsqCall {
-  LstsqCall(const char* op, const Tensor& pool, const Tensor& query, double gap_tolerance,
-            const std::optional<int64_t>& max_iter, const std::optional<Tensor>& pool_sizes,
-            bool are_products)
-      : arguments(check_lstsq(op, pool, query, pool_sizes, are_products)),
-        sizes(arguments),
-        options{check_max_iter(arguments, max_iter), 0, gap_tolerance, arguments.width + 1},
-        is_gram(are_products),
-        may_pivot(!are_products && !max_iter) {
-    check_fits(
-        op,
-        8.0 * double(arguments.width) * double(arguments.batch) + solver_bytes(arguments, sizes),
-        arguments.batch, " queries of ", arguments.width, " rows");
-  }
-
-  // Multiply-adds of the batch.
-  double work() const {
-    constexpr double kCycles = 16;  // of a query, about
-    return double(arguments.batch) * kStepsWork + kCycles * double(arguments.dim) * sizes.total();
-  }
-
-  SelectionArguments arguments;
-  Sizes sizes;
-  CorrectiveOptions options;
-  bool is_gram, may_pivot;
-};
-
-template <typename Solver, typename T>
-void solve_each(const LstsqCall& call, const LstsqOutput& output) {
-  select_batch<T>(call.arguments, call.sizes, call.work(), output,
-                  [&] { return ThreadSolver<Solver, CorrectiveOptions>(call.options); });
-}
-
 template <Constraint kConstraint>
-LstsqTensors::Tuple lstsq(const LstsqCall& call) {
-  const SelectionArguments& arguments = call.arguments;
-  const LstsqOutput output(arguments, call.is_gram);
-  dispatch_floating(arguments.pool.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    if (call.is_gram) return solve_each<GramSolver<T, kConstraint>, T>(call, output);
-    if (call.may_pivot && PivotedPool<T, kConstraint>::takes(arguments)) {
-      const PivotedPool<T, kConstraint> pool(arguments);
-      if (pool.is_well_conditioned())
-        return select_batch<T>(arguments, call.sizes, call.work(), output,
-                               [&] { return PivotingSolver<T, kConstraint>(pool, call.options); });
-    }
-    solve_each<LstsqSolver<T, kConstraint>, T>(call, output);
-  });
-  return output.tensors();
-}
-
-template <Constraint kConstraint>
-LstsqTensors::Tuple solve(const Tensor& pool, const Tensor& query, double gap_tol,
+LstsqTensors::Tuple lstsq(const Tensor& pool, const Tensor& query, double gap_tol,
                           const std::optional<int64_t>& max_iter,
                           const std::optional<Tensor>& pool_sizes, bool is_gram) {
   const char* op = kConstraint == Constraint::kSimplex ? "simplex_lstsq" : "nnls";
-  return lstsq<kConstraint>({op, pool, query, gap_tol, max_iter, pool_sizes, is_gram});
+  const SelectionArguments arguments = check_lstsq(op, pool, query, pool_sizes, is_gram);
+  const Sizes sizes(arguments);
+  const CorrectiveOptions options{check_max_iter(arguments, max_iter), 0, gap_tol,
+                                  arguments.width + 1};
+  const double batch = double(arguments.batch);
+  check_fits(op, 8.0 * double(arguments.width) * batch + solver_bytes(arguments, sizes),
+             arguments.batch, " queries of ", arguments.width, " rows");
+  constexpr double kCycles = 16;  // of a query, about
+  const double work = batch * kStepsWork + kCycles * double(arguments.dim) * sizes.total();
+  const LstsqOutput output(arguments, is_gram);
+  dispatch_floating(pool.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const auto solve_with = [&](const auto& make_solver) {
+      select_batch<T>(arguments, sizes, work, output, make_solver);
+    };
+    if (is_gram)
+      return solve_with(
+          [&] { return ThreadSolver<GramSolver<T, kConstraint>, CorrectiveOptions>(options); });
+    if (!max_iter && PivotedPool<T, kConstraint>::takes(arguments)) {
+      const PivotedPool<T, kConstraint> pivoted(arguments);
+      if (pivoted.is_well_conditioned())
+        return solve_with([&] { return PivotingSolver<T, kConstraint>(pivoted, options); });
+    }
+    solve_with(
+        [&] { return ThreadSolver<LstsqSolver<T, kConstraint>, CorrectiveOptions>(options); });
+  });
+  return output.tensors();
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) {
-  m.impl("simplex_lstsq", TORCH_BOX(&solve<Constraint::kSimplex>));
-  m.impl("nnls", TORCH_BOX(&solve<Constraint::kNonNegative>));
+  m.impl("simplex_lstsq", TORCH_BOX(&lstsq<Constraint::kSimplex>));
+  m.impl("nnls", TORCH_BOX(&lstsq<Constraint::kNonNegative>));
 }
 
 }  // namespace hullft

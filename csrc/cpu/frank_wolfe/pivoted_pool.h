@@ -48,13 +48,24 @@ class PivotedPool {
       for (int64_t k = 0; k < n_; ++k) subtract(values + k * width_, mean, width_);
     }
     gram_.resize(size_t(n_ * n_));
-    for (int64_t i = 0; i < n_; ++i) multiply(i, gram_.data() + i * n_);
+    for (int64_t i = 0; i < n_; ++i)
+      dot_kernels<double>().few(rows_.data(), n_, rows_[size_t(i)], width_, gram_.data() + i * n_);
     for (int64_t k = 0; k < n_; ++k) longest_ = std::max(longest_, gram_[size_t(k * n_ + k)]);
-    is_well_conditioned_ = measure();
   }
 
-  // Whether pivoting gives the solution to rounding for all but a few queries.
-  bool is_well_conditioned() const { return is_well_conditioned_; }
+  // Whether pivoting gives the solution to rounding for all but a few queries: no pivot of the Gram
+  // matrix is near 0; on the simplex with the shift of the solver.
+  bool is_well_conditioned() const {
+    SupportFactor<1> factor;
+    factor.begin(epsilon<double>());
+    std::vector<double> entries(gram_);
+    for (double& entry : entries) entry += kSimplex ? longest_ : 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      double* row = entries.data() + i * n_;
+      if (!factor.join(row, row[i], {0}, kLeastPivot)) return false;  // not finite too
+    }
+    return true;
+  }
 
   int64_t rows() const { return n_; }
   int64_t width() const { return width_; }
@@ -78,29 +89,11 @@ class PivotedPool {
   static constexpr int64_t kFewestQueries = 8;
   static constexpr double kLeastPivot = 1e-9;  // beside the diagonal
 
-  void multiply(int64_t i, double* out) const {
-    dot_kernels<double>().few(rows_.data(), n_, rows_[size_t(i)], width_, out);
-  }
-
-  // Whether no pivot of the Gram matrix is near 0; on the simplex with the shift of the solver.
-  bool measure() const {
-    SupportFactor<1> factor;
-    factor.begin(epsilon<double>());
-    std::vector<double> entries(gram_);
-    for (double& entry : entries) entry += kSimplex ? longest_ : 0;
-    for (int64_t i = 0; i < n_; ++i) {
-      double* row = entries.data() + i * n_;
-      if (!factor.join(row, row[i], {0}, kLeastPivot)) return false;  // not finite too
-    }
-    return true;
-  }
-
   int64_t n_, d_, width_;
   AlignedDoubles values_, mean_;
   std::vector<const double*> rows_;
   std::vector<double> gram_;
   double longest_ = 0;
-  bool is_well_conditioned_ = false;
 };
 
 // A thread's queries.

@@ -77,7 +77,7 @@ inline auto sum_lanes(V v) {
   return reduce_lanes(v, [](auto a, auto b) { return a + b; });
 }
 
-// Of values that are not NaN.
+// Where no lane is NaN.
 template <typename V>
 inline auto max_lanes(V v) {
   return reduce_lanes(v, [](auto a, auto b) { return a > b ? a : b; });
