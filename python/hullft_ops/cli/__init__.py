@@ -9,7 +9,8 @@ COMMANDS = ("adapt", "answer", "demo", "evaluate", "index", "report", "train")
 
 
 def main() -> None:
-    """Run the command that ``sys.argv`` names. It exits with 2 if it cannot do its work."""
+    """Run the command that ``sys.argv`` names. It exits with 2 if it cannot do its work, and with 1
+    if a library is missing."""
     if sys.argv[1:] == ["--version"]:
         print(metadata.version("hullft_ops"))
         return
