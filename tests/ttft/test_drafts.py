@@ -189,6 +189,7 @@ def test_a_draft_is_as_long_as_its_kind_is_accepted():
         {"num_beams": 2, "do_sample": True},
         {"generation_config": GenerationConfig(num_beams=3)},
         {"no_repeat_ngram_size": 3, "typical_p": 0.9},
+        {"cache_implementation": "hybrid"},
     ],
     ids=str,
 )

@@ -1,10 +1,13 @@
 """A prompt's whole walk on a tiny random model of each family that people use."""
 
+from math import isfinite
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hullft_ops.ttft import reader
+from hullft_ops.ttft.models.lora import add_lora, read_lora, with_lora
 from hullft_ops.ttft.scoring import score_text
 from model_state import unchanged
 
@@ -23,9 +26,36 @@ FAMILIES = {
     "gemma3_text": GROUPED | {"sliding_window": 16},
     "mistral": GROUPED | {"sliding_window": 16},
     "mixtral": GROUPED | {"num_local_experts": 4},
+    "llama4_text": GROUPED | {"num_local_experts": 4, "intermediate_size_mlp": 24},
     "phi": {},
     "gpt_neox": {},
+    # It computes in float32 what it keeps.
     "mamba": {},
+    # A state in some layers, keys and values in the others.
+    "lfm2": GROUPED | {"layer_types": ["conv", "full_attention"]},
+    # Its last two layers use the keys and values of the first two.
+    "gemma4_text": GROUPED
+    | {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 16,
+        "vocab_size_per_layer_input": 320,
+        "hidden_size_per_layer_input": 8,
+    },
+    # It keeps latents, from which keys and values are computed.
+    "deepseek_v2": {
+        "num_key_value_heads": 2,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "first_k_dense_replace": 1,
+    },
 }
 
 
@@ -37,7 +67,7 @@ def family(request):
 @pytest.fixture
 def model(family):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SIZES, **FAMILIES[family])
+    config = AutoConfig.for_model(family, **(SIZES | FAMILIES[family]))
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -92,5 +122,32 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(
     single = [finetuner.generate(prompt, **options) for prompt in prompts]
 
     assert finetuner.generate(prompts, **options) == single
-    # Mamba keeps a state, in which no padding can be masked.
-    assert finetuner.reader.takes_padding == (family != "mamba")
+    # In a state no padding can be masked.
+    assert finetuner.reader.takes_padding == (family not in ("mamba", "lfm2"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_cast", [False, True])
+def test_a_model_trains_and_writes_in_low_precision(model, make, dtype, is_cast):
+    options = {"context": 1, "ngrams": 1, "train_on_prompt": 2, "max_length": 64}
+    model.to(dtype)
+    finetuner = make(model, dtype="bfloat16" if is_cast else None, **options)
+    with unchanged(model), finetuner.adapted(PROMPT) as adaptation:
+        adaptation.generate(PROMPT, max_new_tokens=8)
+
+        assert isfinite(adaptation.score("the dog", after=PROMPT).nll)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "llama4_text", "lfm2"], indirect=True)
+def test_a_lora_adds_to_experts_what_peft_adds(model, tokenizer, tmp_path):
+    lora_model = with_lora(model, rank=2).eval()
+    for name, parameter in lora_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    lora_model.save_pretrained(tmp_path, save_embedding_layers=False)
+    tokens = tokenizer(PROMPT)["input_ids"]
+    before, expected = logits_of(model, tokens), logits_of(lora_model, tokens)
+    add_lora(read_lora(model, tmp_path))
+
+    assert torch.allclose(logits_of(model, tokens), expected, atol=1e-5)
+    assert not torch.allclose(before, expected, atol=1e-3)

@@ -251,7 +251,8 @@ def _reads_again(
 ) -> bool:
     """Whether transformers makes a cache of its own, so that the model reads all tokens again."""
     reasons = []
-    if config.cache_implementation is not None:
+    # Gemma's configurations say hybrid, which transformers ignores.
+    if config.cache_implementation not in (None, "hybrid"):
         reasons.append(f"cache_implementation={config.cache_implementation!r}")
     if config.use_cache is False:
         reasons.append("use_cache=False")

@@ -82,7 +82,7 @@ class MeanLoss:
         self.is_full = not self._agrees or head.weight.requires_grad
         if self.is_full:
             return next_token_losses(self._model, tokens).mean()
-        hidden = _hidden_states(base, tokens)[:-1]
+        hidden = _hidden_states(base, head, tokens)[:-1]
         rows = _rows_at_once(len(head.weight))
         return head_loss(hidden, head.weight, head.bias, tokens[1:], rows)
 
@@ -101,14 +101,16 @@ class MeanLoss:
         is_capped = getattr(config, "final_logit_softcapping", None) is not None
         is_linear = type(head) is nn.Linear and base is not unwrapped(self._model)
         if is_linear and not is_capped:
-            product = linear(_hidden_states(base, tokens), head.weight, head.bias)
+            hidden = _hidden_states(base, head, tokens)
+            product = linear(hidden, head.weight, head.bias)
             self._agrees = torch.equal(product, logits)
 
 
-def _hidden_states(base: nn.Module, tokens: Tensor) -> Tensor:
-    """The last ones, ``[T, d]``, of tokens ``[T]``."""
+def _hidden_states(base: nn.Module, head: nn.Linear, tokens: Tensor) -> Tensor:
+    """The last ones, ``[T, d]``, of tokens ``[T]``, in the dtype of the head."""
     states: Tensor = base(input_ids=tokens[None], use_cache=False).last_hidden_state
-    return states[0]
+    # Mamba adds up in float32.
+    return states[0].to(head.weight.dtype)
 
 
 def _rows_at_once(vocabulary: int) -> int:

@@ -165,6 +165,15 @@ def test_configurations_name_the_window_differently(gpt2, tokenizer, monkeypatch
     assert model_window(bloom(), tokenizer) == 28
 
 
+def test_a_window_ends_where_cached_keys_would_be_rotated_otherwise(llama, tokenizer):
+    llama.config.rope_parameters = {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 20,
+    }
+
+    assert model_window(llama, tokenizer) == 20
+
+
 def test_a_window_is_the_users_or_the_models(gpt2, tokenizer):
     assert text_window(gpt2, tokenizer, None) == 32
     assert text_window(gpt2, tokenizer, 32) == 32

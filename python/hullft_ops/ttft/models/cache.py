@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import (
+    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -39,7 +40,7 @@ def keeps_keys_and_values(cache: Any) -> bool:
     """Whether a cache keeps nothing but keys and values, and its layers can be copied."""
     if type(cache) is not DynamicCache:
         return False
-    plain = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer)
+    plain = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, DummyLayer)
     return all(type(layer) in plain for layer in cache.layers)
 
 
@@ -111,7 +112,9 @@ def grouped_attention(model: Any) -> Iterator[bool]:
 
     model = unwrapped(model)
     config = model.config
-    if config._attn_implementation != _PLAIN or config.sub_configs:
+    # Latents in a cache are multiplied by weights before the attention, in the weights' dtype.
+    has_latents = getattr(config, "kv_lora_rank", None) is not None
+    if config._attn_implementation != _PLAIN or config.sub_configs or has_latents:
         yield False
         return
     AttentionInterface.register(_NAME, _grouped)

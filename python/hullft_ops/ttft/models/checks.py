@@ -94,6 +94,10 @@ def model_window(
 ) -> int | None:
     """The model's window in tokens, else the tokenizer's limit; None if neither has one."""
     config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # A longer text rotates all keys by other angles, also those that a cache holds.
+        return int(rope["original_max_position_embeddings"])
     for name in _POSITIONS:
         positions = getattr(config, name, None)
         # Models without a limit may say -1.

@@ -33,6 +33,7 @@ _PLAIN = (
     "rank_pattern",
     "revision",
     "target_modules",
+    "target_parameters",
     "task_type",
     "use_rslora",
 )
@@ -44,10 +45,18 @@ def with_lora(model: "PreTrainedModel", rank: int) -> Any:
     """A PEFT model with a new LoRA around every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
+    # A router that returns a tuple, or a product in groups, is more than a linear layer.
+    others = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).forward is not nn.Linear.forward
+    ]
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules="all-linear",
+        exclude_modules=others,
         task_type="CAUSAL_LM",
     )
     with _quiet():
@@ -63,6 +72,7 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
     """
     from peft import PeftModel
     from peft.tuners.lora import Linear
+    from peft.tuners.lora.layer import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if getattr(model, "peft_config", None):
@@ -79,16 +89,19 @@ def read_lora(model: "PreTrainedModel", folder: Path) -> list[tuple[nn.Parameter
             ignore_mismatched_sizes=True,
         )
     _check_tensors(folder, adapted)
-    modules: dict[str, Any] = dict(model.named_modules())
-    trained = {id(parameter) for parameter in trained_parameters(model).values()}
+    trained = {p.data_ptr(): p for p in trained_parameters(model).values()}
     layers = []
     for name, layer in adapted.get_base_model().named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
-        if type(layer) is not Linear:
+        if type(layer) not in (Linear, ParamWrapper):
             raise ValueError(f"must be of linear layers, has {name}")
-        weight = modules[name].weight
-        if id(weight) not in trained:
+        # PEFT wraps the stacked weights of experts without a layer of their own.
+        shared = getattr(
+            layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
+        )
+        weight = trained.get(shared.data_ptr())
+        if weight is None:
             raise ValueError(f"the model must train {name}")
         if not layer.get_delta_weight("default").to(weight).isfinite().all():
             raise ValueError(f"the factors of {name} are not finite")
