@@ -47,7 +47,7 @@ class BlockSolver : protected Steps {
     }
     while (control_.action < Action::kDone) {
       const Action action = control_.action;
-      if (action == Action::kCorrelate || action == Action::kColumn) {
+      if (action != Action::kStep && action != Action::kResidual) {
         if (!ready && pause_ && plan_.round + 1 < plan_.rounds) return pause();
         multiply(action, ready);
         ready = false;
@@ -106,6 +106,7 @@ class BlockSolver : protected Steps {
   const BlockThread me_;
   int n_ = 0;
   S qq_ = 0, residual_ = 0;
+  S* residuals_ = nullptr;  // [d]: q - X^T w, of kRefine
 
  private:
   __device__ __forceinline__ Solver& self() { return static_cast<Solver&>(*this); }
@@ -128,16 +129,34 @@ class BlockSolver : protected Steps {
     __syncthreads();
   }
 
-  // The rows' products with the query into b, or with the picked row into its column, where they
-  // are not ready.
+  // q - X^T w, of which terms of opposite signs may leave little.
+  __device__ __forceinline__ const float* subtract_support(const Rows<float>& rows) const {
+    const float* q = query_at(rows, p_.query, query_);
+    for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads) {
+      double left = q[i];
+      for (int j = 0; j < control_.support_size; ++j)
+        left -= double(x_.table.weight[j]) * double(rows[x_.table.atom[j]][i]);
+      residuals_[i] = float(left);
+    }
+    __syncthreads();
+    return residuals_;
+  }
+
+  // The rows' products with the query into b, with the residual into u, or with the picked row into
+  // its column, where they are not ready.
   __device__ __forceinline__ void multiply(Action action, bool ready) {
     const bool correlate = action == Action::kCorrelate;
+    const bool refine = residuals_ && action == Action::kRefine;
     if (ready && !correlate) return;
-    S* out = correlate ? x_.b : columns_ + int64_t(control_.picked_entry) * p_.pool.width;
+    S* out = refine ? x_.u : x_.b;
+    if (!correlate && !refine) out = columns_ + int64_t(control_.picked_entry) * p_.pool.width;
     S qq = 0;
     with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
-      const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
-      if (!products_ && !ready) multiply_rows(rows, 0, rows.n, x, out, me_);
+      const auto* x =
+          correlate || refine ? query_at(rows, p_.query, query_) : rows[control_.picked];
+      if constexpr (std::is_same_v<decltype(x), const float*>)
+        if (refine) x = subtract_support(rows);
+      if ((!products_ && !ready) || refine) multiply_rows(rows, 0, rows.n, x, out, me_);
       if (correlate && !square_) qq = square_of<S>(x, rows.d, me_);
     });
     if (!correlate) return;

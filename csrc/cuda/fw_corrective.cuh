@@ -66,8 +66,8 @@ struct CorrectiveSteps {
   S gap_ = 0;
   FactorTerms<S> terms_{0, 0};
   S y_square_ = 0;
-  int m_ = 0, iterations_ = 0;  // rows of the support; cycles
-  bool stops_ = false, fails_ = false;
+  int m_ = 0, iterations_ = 0, refinements_ = 0;  // rows of the support; cycles; the last of them
+  bool stops_ = false, fails_ = false, little_left_ = false, settled_ = false;
 };
 
 template <Constraint kConstraint, typename S>
@@ -77,8 +77,8 @@ class FwCorrective
   friend Base;
   using Base::columns_, Base::control_, Base::me_, Base::n_, Base::p_, Base::plan_, Base::qq_;
   using Base::fails_, Base::gap_, Base::holds_top_, Base::it_, Base::iterations_, Base::m_;
-  using Base::query_, Base::residual_, Base::stops_, Base::terms_, Base::top_, Base::x_;
-  using Base::y_square_;
+  using Base::little_left_, Base::query_, Base::refinements_, Base::residual_, Base::residuals_;
+  using Base::settled_, Base::stops_, Base::terms_, Base::top_, Base::x_, Base::y_square_;
 
  public:
   __device__ __forceinline__ FwCorrective(const FwProblem& problem, const CorrectivePlan& plan,
@@ -88,11 +88,16 @@ class FwCorrective
                                           FwControl<S>& control, BlockScratch& scratch)
       : Base(problem, plan, query, memory, state, plan.gram ? products : nullptr,
              plan.shares.count > 0 ? rows.squares + query : nullptr, columns, control, scratch),
-        long_(rows) {}
+        long_(rows) {
+    if (plan.residuals_size) residuals_ = rows.squares + query * plan.residuals_size;
+  }
 
  private:
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
   static constexpr int kColumnsAtOnce = 8;
+  // Weights are refined where the others leave no more of a row, until they move by no more.
+  static constexpr S kLittleLeft = S(0.01), kSettled = 512 * epsilon<S>();
+  static constexpr int kMostRefinements = 16;
 
   __device__ __forceinline__ bool is_long() const { return Base::square_ != nullptr; }
 
@@ -135,6 +140,8 @@ class FwCorrective
     Action next = action;
     if (action == Action::kCorrelate || action == Action::kStep) next = begin_cycle();
     if (action == Action::kResidual) next = after_residual();
+    if constexpr (sizeof(S) == 4)
+      if (action == Action::kRefine) next = refine();
     const bool has_column = plan_.gram || action == Action::kColumn;
     if (next == Action::kColumn && has_column) next = enter();
     if (me_.lane != 0) return;
@@ -184,6 +191,8 @@ class FwCorrective
   }
 
   __device__ __forceinline__ Action after_residual() const {
+    const bool may_refine = residuals_ && little_left_ && iterations_ < p_.max_iter;
+    if (stops_ && may_refine && double(gap_) > rules().gap_floor) return Action::kRefine;
     const bool within_tol = double(residual_) < rules().residual;
     return stops_ || within_tol ? Action::kDone : Action::kColumn;
   }
@@ -238,6 +247,7 @@ class FwCorrective
     }
     __syncwarp();
     if (!finite(left)) fails_ = true;
+    little_left_ = little_left_ || left < kLittleLeft * square;
     if (!(pivot > S(0))) return false;
     y_square_ += y * y;
     ++m_;
@@ -298,22 +308,27 @@ class FwCorrective
   __device__ __forceinline__ bool correct() {
     do {
       solve_upper();
-      bool known = true, positive = true;
-      const S scale = kSimplex ? terms_.shift / y_square_ : S(1);
-      for (int i = me_.lane; i < m_; i += kWarp) {
-        const S a = x_.solution[i] * scale;
-        x_.solution[i] = a;
-        known = known && finite(a), positive = positive && a > S(0);
-      }
-      fails_ = fails_ || __any_sync(kFullWarp, !known);
-      if (fails_) return false;
-      if (!__any_sync(kFullWarp, !positive)) {
-        for (int i = me_.lane; i < m_; i += kWarp) x_.table.weight[i] = x_.solution[i];
-        return true;
-      }
-      step_toward_solution();
-    } while (m_ > 0 && x_.table.atom[m_ - 1] == top_.index);
+      if (take_solution(kSimplex ? terms_.shift / y_square_ : S(1))) return true;
+    } while (!fails_ && m_ > 0 && x_.table.atom[m_ - 1] == top_.index);
     return false;
+  }
+
+  // False where only a part of the way leaves the weights at least 0.
+  __device__ __forceinline__ bool take_solution(S scale) {
+    bool known = true, positive = true;
+    for (int i = me_.lane; i < m_; i += kWarp) {
+      const S a = x_.solution[i] * scale;
+      x_.solution[i] = a;
+      known = known && finite(a), positive = positive && a > S(0);
+    }
+    fails_ = fails_ || __any_sync(kFullWarp, !known);
+    if (fails_) return false;
+    if (__any_sync(kFullWarp, !positive)) {
+      step_toward_solution();
+      return false;
+    }
+    for (int i = me_.lane; i < m_; i += kWarp) x_.table.weight[i] = x_.solution[i];
+    return true;
   }
 
   // As far as the weights stay at least 0.
@@ -359,6 +374,43 @@ class FwCorrective
     }
     if (me_.lane == 0) x_.place[m_] = freed;
     __syncwarp();
+  }
+
+  // A step by the correlations c = X (q - X^T w) from the rows, in u. They are small, and so is
+  // their rounding; that of the factor leaves hundredths of the error to the next step. After a
+  // step that hardly moves, a row may join.
+  __device__ __forceinline__ Action refine() {
+    S mean = 0, furthest = 0, moved = 0, total = 0;
+    for (int i = me_.lane; i < m_; i += kWarp) mean += x_.table.weight[i] * x_.u[x_.table.atom[i]];
+    mean = kSimplex ? warp_sum(mean) : S(0);
+    for (int i = me_.lane; i < m_; i += kWarp) {
+      S& c = x_.u[x_.table.atom[i]];
+      x_.y[i] = c - mean, c = S(-1e38);  // no row to join
+      furthest = larger(S(fabs(x_.y[i])), furthest);
+    }
+    __syncwarp();
+    Best<S> best = no_best<S>();
+    for (int k = me_.lane; k < n_; k += kWarp) see(best, x_.u[k], k);
+    top_ = warp_best(best);
+    const S slope = top_.value - mean;
+    gap_ = larger(warp_top(furthest).value, slope);
+    if (!finite(slope) || !finite(gap_)) return Action::kFail;
+    const S rounding = 2 * epsilon<S>() * residual_ * S(sqrt(column_of_top()[top_.index]));
+    const bool joins = settled_ && m_ < plan_.slots && slope > rounding;
+    little_left_ = (joins || !settled_) && refinements_++ < kMostRefinements;
+    if (!little_left_ || iterations_ >= p_.max_iter) return Action::kResidual;
+    ++iterations_;
+    if (joins && join() && me_.lane == 0) x_.y[m_ - 1] = slope;
+    __syncwarp();
+    solve_lower(x_.y);
+    solve_upper();
+    for (int i = me_.lane; i < m_; i += kWarp) {
+      moved += S(fabs(x_.solution[i]));
+      total += x_.solution[i] += x_.table.weight[i];
+    }
+    moved = warp_sum(moved), total = warp_sum(total);
+    settled_ = take_solution(kSimplex ? 1 / total : S(1)) && moved <= kSettled * total;
+    return fails_ ? Action::kFail : Action::kRefine;
   }
 
   // ---- all warps

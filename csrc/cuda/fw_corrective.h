@@ -18,6 +18,7 @@ struct CorrectivePlan : SolverPlan {
   int64_t states_offset;   // after the products
   int64_t partial_offset;  // after the columns: the sums of the shares
   int64_t long_offset;     // after them: what a solve takes and leaves of its long rows
+  int64_t residuals_size;  // or numbers for q - X^T w of a query whose weights are refined, else 0
 };
 
 CorrectivePlan plan_corrective(const FwProblem& problem, const LaunchLimits& limits);

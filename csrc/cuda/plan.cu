@@ -216,8 +216,10 @@ CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& l
   const int64_t share_bytes = plan.shares.count * width * int64_t(sizeof(double));
   const int64_t partial_bytes = share_bytes * (is_shared ? 1 : width + 1);
   const int64_t shared_partial_bytes = is_shared ? share_bytes * width : 0;
-  const int64_t long_bytes =
-      plan.shares.count ? real_bytes + slots * (real_bytes + int64_t(sizeof(int))) : 0;
+  if (p.dense && gram && !plan.warp && !plan.shares.count && p.pool.storage == Storage::kFloat32)
+    plan.residuals_size = aligned_bytes(p.pool.d * real_bytes) / real_bytes;
+  int64_t long_bytes = plan.residuals_size * real_bytes;
+  if (plan.shares.count) long_bytes = real_bytes + slots * (real_bytes + int64_t(sizeof(int)));
   plan.partial_offset = lay_out(plan, p.pool, p.batch, limits, product_bytes,
                                 (gram ? width * gram_bytes : slots * real_bytes) * width,
                                 {partial_bytes + long_bytes, shared_partial_bytes});

@@ -285,6 +285,13 @@ MUTANTS = {
         "x_.place[m_] = 0 * freed;",
         ("corrective_kinds",),
     ),
+    "a refinement that goes nowhere": Mutant(
+        "fw_corrective",
+        "cuda/fw_corrective.cuh",
+        "x_.y[i] = c - mean",
+        "x_.y[i] = 0 * mean",
+        ("corrective_spectra",),
+    ),
     "a row that leaves as it joined": Mutant(
         "fw_tableau",
         "cuda/fw_tableau.cu",
