@@ -132,8 +132,32 @@ class SiftSolver {
       for (int64_t k = 0; k < n_rows_; ++k) b[k] += posterior_.covariance[t * n_ + k] * share;
   }
 
+  bool is_picked(int64_t atom) const { return picked_[size_t(atom)] > 0; }
+
+  // In a pass over the rows with the column that is likely to be next.
+  const double* next_gram_column(int64_t atom) {
+    return gram_.get(
+        atom, [this](int64_t a) { return is_picked(a); }, [this] { return likely_next(); });
+  }
+
   const double* gram_column(int64_t atom) {
-    return gram_.get(atom, [this](int64_t k) { return picked_[size_t(k)] > 0; });
+    return gram_.get(atom, [this](int64_t a) { return is_picked(a); });
+  }
+
+  // The candidate without a column whose observation would lower the variance at the targets most,
+  // -1 where every one has a column.
+  int64_t likely_next() const {
+    double highest = -1;
+    int64_t likely = -1;
+    for (int64_t k = 0; k < n_rows_; ++k) {
+      if (gram_.has(k)) continue;
+      const double rate = precision(posterior_.variance[k], options_.noise);
+      double reduction = 0;
+      for (int64_t t = 0; t < options_.n_targets; ++t)
+        reduction += variance_reduction(posterior_.covariance[t * n_ + k], rate);
+      if (reduction > highest) highest = reduction, likely = k;
+    }
+    return likely;
   }
 
   ArgMax condition(int64_t s) {
@@ -146,7 +170,7 @@ class SiftSolver {
     for (int64_t t = 0; t < options_.n_targets; ++t)
       target_shares_[size_t(t)] = posterior_.covariance[t * n_ + s] * rate;
     rates_.push_back(rate);
-    const SiftPick pick{gram_column(s),
+    const SiftPick pick{next_gram_column(s),
                         columns_.get(),
                         shares_.data(),
                         n_earlier,

@@ -32,7 +32,8 @@ class LstsqSolution(NamedTuple):
     """int64 [..]: how many weights are above 0."""
     num_iter: Tensor
     """int64 [..]: cycles, in each of which a row or a block of rows entered the support; rounds of
-    exchanges, where a small pool is shared by a batch."""
+    exchanges, where a small pool is shared by a batch. On CUDA, steps that refine float32 weights
+    count too."""
 
 
 def simplex_lstsq(

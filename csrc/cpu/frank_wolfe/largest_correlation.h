@@ -115,7 +115,7 @@ class LargestCorrelation {
     const int64_t n = int64_t(contenders_.size());
     if (n == 0) return -1;
     double* products = products_.reserve(n);
-    dot_kernels<T>().rows(contender_rows_.data(), n, residual, in_->d, products);
+    dot_kernels<T>().rows(contender_rows_.data(), n, &residual, 1, in_->d, &products);
     return contenders_[size_t(std::max_element(products, products + n) - products)];
   }
 

@@ -14,11 +14,11 @@ namespace hullft {
 constexpr int64_t kPadding = 16;
 static inline int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
-// out[k] = <rows[k], x> in float64; each value depends on its own row alone, not on its place in a
-// tile. x is [padded(d)], zero padded.
+// out[c][k] = <rows[k], columns[c]> in float64; each value depends on its own row and column alone,
+// not on its place in a tile. n_columns is 1 or 2; a column is [padded(d)], zero padded.
 template <typename T>
-using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* x, int64_t d,
-                         double* out);
+using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* const* columns,
+                         int64_t n_columns, int64_t d, double* const* out);
 
 // out[k] = <rows[k], x> with the bits of DotRows, for so few rows that widening x is not worth it.
 template <typename T>

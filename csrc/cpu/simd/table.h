@@ -34,8 +34,8 @@ constexpr AllReplayKernels make_replay_kernels() {
 template <typename T>
 constexpr DotKernels<T> dot_kernels_of() {
   DotKernels<T> kernels{};
-  kernels.rows = &dot_kernel<T, double>;
-  kernels.few = &dot_kernel<T, T>;
+  kernels.rows = &dot_rows_kernel<T>;
+  kernels.few = &dot_few_kernel<T>;
   kernels.widen = &widen_kernel<T>;
   kernels.squared_norms = &squared_norms_kernel<T>;
   kernels.unit_rows = &unit_rows_kernel<T>;
