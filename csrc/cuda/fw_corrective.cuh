@@ -3,72 +3,10 @@
 // its weights.
 #pragma once
 
-#include "../core/corrective.h"
 #include "block_solver.cuh"
-#include "fw_corrective.h"
+#include "corrective_state.cuh"
 
 namespace hullft {
-
-// Rows of the support stand in the order in which they joined.
-template <typename S>
-struct CorrectiveState : FwState<S> {
-  S* factor;        // L: row i starts at i (i + 1) / 2
-  S *y, *solution;  // [capacity]
-  int* place;       // [capacity]: which of the columns is a row's. Past the support, free ones
-};
-
-HULLFT_HD int64_t triangle(int64_t n) { return n * (n + 1) / 2; }
-
-inline int64_t corrective_state_bytes(int64_t width, int64_t capacity, int64_t real_bytes) {
-  return fw_state_bytes(width, capacity, real_bytes, triangle(capacity) + 2 * capacity, capacity);
-}
-
-template <typename S>
-__device__ __forceinline__ CorrectiveState<S> carve_corrective(unsigned char* memory, int width,
-                                                               int capacity) {
-  const int64_t elements = triangle(capacity);
-  CorrectiveState<S> state;
-  static_cast<FwState<S>&>(state) =
-      carve_state<S>(memory, width, capacity, elements + 2 * capacity);
-  state.factor = state.u + width;
-  state.y = state.factor + elements;
-  state.solution = state.y + capacity;
-  state.place = state.counts.givers + capacity;
-  return state;
-}
-
-// Where the rows are long: what a batch takes and leaves of the sums over them.
-template <typename S>
-struct LongRows {
-  S* squares;  // [part], of the queries
-  S* weights;  // [part, capacity], of the support
-  int* atoms;  // [part, capacity]
-};
-
-template <typename S>
-HULLFT_HD LongRows<S> long_rows_of(const CorrectivePlan& plan, void* workspace) {
-  LongRows<S> rows;
-  rows.squares = reinterpret_cast<S*>(static_cast<unsigned char*>(workspace) + plan.long_offset);
-  rows.weights = rows.squares + plan.part;
-  rows.atoms = reinterpret_cast<int*>(rows.weights + plan.part * plan.slots);
-  return rows;
-}
-
-inline double* partial_of(const CorrectivePlan& plan, void* workspace) {
-  return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.partial_offset);
-}
-
-template <typename S>
-struct CorrectiveSteps {
-  Best<S> top_{0, 0};  // the largest correlation over the pool
-  bool holds_top_ = false;
-  Iterate<S> it_{0, 0};
-  S gap_ = 0;
-  FactorTerms<S> terms_{0, 0};
-  S y_square_ = 0;
-  int m_ = 0, iterations_ = 0, refinements_ = 0;  // rows of the support; cycles; the last of them
-  bool stops_ = false, fails_ = false, little_left_ = false, settled_ = false;
-};
 
 template <Constraint kConstraint, typename S>
 class FwCorrective
@@ -89,7 +27,7 @@ class FwCorrective
       : Base(problem, plan, query, memory, state, plan.gram ? products : nullptr,
              plan.shares.count > 0 ? rows.squares + query : nullptr, columns, control, scratch),
         long_(rows) {
-    if (plan.residuals_size) residuals_ = rows.squares + query * plan.residuals_size;
+    if (rows.residuals) residuals_ = rows.residuals + query * plan.residuals_size;
   }
 
  private:

@@ -2,7 +2,8 @@
 // in which the rows of the support have changed places with their weights: Gauss and Jordan's step
 // for the row that joins or leaves gives the best weights for the support and what the other rows
 // would gain, without solving a system. It is float64, since its rounding adds up over steps.
-#include "fw_corrective.cuh"
+#include "corrective_state.cuh"
+#include "fw_answer.cuh"
 
 namespace hullft {
 namespace {

@@ -2,8 +2,8 @@
 #include <cmath>
 
 #include "block_launch.cuh"
+#include "corrective_state.cuh"
 #include "frank_wolfe.h"
-#include "fw_corrective.cuh"
 #include "fw_state.cuh"
 #include "gram_grid.h"
 #include "plan.h"

@@ -84,8 +84,8 @@ class LargestCorrelation {
   struct RowSet {
     std::vector<int64_t> rows;
     std::vector<const int16_t*> units;
-    std::vector<double>
-        norms;  // not finite where a value of the row is not, or its square too large
+    // Not finite where a value of the row is not, or its square too large.
+    std::vector<double> norms;
 
     int64_t size() const { return int64_t(rows.size()); }
     void clear() { rows.clear(), units.clear(), norms.clear(); }
