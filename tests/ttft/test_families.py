@@ -43,6 +43,15 @@ FAMILIES = {
         "vocab_size_per_layer_input": 320,
         "hidden_size_per_layer_input": 8,
     },
+    # It masks padding, but counts its positions.
+    "bart": {
+        "decoder_layers": 2,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 24,
+        "forced_eos_token_id": None,
+    },
+    # It has no positions but distances.
+    "bloom": {},
     # It keeps latents, from which keys and values are computed.
     "deepseek_v2": {
         "num_key_value_heads": 2,
@@ -123,7 +132,8 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(
 
     assert finetuner.generate(prompts, **options) == single
     # In a state no padding can be masked.
-    assert finetuner.reader.takes_padding == (family not in ("mamba", "lfm2"))
+    alone = ("mamba", "lfm2", "bart")
+    assert finetuner.reader.takes_padding == (family not in alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

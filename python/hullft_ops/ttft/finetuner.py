@@ -226,7 +226,8 @@ class TestTimeFinetuner:
             prompts: texts and conversations, for whose last message of the user it retrieves.
             seconds: as in `adapted`, for each prompt.
             batch_size: how many to continue together at most. A model that keeps more of what it
-                has read than keys and values, as Mamba does, continues one at a time.
+                has read than keys and values, as Mamba does, or whose positions padding moves,
+                continues one at a time.
             options: as in `Adaptation.generate`.
 
         Raises as `adapted` and `Adaptation.generate`.

@@ -209,7 +209,7 @@ def _generated(
     with reader.reading(), casting_once(reader.model):
         cache = prefixes[0].cache_before(rows[0].ids) if is_alone else None
         if not _reads_again(config, options, prefixes) and (
-            cache is not None or reader.takes_padding
+            cache is not None or reader.keeps_cache
         ):
             is_plain = config.get_generation_mode() in _PLAIN_MODES
             unread = 1

@@ -15,7 +15,13 @@ from torch import Tensor
 from hullft_ops.ttft.healing import Vocabulary
 from hullft_ops.ttft.loss import next_token_logits
 from hullft_ops.ttft.models.cache import cache_keyword, copied, keeps_keys_and_values
-from hullft_ops.ttft.models.checks import check_causal, model_identity, text_window
+from hullft_ops.ttft.models.checks import (
+    agree,
+    check_causal,
+    highest_id,
+    model_identity,
+    text_window,
+)
 from hullft_ops.ttft.models.precision import AutoPrecision, autocast
 from hullft_ops.ttft.restore import (
     ThreadModes,
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 
 # A small model reads so many in about a second on one core.
 TOKENS_AT_ONCE = 512
+# Enough to show positions that padding moves.
+_COMPARED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -196,10 +204,29 @@ class Reader:
         return Vocabulary(self.tokenizer)
 
     @cached_property
-    def takes_padding(self) -> bool:
-        """Whether the model keeps keys and values alone, in which padding can be masked."""
+    def keeps_cache(self) -> bool:
+        """Whether the model keeps keys and values alone."""
         with self.reading():
             return self.read(torch.tensor([self.tokens("a").ids])) is not None
+
+    @cached_property
+    def takes_padding(self) -> bool:
+        """Whether padding changes no prediction: some models mask it, but count its positions."""
+        size = min(_COMPARED_TOKENS, self.window // 2)
+        highest = highest_id(self.tokenizer)
+        text = torch.arange(highest // 2, highest // 2 + size) % highest
+        text = text[None].to(self.model.device)
+        padded = text.repeat(1, 2)
+        mask = torch.ones_like(padded)
+        mask[:, :size] = 0
+        # Autocast would round off what a position changes.
+        with self.using(self.window, None).reading():
+            cache = self.read(padded[:, :-1], mask[:, :-1])
+            if cache is None:
+                return False
+            output = self._pass(padded, mask, 2 * size - 1, cache)
+            alone = self.model(input_ids=text, use_cache=False)
+            return agree(output.logits[:, -1], alone.logits[:, -1])
 
     def prefill(self, prefix: Prefix, opening: Sequence[int]) -> Prefix:
         """Read the passages of a prefix, behind the tokens that open a text."""
@@ -225,30 +252,32 @@ class Reader:
             None if there is no token, or the model keeps more than keys and values.
         """
         ids = ids.to(self.model.device)
-        parameters = inspect.signature(unwrapped(self.model).forward).parameters
-        arguments: dict[str, Any] = {"use_cache": True}
-        # The logits of long passages would take more memory than their cache.
-        if "logits_to_keep" in parameters:
-            arguments["logits_to_keep"] = 1
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-        is_padded = not mask.all()
         first = 0 if cache is None else cache.get_seq_length()
-        starts = range(first, ids.shape[1], TOKENS_AT_ONCE)
-        for start in starts:
-            end = min(start + TOKENS_AT_ONCE, ids.shape[1])
-            if cache is not None:
-                arguments[self.keyword] = cache
-            if is_padded:
-                arguments["attention_mask"] = mask[:, :end]
-            if is_padded and "position_ids" in parameters:
-                positions = mask.cumsum(dim=1) - 1
-                arguments["position_ids"] = positions.clamp(min=0)[:, start:end]
-            output = self.model(input_ids=ids[:, start:end], **arguments)
+        for start in range(first, ids.shape[1], TOKENS_AT_ONCE):
+            output = self._pass(ids, mask, start, cache)
             cache = getattr(output, self.keyword, None)
             if not keeps_keys_and_values(cache):
                 return None
         is_read = cache is not None and cache.get_seq_length() >= ids.shape[1]
         return cache if is_read else None
+
+    def _pass(self, ids: Tensor, mask: Tensor, start: int, cache: Any) -> Any:
+        """The model's output on the next tokens of padded rows ``[B, T]``, behind a cache."""
+        parameters = inspect.signature(unwrapped(self.model).forward).parameters
+        arguments: dict[str, Any] = {"use_cache": True}
+        # The logits of long passages would take more memory than their cache.
+        if "logits_to_keep" in parameters:
+            arguments["logits_to_keep"] = 1
+        if cache is not None:
+            arguments[self.keyword] = cache
+        end = min(start + TOKENS_AT_ONCE, ids.shape[1])
+        if not mask.all():
+            arguments["attention_mask"] = mask[:, :end]
+            if "position_ids" in parameters:
+                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+                arguments["position_ids"] = positions[:, start:end]
+        return self.model(input_ids=ids[:, start:end], **arguments)
 
     def logits(
         self,

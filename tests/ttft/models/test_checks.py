@@ -4,7 +4,12 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -109,6 +114,15 @@ def test_an_adapter_does_not_hide_it(tokenizer):
 
     with pytest.raises(ValueError, match="got BertForMaskedLM, which sees"):
         check_causal(model, tokenizer)
+
+
+@pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig])
+def test_tokens_of_peft_before_each_text_are_refused(kind, llama, tokenizer):
+    """A cache may begin with them, or lack them."""
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=2)
+
+    with pytest.raises(ValueError, match="has tokens of PEFT before each text"):
+        check_causal(get_peft_model(llama, config), tokenizer)
 
 
 def test_rounding_by_the_next_token_is_not_looking_ahead(gpt2, tokenizer):

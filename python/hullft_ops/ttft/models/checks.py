@@ -4,7 +4,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +38,9 @@ def check_causal(
             f"model must have every id of the tokenizer, up to {highest}, got "
             f"{type(unwrapped(model)).__name__} with {count}: load the tokenizer that belongs to it"
         )
+    adapters = getattr(model, "peft_config", {}).values()
+    if any(adapter.is_prompt_learning for adapter in adapters):
+        raise _refusal(model, "has tokens of PEFT before each text")
     first, other = highest // 2, highest // 2 + 1
     tokens = torch.tensor([[first, first], [first, other]], device=model.device)
     try:
@@ -52,11 +55,15 @@ def check_causal(
     logits: Any = getattr(output, "logits", None)
     if logits is None or logits.shape[:-1] != tokens.shape:
         raise _refusal(model, "gives no logits of each token")
-    rounding = max(_ROUNDING, 4 * torch.finfo(logits.dtype).eps)
-    before, after = logits[:, 0]
-    # A model of NaN passes: its loss is refused.
-    if (before - after).abs().max() > rounding * before.abs().max():
+    if not agree(*logits[:, 0]):
         raise _refusal(model, "sees the tokens after the one that it reads")
+
+
+def agree(logits: Tensor, expected: Tensor) -> bool:
+    """Whether logits differ by rounding alone. Those of NaN do: their loss is refused."""
+    rounding = max(_ROUNDING, 4 * torch.finfo(logits.dtype).eps)
+    difference = (logits - expected).abs().max()
+    return not bool(difference > rounding * expected.abs().max())
 
 
 def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -114,6 +121,7 @@ def model_identity(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict(keep_vars=True).items():
+        name = name.replace("_orig_mod.", "")
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         # On the CPU this copies nothing, if the tensor is contiguous.
         values = tensor.detach().cpu().contiguous().flatten()
