@@ -15,7 +15,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import save_and_load
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from forked import forked, status_of
 from hullft_ops.ttft import adapter
@@ -24,6 +31,7 @@ from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.models.checks import model_identity
 from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.scoring import score_text
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RATE = 1.5
@@ -177,6 +185,45 @@ def test_another_training_begins_anew(train, store, monkeypatch, tmp_path):
 
     assert json.loads((path / adapter.RECORD).read_bytes())["seed"] == 8
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.fixture
+def bart():
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "decoder_layers": 1, "decoder_ffn_dim": 24}
+    return BartForCausalLM(
+        BartConfig(vocab_size=320, decoder_attention_heads=2, **sizes)
+    ).eval()
+
+
+def test_a_model_learns_the_next_token_whatever_its_own_loss(
+    bart, tokenizer, store, tmp_path
+):
+    """BART's compares each token with itself."""
+    options = {"rank": 4, "lr": RATE, "epochs": 10, "batch_size": 2, "max_length": 32}
+    path = train_adapter(bart, tokenizer, store, tmp_path / "adapter", **options)
+    adapted = PeftModel.from_pretrained(copy.deepcopy(bart), path)
+    before, after = (
+        sum(score_text(each, tokenizer, text).nll for text in store.texts[1:])
+        for each in (bart, adapted)
+    )
+
+    assert after < 0.99 * before
+
+
+def test_what_is_compiled_is_trained_or_refused(llama, tokenizer, store, tmp_path):
+    expected = train_adapter(llama, tokenizer, store, tmp_path / "plain", passages=2)
+    compiled = torch.compile(copy.deepcopy(llama), backend="eager")
+    path = train_adapter(compiled, tokenizer, store, tmp_path / "other", passages=2)
+
+    assert (path / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+    assert read_adapter(path, Reader(llama, tokenizer))
+
+    # A deep copy of it would still run the original, which no LoRA changes.
+    llama.forward = torch.compile(llama.forward, backend="eager")
+
+    with pytest.raises(ValueError, match="must not have a forward of its own"):
+        train_adapter(llama, tokenizer, store, tmp_path / "third")
 
 
 def test_a_loss_of_nan_leaves_nothing(train, tmp_path):

@@ -99,6 +99,20 @@ def test_passages_stand_before_the_last_message_of_the_user(
     ]
 
 
+def test_a_template_that_writes_the_message_twice_has_passages_before_it_all(
+    dynamic_llama, tokenizer, make, store_of, monkeypatch
+):
+    template = "{% for m in messages %}{{ m.content }};{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    monkeypatch.setattr(generation, "written", read_rows)
+    store = store_of(["a tree"])
+    finetuner = make(dynamic_llama, store=store, n_select=0, context=1)
+
+    assert finetuner.generate("the", chat=True, max_new_tokens=1) == (
+        "a tree\n\nthe;the"
+    )
+
+
 def test_a_batch_gives_the_texts_of_one_at_a_time(store_of, embedder):
     """In float32, with a penalty for what was written before, which padding must not change."""
     texts = [f"def area_{n}(side):\n    return {n} * side\n" for n in range(12)]

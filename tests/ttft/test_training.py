@@ -8,8 +8,10 @@ import psutil
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from hullft_ops.ttft import training
+from hullft_ops.ttft.models import weights
 from hullft_ops.ttft.techniques.passage_steps import schedule
 from model_state import differences, state_of, unchanged
 
@@ -234,3 +236,28 @@ def test_gradients_go_amid_the_backward_pass(gpt2, make, monkeypatch):
     assert losses_of(make(gpt2)) == expected
     assert max(counts) == 1
     assert not any(p._post_accumulate_grad_hooks for p in gpt2.parameters())
+
+
+def test_a_quantized_model_reads_but_is_not_trained(llama, make):
+    llama.is_quantized = True
+    with make(llama, n_select=0, context=1).adapted(PROMPT) as adaptation:
+        assert adaptation.score(PROMPT).nll > 0
+
+    with (
+        pytest.raises(ValueError, match="model must not be quantized to take steps"),
+        unchanged(llama),
+        make(llama).adapted(PROMPT),
+    ):
+        pass
+
+
+def test_biases_of_stacked_experts_are_no_matrices():
+    config = GptOssConfig(
+        vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1
+    )
+    trained = weights.trained_parameters(GptOssForCausalLM(config))
+
+    assert [name for name in trained if "experts" in name] == [
+        "model.layers.0.mlp.experts.gate_up_proj",
+        "model.layers.0.mlp.experts.down_proj",
+    ]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
         args=arguments,
         train_dataset=passages,
         data_collator=_padded,
+        compute_loss_func=_loss,
     )
     last = _last_checkpoint(folder)
     if last is not None:
@@ -193,6 +195,12 @@ def _padded(passages: Sequence[Tensor]) -> dict[str, Tensor]:
     labels = pad_sequence(ids, batch_first=True, padding_value=-100)
     mask = (labels >= 0).long()
     return {"input_ids": labels * mask, "attention_mask": mask, "labels": labels}
+
+
+def _loss(output: Any, labels: Tensor, **_: Any) -> Tensor:
+    """The mean over a batch's next tokens. BART's kind compares each token with itself."""
+    logits = output.logits[:, :-1].flatten(0, 1).float()
+    return cross_entropy(logits, labels[:, 1:].flatten())
 
 
 def _last_checkpoint(folder: Path) -> str | None:

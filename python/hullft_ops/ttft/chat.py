@@ -34,13 +34,17 @@ def prompt_tokens(
     """
     if isinstance(prompt, list) or chat:
         messages, question = conversation(prompt)
-        mark = _MARK if has_passages else ""
-        question["content"] = f"{mark}{question['content']}"
         prompt = chat_prompt(reader.tokenizer, messages)
-        if mark and mark in prompt:
-            begin, _, end = prompt.rpartition(mark)
-            opening, body = reader.tokens(begin).ids, reader.passage_ids(end)
-            return Tokens([*opening, *body], len(opening))
+        if has_passages:
+            question["content"] = f"{_MARK}{question['content']}"
+            parts = chat_prompt(reader.tokenizer, messages).split(_MARK)
+            # A template may write the message twice, or otherwise than it is.
+            if len(parts) == 2:
+                opening, body = (
+                    reader.tokens(parts[0]).ids,
+                    reader.passage_ids(parts[1]),
+                )
+                return Tokens([*opening, *body], len(opening))
     check_text("generate", "prompt", prompt)
     tokens = reader.tokens(prompt)
     if not tokens.ids:

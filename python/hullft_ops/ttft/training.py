@@ -164,10 +164,15 @@ class Training:
 
         Raises:
             NonFiniteLossError: a loss is not finite.
+            ValueError: the model is quantized.
         """
         if not passes:
             return
-        optimizer = self.weights.optimizer
+        optimizer, model = self.weights.optimizer, self.weights.model
+        if getattr(model, "is_quantized", False):
+            raise ValueError(
+                "TestTimeFinetuner: model must not be quantized to take steps"
+            )
         if not self.taken:
             # The moments stay, so they are allocated before any memory that is freed again.
             optimizer.make_state()
@@ -177,7 +182,7 @@ class Training:
             group["lr"] = self.options.lr
         # Record gradients in eval mode, whatever mode the caller is in.
         with (
-            eval_mode(self.weights.model),
+            eval_mode(model),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
@@ -185,7 +190,7 @@ class Training:
                 if not self._has_budget(current):
                     self.skipped_steps += current.repeats
                     continue
-                tokens = torch.tensor(current.ids, device=self.weights.model.device)
+                tokens = torch.tensor(current.ids, device=model.device)
                 # Waits for the pass, whose time the deadline counts.
                 loss = self._pass(tokens, current.repeats).item()
                 self._check_loss(loss, current)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import asdict
+from inspect import isfunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.models.weights import trained_parameters
+from hullft_ops.ttft.restore import unwrapped
 
 # The settings of a LoRA that is no more than a product added to each linear layer's weight.
 _PLAIN = (
@@ -45,6 +47,9 @@ def with_lora(model: "PreTrainedModel", rank: int) -> Any:
     """A PEFT model with a new LoRA around every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
+    # It would run the model, not its copy.
+    if isfunction(vars(unwrapped(model)).get("forward")):
+        raise ValueError("model must not have a forward of its own, as torch.compile's")
     # A router that returns a tuple, or a product in groups, is more than a linear layer.
     others = [
         name
@@ -165,7 +170,7 @@ def _sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
         for parameter in model.parameters()
     }
-    return deepcopy(model, frozen)
+    return deepcopy(unwrapped(model), frozen)
 
 
 def _quiet() -> warnings.catch_warnings:

@@ -43,17 +43,28 @@ def rate_scales(
 
 
 def layer_scale(model: "PreTrainedModel") -> float:
-    """The median root mean square of the matrices that a PEFT model's adapters change."""
-    return median(_size(p) for p in _layers(model) if not p.requires_grad)
+    """The median root mean square of the matrices that a PEFT model's adapters change.
+
+    0 if they are quantized.
+    """
+    frozen = [p for p in _layers(model) if not p.requires_grad]
+    return median(map(_size, frozen)) if frozen else 0.0
 
 
 def _layers(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """All matrices but those of embeddings and the head."""
+    """All matrices but those of embeddings and the head, stacked biases and what is quantized."""
     outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is not None:
         outer |= {id(parameter) for parameter in head.parameters()}
-    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in outer]
+    return [
+        p
+        for name, p in model.named_parameters()
+        if p.dim() > 1
+        and p.is_floating_point()
+        and id(p) not in outer
+        and not name.endswith("bias")
+    ]
 
 
 def _size(weight: Tensor) -> float:
