@@ -74,6 +74,31 @@ def test_searches_are_compared(evaluate: Evaluate) -> None:
     assert "hybrid" in result.stdout
 
 
+def test_without_vectors_no_embedder_is_loaded(
+    model_directory: Path, prompts: Path, texts: list[str]
+) -> None:
+    """By words unless an option says otherwise; of a corpus, if all options say so."""
+    Datastore.build(texts[6:], None, "words")
+    arguments = ["--model", model_directory, "--embedder", "missing"]
+    arguments += ["--output", OUTPUT, "--n-select", 0, "--context", 1]
+    of_store = [*arguments, "--store", "words", "--prompts", prompts]
+    of_corpus = [*arguments, "--corpus", prompts, "--limit", 1, "--search", "lexical"]
+    stored = succeeded("evaluate", *of_store)
+
+    assert "6 prompts" in stored.stderr
+    assert "loading the embedder" not in stored.stderr
+
+    dense = hullft_ops("evaluate", *of_store, "--search", "dense")
+
+    assert "embedder missing" in dense.last
+
+    OUTPUT.unlink()
+    documents = [{"text": "\n".join(texts[6 * n :][:6])} for n in range(9)]
+    prompts.write_text("\n".join(map(json.dumps, documents)))
+
+    assert "loading the embedder" not in succeeded("evaluate", *of_corpus).stderr
+
+
 def test_a_row_says_what_the_finetuner_does(
     evaluate: Evaluate,
     model_directory: Path,
@@ -375,7 +400,8 @@ def test_what_cannot_be_ends_with_one_line(
 
 def test_prompts_need_a_store(models_of: list[object], prompts: Path) -> None:
     result = hullft_ops("evaluate", *models_of, "--prompts", prompts)
-    assert result.last.endswith("store and prompts must be given together")
+    assert "store and prompts must be given together" in result.last
+    assert "loading" not in result.stderr
 
 
 def test_a_report_of_the_rows(evaluate: Evaluate) -> None:

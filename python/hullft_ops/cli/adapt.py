@@ -11,8 +11,9 @@ from transformers import TextStreamer
 
 from hullft_ops._terminal import counted, echo, printable, waiting
 from hullft_ops.cli.options import fields_of
+from hullft_ops.evaluation.measuring import embedder_for
 from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.loading import ModelConfig
@@ -107,9 +108,8 @@ def loaded_finetuner(
     with waiting("loading the model"):
         model, tokenizer = language_model.load()
     encoder = None
-    if config.search != "lexical" and (store or corpus):
-        with waiting("loading the embedder"):
-            encoder = load_embedder(embedder)
+    if store or corpus:
+        encoder = embedder_for([config], passages, embedder)
     if corpus is not None:
         passages = folder_datastore(corpus, encoder, **files or {})
         echo(f"datastore: {passages.folder}", *passages.summary(), err=True)

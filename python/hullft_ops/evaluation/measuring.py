@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,12 +16,13 @@ from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import Row, Score, key_of
 from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
-from hullft_ops.ttft.embedding import load_embedder
+from hullft_ops.ttft.embedding import Embedder, load_embedder
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.tokens import tokenizer_identity
 
@@ -78,11 +79,13 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
         InputError, OSError: something cannot be loaded, or no prompt is left.
     """
     configs, metrics = experiment.configs(), metrics_of(experiment.score)
-    # Fail fast: embedding a corpus takes long.
+    # Fail fast: loading takes long, and embedding a corpus longer.
+    if (experiment.store is None) != (experiment.prompts is None):
+        raise InputError("store and prompts must be given together, or a corpus")
+    passages = Datastore.open(experiment.store) if experiment.store else None
     with waiting("loading the model"):
         model, tokenizer = experiment.load()
-    with waiting("loading the embedder"):
-        embedder = load_embedder(experiment.embedder)
+    embedder = embedder_for(configs, passages, experiment.embedder)
     store, prompts, notes = open_texts(experiment, embedder)
     trains_on_prompts = any(config.train_on_prompt for config in configs)
     if trains_on_prompts and any(prompt.continuation is None for prompt in prompts):
@@ -104,6 +107,18 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
         metrics=metrics,
         finetuners=finetuners,
     )
+
+
+def embedder_for(
+    configs: Sequence[TTFTConfig], store: Store | None, name: str
+) -> Embedder | None:
+    """The embedder of that name; None if every search is by words, as one that no option names is
+    in a store without embeddings."""
+    default = "lexical" if store is not None and store.embedder is None else None
+    if all((config.search or default) == "lexical" for config in configs):
+        return None
+    with waiting("loading the embedder"):
+        return load_embedder(name)
 
 
 def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:

@@ -16,7 +16,7 @@ from hullft_ops._terminal import counted, listed
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.store.base import Store, check_embedder
+from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.cutting import PASSAGE_CHARS, split_passages
 from hullft_ops.ttft.store.datastore import Datastore
@@ -145,38 +145,29 @@ def choose_prompts(
     return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
 
 
-def not_in_store(
-    prompts: Sequence[Prompt], store: Store, embedder: Embedder
-) -> list[Prompt]:
-    """The prompts whose nearest passage is not the prompt itself, whatever its layout."""
-    vectors = embedder.encode([prompt.text for prompt in prompts])
-    _, nearest = store.search(vectors, 1)
-    return [
-        prompt
-        for prompt, [position] in zip(prompts, nearest.tolist(), strict=True)
-        if normalised(store.texts[position]) != normalised(prompt.text)
-    ]
+def not_in_store(prompts: Sequence[Prompt], store: Store) -> list[Prompt]:
+    """The prompts that are no passage of the datastore, whatever their layout."""
+    texts = {normalised(prompt.text) for prompt in prompts}
+    texts -= {text for text in map(normalised, store.texts) if text in texts}
+    return [prompt for prompt in prompts if normalised(prompt.text) in texts]
 
 
 def open_texts(
-    experiment: Experiment, embedder: Embedder
+    experiment: Experiment, embedder: Embedder | None
 ) -> tuple[Datastore, list[Prompt], list[str]]:
     """An experiment's datastore, prompts that it does not hold, and where they come from."""
     if experiment.store is not None and experiment.prompts is not None:
         store = Datastore.open(experiment.store)
-        check_embedder("evaluate", embedder, store)
         every = read_prompts(experiment.prompts)
-        prompts = not_in_store(every, store, embedder)
+        prompts = not_in_store(every, store)
         if every and not prompts:
             raise InputError(f"prompts {experiment.prompts}: the datastore holds all")
         return store, choose_prompts(prompts, experiment.limit, experiment.seed), []
-    if experiment.store is not None or experiment.prompts is not None:
-        raise InputError("store and prompts must be given together")
     return _held_out_texts(experiment, embedder)
 
 
 def _held_out_texts(
-    experiment: Experiment, embedder: Embedder
+    experiment: Experiment, embedder: Embedder | None
 ) -> tuple[Datastore, list[Prompt], list[str]]:
     """A datastore of the corpus without the documents that the prompts are of."""
     corpus, include = experiment.corpus, experiment.include
@@ -204,7 +195,8 @@ def _held_out_texts(
     notes = [f"{count} of {len(every)} held-out prompts, of {listed(domains)}"]
     if skipped:
         notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
-    content = "\0".join([embedder.name, *passages, *passages.values()])
+    name = embedder.name if embedder else ""
+    content = "\0".join([name, *passages, *passages.values()])
     path = DATASTORES / hashlib.sha256(content.encode()).hexdigest()[:16]
     if not path.exists():
         sources = list(passages.values())
