@@ -113,6 +113,24 @@ def test_a_template_that_writes_the_message_twice_has_passages_before_it_all(
     )
 
 
+def test_no_space_is_cleaned_out_of_a_text(gpt2, tokenizer, make, monkeypatch):
+    """As tokenizers of other kinds than BPE do, also across the end of the prompt."""
+    cleans = "clean_up_tokenization_spaces"
+    monkeypatch.setattr(tokenizer, cleans, True)
+    forced = f"{cleans}_for_bpe_even_though_it_will_corrupt_output"
+    monkeypatch.setattr(tokenizer, forced, True)
+    prompt, text = "the cat ", ", x . y"
+    ids = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
+    written = make(gpt2, n_select=0).generate(
+        prompt,
+        max_new_tokens=len(ids[1]),
+        token_healing=False,
+        prefix_allowed_tokens_fn=lambda _, row: [ids[1][len(row) - len(ids[0])]],
+    )
+
+    assert written == text
+
+
 def test_a_batch_gives_the_texts_of_one_at_a_time(store_of, embedder):
     """In float32, with a penalty for what was written before, which padding must not change."""
     texts = [f"def area_{n}(side):\n    return {n} * side\n" for n in range(12)]

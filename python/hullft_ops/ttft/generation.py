@@ -187,7 +187,7 @@ def _behind(reader: Reader, prompt: list[int], ids: list[int]) -> str:
     """The text of ``ids`` behind a prompt's."""
     # Decoders of SentencePiece take the space from the beginning of what they decode.
     before, text = reader.tokenizer.batch_decode(
-        [prompt, ids], skip_special_tokens=True
+        [prompt, ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return text[len(before) :]
 
