@@ -35,10 +35,8 @@ def hullft_ops(*arguments: object) -> Result:
         try:
             main()
         except SystemExit as end:
-            # A message is printed by the interpreter, with code 1.
-            code = end.code if isinstance(end.code, int) else 1
-            if isinstance(end.code, str):
-                print(end.code, file=stderr)
+            # None after --help.
+            code = int(end.code or 0)
 
     return Result(code, stdout.getvalue(), stderr.getvalue())
 

@@ -145,14 +145,12 @@ def test_a_missing_library_names_the_extra(monkeypatch, module):
 
 def test_an_embedder_must_be_the_stores(embedder, other_embedder):
     store = MemoryStore(["a"], embedder.encode(["a"]), embedder.name)
-    check_embedder("select", embedder, store)
+    check_embedder(embedder, store)
 
-    message = (
-        "^select: embedder is {} of dim {}, the store's is hashing of dim 24: take"
-    )
+    message = "embedder is {} of dim {}, the store's is hashing of dim 24: take"
     for name, dim in (("other", 24), ("hashing", 32)):
         with pytest.raises(ValueError, match=message.format(name, dim)):
-            check_embedder("select", other_embedder(name, dim), store)
+            check_embedder(other_embedder(name, dim), store)
 
 
 def test_texts_stand_behind_the_instructions_that_the_folder_names(minilm, tmp_path):
@@ -173,10 +171,10 @@ def test_texts_stand_behind_the_instructions_that_the_folder_names(minilm, tmp_p
 
     for embedder, other in ((two_sided, one_sided), (one_sided, two_sided)):
         store = Datastore.build(["a cat"], embedder, tmp_path / str(embedder is other))
-        check_embedder("select", embedder, store)
+        check_embedder(embedder, store)
 
         with pytest.raises(ValueError, match="minilm behind 'passage: ' of dim 384"):
-            check_embedder("select", other, store)
+            check_embedder(other, store)
 
         shutil.rmtree(store.folder)
 

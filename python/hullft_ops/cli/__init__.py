@@ -9,8 +9,7 @@ COMMANDS = ("adapt", "answer", "demo", "evaluate", "index", "report", "train")
 
 
 def main() -> None:
-    """Run the command that ``sys.argv`` names. It exits with 2 if it cannot do its work, and with 1
-    if a library is missing."""
+    """Run the command that ``sys.argv`` names. It exits with 2 if it cannot do its work."""
     if sys.argv[1:] == ["--version"]:
         print(metadata.version("hullft_ops"))
         return
@@ -26,7 +25,8 @@ def main() -> None:
     except ModuleNotFoundError:
         raise
     except ImportError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     run_command({name: getattr(module, name) for name, module in modules.items()})

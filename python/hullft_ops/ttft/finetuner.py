@@ -82,7 +82,7 @@ class TestTimeFinetuner:
         **options: Any,
     ) -> None:
         if store is not None and embedder is not None:
-            check_embedder("TestTimeFinetuner", embedder, store)
+            check_embedder(embedder, store)
         self.model = model
         self.tokenizer = tokenizer
         self.store = store
@@ -113,8 +113,8 @@ class TestTimeFinetuner:
             if self.store is None or not (has_embedder or self.search == "lexical"):
                 names = [type(t).__name__ for t in self.techniques if t.neighbours]
                 raise ValueError(
-                    "TestTimeFinetuner: store and embedder must be given for "
-                    f"{listed(names)}; for search lexical the store alone"
+                    f"TestTimeFinetuner: store and embedder must be given for {listed(names)}; for "
+                    "search lexical the store alone; for none context=0, ngrams=0, n_select=0"
                 )
             if self.search != "dense" and self._words is None:
                 index = getattr(self.store, "words", None)

@@ -80,8 +80,10 @@ def test_texts_in_a_row_of_one_source_follow_one_another(embedder, tmp_path):
     assert [unsourced.following(i) for i in range(4)] == [None] * 4
     assert unsourced.identity != store.identity
 
-    with pytest.raises(ValueError, match="sources must have one for each text, has 2"):
-        Datastore.build(texts, embedder, tmp_path / "few", sources=["x", "x"])
+    for sources in (["x"] * 2, ["x"] * 5):
+        message = f"sources must have one for each of 4 texts, has {len(sources)}"
+        with pytest.raises(ValueError, match=message):
+            Datastore.build(texts, embedder, tmp_path / "other", sources=sources)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_texts_come_with_their_source(corpus, embedder, tmp_path):
     texts = list(store.texts)
 
     assert torch.equal(store.embeddings, torch.from_numpy(embedder.encode(texts)))
-    assert store.summary()[1].startswith(f"{corpus}: of 1000 records 0 passages")
+    assert store.summary()[1].startswith(f"{corpus}: 1000 records read, 0 skipped;")
 
 
 def test_records_are_cut_into_passages_that_follow_one_another(
@@ -86,8 +86,8 @@ def test_repeated_and_short_passages_are_left_out(embedder, tmp_path):
 
     assert list(store.texts) == [texts[0], "another passage here"]
     assert store.summary()[1].endswith(
-        "of 5 records 2 passages are short and 1 repeated; 1 skipped "
-        "(c.jsonl:6: no text in column text)"
+        "5 records read, 1 skipped (c.jsonl:6: no text in column text); "
+        "2 short and 1 repeated passages left out"
     )
 
 

@@ -191,19 +191,19 @@ def identity_of(
     return digest.hexdigest()
 
 
-def check_embedder(function: str, embedder: Embedder, store: Store) -> None:
+def check_embedder(embedder: Embedder, store: Store) -> None:
     """ValueError if the store's vectors come from another embedder."""
     if store.embedder is None:
         raise ValueError(
-            f"{function}: the store has no embeddings: leave the embedder out, or on the command "
-            "line take --search lexical"
+            "TestTimeFinetuner: the store has no embeddings: leave the embedder out, or on the "
+            "command line take --search lexical"
         )
     ours = f"{embedder.name} of dim {embedder.dim}"
     theirs = f"{store.embedder} of dim {store.dim}"
     if ours != theirs:
         raise ValueError(
-            f"{function}: embedder is {ours}, the store's is {theirs}: take that, on the command "
-            "line with --embedder"
+            f"TestTimeFinetuner: embedder is {ours}, the store's is {theirs}: take that, on the "
+            "command line with --embedder"
         )
 
 

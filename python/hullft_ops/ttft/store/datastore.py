@@ -145,8 +145,14 @@ class Datastore(Matrix):
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
         with new_folder(path, resume=resume) as folder:
-            if not write_texts(folder, _rows(texts, sources)):
+            count = write_texts(folder, _rows(texts, sources))
+            if not count:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
+            if sources is not None and len(sources) != count:
+                raise ValueError(
+                    f"Datastore.build: sources must have one for each of {count} texts, has "
+                    f"{len(sources)}"
+                )
             complete(folder, embedder)
         return cls.open(path)
 
@@ -198,14 +204,8 @@ def _rows(
 ) -> Iterator[dict[str, str | None]]:
     for position, text in enumerate(texts):
         check_text("Datastore.build", f"texts[{position}]", text)
-        if sources is None:
-            yield {"text": text, "source": None}
-        elif position < len(sources):
-            yield {"text": text, "source": sources[position]}
-        else:
-            raise ValueError(
-                f"Datastore.build: sources must have one for each text, has {len(sources)}"
-            )
+        source = sources[position] if sources and position < len(sources) else None
+        yield {"text": text, "source": source}
 
 
 def open_texts(folder: Path) -> tuple[Column, Column]:

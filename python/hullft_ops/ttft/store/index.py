@@ -65,8 +65,8 @@ def index_corpus(
         count = write_texts(folder, passages)
         named = f" ({listed(skipped)})" if skipped else ""
         left_out = (
-            f"of {counted(counts['record'], 'record')} {counts['short']} passages are short and "
-            f"{counts['repeated']} repeated; {len(skipped)} skipped{named}"
+            f"{counted(counts['record'], 'record')} read, {len(skipped)} skipped{named}; "
+            f"{counts['short']} short and {counts['repeated']} repeated passages left out"
         )
         if count == 0:
             raise InputError(f"{corpus.name}: nothing to index: {left_out}")

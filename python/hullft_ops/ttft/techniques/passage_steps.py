@@ -87,7 +87,7 @@ class PassageSteps(Technique):
         if neighbours.query is None:
             raise ValueError(
                 f"n_select is {options.n_select}, and the search is by words: passages to train on "
-                "are selected by embeddings"
+                "are selected by embeddings; take search dense or hybrid, or n_select 0"
             )
         start = perf_counter()
         positions = list(neighbours.positions[: options.pool_size])
