@@ -222,3 +222,17 @@ def test_ctrl_c_at_random_moments_changes_nothing(prepared, make, pytestconfig):
             break
 
     assert interrupted == count
+
+
+@torch.no_grad()
+def test_a_model_that_has_read_a_longer_text_reads_short_ones_as_before(
+    dynamic_llama, make
+):
+    """Dynamic RoPE takes a short text's angles again, unless it counts that it has them."""
+    short, finetuner = torch.tensor([[5, 6, 7]]), make(dynamic_llama)
+    expected = dynamic_llama(short).logits
+    dynamic_llama(LONG)
+    with finetuner.adapted(PROMPT):
+        pass
+
+    assert torch.equal(dynamic_llama(short).logits, expected)

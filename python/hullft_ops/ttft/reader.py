@@ -18,7 +18,6 @@ from hullft_ops.ttft.models.cache import cache_keyword, copied, keeps_keys_and_v
 from hullft_ops.ttft.models.checks import (
     agree,
     check_causal,
-    highest_id,
     model_identity,
     text_window,
 )
@@ -31,15 +30,13 @@ from hullft_ops.ttft.restore import (
     signal_safe,
     unwrapped,
 )
-from hullft_ops.ttft.tokens import Tokens, tokenized
+from hullft_ops.ttft.tokens import SENTENCE, Tokens, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # A small model reads so many in about a second on one core.
 TOKENS_AT_ONCE = 512
-# Enough to show positions that padding moves.
-_COMPARED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -212,21 +209,19 @@ class Reader:
     @cached_property
     def takes_padding(self) -> bool:
         """Whether padding changes no prediction: some models mask it, but count its positions."""
-        size = min(_COMPARED_TOKENS, self.window // 2)
-        highest = highest_id(self.tokenizer)
-        text = torch.arange(highest // 2, highest // 2 + size) % highest
-        text = text[None].to(self.model.device)
+        ids = self.tokens(SENTENCE).ids[: self.window // 2]
+        text = torch.tensor([ids], device=self.model.device)
         padded = text.repeat(1, 2)
         mask = torch.ones_like(padded)
-        mask[:, :size] = 0
+        mask[:, : len(ids)] = 0
         # Autocast would round off what a position changes.
         with self.using(self.window, None).reading():
             cache = self.read(padded[:, :-1], mask[:, :-1])
             if cache is None:
                 return False
-            output = self._pass(padded, mask, 2 * size - 1, cache)
+            output = self._pass(padded, mask, padded.shape[1] - 1, cache)
             alone = self.model(input_ids=text, use_cache=False)
-            return agree(output.logits[:, -1], alone.logits[:, -1])
+            return agree(output.logits, alone.logits[:, -1:])
 
     def prefill(self, prefix: Prefix, opening: Sequence[int]) -> Prefix:
         """Read the passages of a prefix, behind the tokens that open a text."""

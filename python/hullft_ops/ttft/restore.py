@@ -166,8 +166,8 @@ def restored(
     """Restore the model at the end of the body, even after an exception or Ctrl-C.
 
     The trained parameters, buffers, gradients, ``requires_grad`` flags and training modes get the
-    same bits as before, in the same storage, and this thread its grad mode and autocast. Other
-    changes stay. In the body the parameters have no gradients.
+    same bits as before, in the same storage, modules with buffers their attributes, and this thread
+    its grad mode and autocast. Other changes stay. In the body the parameters have no gradients.
 
     Args:
         model: the model that contains ``trained``.
@@ -205,7 +205,7 @@ class _State:
                 for parameter in model.parameters()
             ]
             self._buffers = [
-                (module, name, buffer, buffer.clone())
+                (module, dict(vars(module)), name, buffer, buffer.clone())
                 for module in model.modules()
                 for name, buffer in module._buffers.items()
                 if buffer is not None
@@ -223,8 +223,10 @@ class _State:
                     parameter.data = values
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
-            for module, name, buffer, content in self._buffers:
-                # A module may have put another tensor in its place, as dynamic RoPE does.
+            for module, attributes, name, buffer, content in self._buffers:
+                # A module may have put another tensor in its place, as dynamic RoPE does, which
+                # counts beside it for how long a text it is.
+                vars(module).update(attributes)
                 module._buffers[name] = buffer
                 buffer.copy_(content)
         _restore_modes(self._modes)
