@@ -32,7 +32,6 @@ from transformers import TextStreamer
 
 from hullft_ops import ttft
 from hullft_ops.cli.options import fields_of
-from hullft_ops.ttft.chat import question_of
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 
 # So many of the nearest passages are named.
@@ -203,20 +202,14 @@ class Server:
             options["stop_strings"] = task.stops
         self.current = answer
         try:
-            answer.passages = self.nearest(prompt.query or prompt.text)
-            with seeded(task.seed):
-                if prompt.query is None:
-                    return str(self.finetuner.generate(prompt.text, **options))
-                with self.finetuner.adapted(prompt.query) as adaptation:
-                    return adaptation.generate(prompt.text, **options)
+            adapted = self.finetuner.adapted(prompt.query or prompt.text)
+            with seeded(task.seed), adapted as adaptation:
+                nearest = adaptation.neighbours.positions[:PASSAGES]
+                store = self.finetuner.store
+                answer.passages = [store.sources[position] for position in nearest]
+                return adaptation.generate(prompt.text, **options)
         finally:
             self.current = None
-
-    def nearest(self, prompt: str | list[dict[str, Any]]) -> list[Any]:
-        """The files of the nearest passages."""
-        store = self.finetuner.store
-        neighbours = self.finetuner.retrieve(question_of(prompt), PASSAGES)
-        return [store.sources[position] for position in neighbours.positions]
 
     async def events(
         self, task: Task, answers: list[Answer], written: list[Any]

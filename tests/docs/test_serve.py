@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -129,14 +129,16 @@ def test_it_answers_and_streams(served: Served) -> None:
 
 
 def test_the_files_of_the_nearest_passages_are_named(
-    served: Served, tmp_path: Path
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["def area(side): return side", "a cat sat"]
     sources = ["a.py", "b.txt"]
     store = Datastore.build(texts, None, tmp_path / "store", sources=sources)
     model, tokenizer = served.finetuner.model, served.finetuner.tokenizer
     options = {"search": "lexical", "context": 0, "train_on_prompt": 0}
-    served.server.finetuner = TestTimeFinetuner(model, tokenizer, store, **options)
+    finetuner = TestTimeFinetuner(model, tokenizer, store, **options)
+    served.server.finetuner = finetuner
+    monkeypatch.setattr(finetuner, "retrieve", Mock(side_effect=finetuner.retrieve))
     text = served.client.completions.create(prompt=TEXT, **ASKED)
     chat = served.client.chat.completions.create(messages=MESSAGES, **ASKED)
     [*_, last] = served.client.completions.create(prompt=TEXT, stream=True, **ASKED)
@@ -145,6 +147,8 @@ def test_the_files_of_the_nearest_passages_are_named(
         assert answer.choices[0].passages[0] == "a.py"
 
     assert served.ask("/infill", {"prompt": TEXT})[1]["passages"][0] == "a.py"
+    # A search for each answer.
+    assert finetuner.retrieve.call_count == 4
 
 
 def test_each_text_of_a_list_has_a_choice(served: Served) -> None:

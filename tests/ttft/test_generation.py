@@ -1,5 +1,7 @@
 """Continuing a prompt with the adapted model, behind retrieved passages."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -136,15 +138,19 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(store_of, embedder):
     texts = [f"def area_{n}(side):\n    return {n} * side\n" for n in range(12)]
     prompts = [f"{text * (n % 4)}def area_{n}" for n, text in enumerate(texts)]
     options = {"max_new_tokens": 8, "do_sample": False, "repetition_penalty": 1.3}
+    settings = {"train_on_prompt": 0, "context": 2, "dtype": None}
     finetuner = TestTimeFinetuner(
-        *load_model(None), store_of(texts), embedder, n_select=0, context=2
+        *load_model(None), store_of(texts), embedder, **settings
     )
     single = []
     for prompt in prompts:
         with finetuner.adapted(prompt) as adaptation:
             single.append(adaptation.generate(prompt, **options))
 
-    assert finetuner.generate(prompts, batch_size=5, **options) == single
+    with patch.object(finetuner, "retrieve", wraps=finetuner.retrieve) as retrieve:
+        assert finetuner.generate(prompts, batch_size=5, **options) == single
+
+    assert retrieve.call_count == 12
     assert len(set(single)) == 4
 
 

@@ -11,6 +11,7 @@ from hullft_ops.ttft.chat import Prompt, prompt_tokens
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reader import Passage, Prefix, Reader
+from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.techniques.technique import Prepared, Support
 from hullft_ops.ttft.training import Training
@@ -27,6 +28,7 @@ class Adaptation:
 
     Attributes:
         reader: the model.
+        neighbours: what was retrieved: positions of passages, nearest first.
         support: the passages that the model was trained on; without any if it was on none.
         taken: the passes, each with its text and how many steps it served.
         losses: the mean loss of each pass, in nats.
@@ -40,11 +42,13 @@ class Adaptation:
     def __init__(
         self,
         reader: Reader,
+        neighbours: Neighbours,
         prepared: Sequence[Prepared],
         training: Training,
         seconds: dict[str, float],
     ) -> None:
         self.reader = reader
+        self.neighbours = neighbours
         self.support = support_of(prepared)
         self.taken = training.taken
         self.losses = training.losses

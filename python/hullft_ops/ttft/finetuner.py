@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from itertools import chain
+from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,7 @@ class TestTimeFinetuner:
         spent["select"] = support_of(prepared).seconds
         with self._changed(prepared, deadline) as training:
             spent["finetune"] = perf_counter() - start - spent["select"]
-            adaptation = Adaptation(self.reader, prepared, training, spent)
+            adaptation = Adaptation(self.reader, neighbours, prepared, training, spent)
             adaptation.prefill(prompt, chat=chat)
             try:
                 yield adaptation
@@ -242,22 +242,20 @@ class TestTimeFinetuner:
                 yield position, text
             return
         size = batch_size if self.reader.takes_padding else 1
-        first = [self._prepare(self.retrieve(question)) for question in questions[:1]]
-        with self._changed([*chain.from_iterable(first)], Deadline(None)):
-            by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i]))
+        by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i]))
+        # The first is prepared for the weights, too.
+        prepare = lru_cache(1)(lambda i: self._prepare(self.retrieve(questions[i])))
+        first = [each for i in by_length[:1] for each in prepare(i)]
+        with self._changed(first, Deadline(None)):
             for start in range(0, len(prompts), size):
                 batch = by_length[start : start + size]
-                texts = self._continued([prompts[i] for i in batch], **options)
+                # Their passages are not read before.
+                prefixes = [prefix_of(prepare(i)) for i in batch]
+                texts = continue_prompts(
+                    self.reader, [prompts[i] for i in batch], prefixes, **options
+                )
                 self._return_memory()
                 yield from zip(batch, texts, strict=True)
-
-    def _continued(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
-        """Continue prompts in a batch, behind passages that are not read before."""
-        prefixes = []
-        for prompt in prompts:
-            prepared = self._prepare(self.retrieve(question_of(prompt)))
-            prefixes.append(prefix_of(prepared))
-        return continue_prompts(self.reader, prompts, prefixes, **options)
 
     def _prepare(self, neighbours: Neighbours) -> list[Prepared]:
         return [each.prepare(neighbours, self.reader) for each in self.techniques]
