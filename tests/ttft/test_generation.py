@@ -214,6 +214,15 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
 
 
+def test_of_a_prompt_that_is_too_long_the_end_is_read(gpt2, tokenizer, monkeypatch):
+    monkeypatch.setattr(generation, "written", read_rows)
+    reader = Reader(gpt2, tokenizer, 10)
+    with pytest.warns(UserWarning, match="has 11 tokens: the model reads the last 2"):
+        [text] = continue_prompts(reader, [PROMPT], [Prefix()], max_new_tokens=8)
+
+    assert text == tokenizer.decode(tokenizer(PROMPT)["input_ids"][-2:])
+
+
 def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled):
     reader = Reader(model.double(), tokenizer)
     prefix = prefilled(reader, [[40, 41, 42], [90, 91]])

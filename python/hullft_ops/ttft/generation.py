@@ -1,6 +1,7 @@
 """Continuing prompts behind retrieved passages: from a boundary of tokens, with drafts."""
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -96,7 +97,13 @@ def _row(
     )
     head = prefix.before(tokens.ids, tokens.opening, room)
     body = tokens.ids[tokens.opening :] if head else tokens.ids
-    body = body[-(room - len(head)) :]
+    room -= len(head)
+    if len(body) > room:
+        warnings.warn(
+            f"the prompt has {len(body)} tokens: the model reads the last {room}",
+            stacklevel=2,
+        )
+    body = body[-room:]
     return Row([*head, *body], prompt=len(body))
 
 
