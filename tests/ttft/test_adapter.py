@@ -22,6 +22,8 @@ from transformers import (
     BertLMHeadModel,
     MambaConfig,
     MambaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from forked import forked, status_of
@@ -209,6 +211,19 @@ def test_a_model_learns_the_next_token_whatever_its_own_loss(
     )
 
     assert after < 0.99 * before
+
+
+def test_a_model_that_scales_its_weights_to_be_trained_keeps_them(
+    tokenizer, store, tmp_path
+):
+    """RWKV in train mode, where it would also drop out at random."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "rescale_every": 1}
+    rwkv = RwkvForCausalLM(RwkvConfig(vocab_size=320, **sizes)).eval()
+    rwkv(torch.tensor([[1, 2]]))
+    before = model_identity(rwkv)
+    train_adapter(rwkv, tokenizer, store, tmp_path / "adapter", passages=2)
+
+    assert model_identity(rwkv) == before
 
 
 def test_what_is_compiled_is_trained_or_refused(llama, tokenizer, store, tmp_path):

@@ -80,7 +80,7 @@ def train_adapter(
 
     transformers' `Trainer` trains it, with AdamW, and writes checkpoints into a hidden folder
     beside ``path``. After a kill, the same call goes on from the last one. The model stays as it
-    is.
+    is. Training runs in eval mode, without dropout or gradient checkpointing.
 
     Args:
         model: a causal language model without adapters.
@@ -154,6 +154,8 @@ def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> No
     from transformers import Trainer, TrainingArguments
 
     folder.mkdir(exist_ok=True)
+    # In train mode RWKV scales the weights that it shares with the caller's model.
+    model.train = lambda *_: nn.Module.train(model, False)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -211,8 +213,7 @@ def _last_checkpoint(folder: Path) -> str | None:
         # Trainer writes its state after the other files.
         if not (checkpoint / "trainer_state.json").exists():
             shutil.rmtree(checkpoint)
-    last: str | None = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
-    return last
+    return get_last_checkpoint(folder)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def adapter_identity(path: str | Path) -> str:

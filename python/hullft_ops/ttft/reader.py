@@ -219,7 +219,7 @@ class Reader:
             cache = self.read(padded[:, :-1], mask[:, :-1])
             if cache is None:
                 return False
-            output = self._pass(padded, mask, padded.shape[1] - 1, cache)
+            output = self._pass(padded, mask, -1, cache)
             alone = self.model(input_ids=text, use_cache=False)
             return agree(output.logits, alone.logits[:, -1:])
 

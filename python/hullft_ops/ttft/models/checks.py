@@ -38,8 +38,10 @@ def check_causal(
             f"model must have every id of the tokenizer, up to {highest}, got "
             f"{type(unwrapped(model)).__name__} with {count}: load the tokenizer that belongs to it"
         )
-    adapters = getattr(model, "peft_config", {}).values()
-    if any(adapter.is_prompt_learning for adapter in adapters):
+    if any(
+        adapter.is_prompt_learning
+        for adapter in getattr(model, "peft_config", {}).values()
+    ):
         raise _refusal(model, "has tokens of PEFT before each text")
     first, other = highest // 2, highest // 2 + 1
     tokens = torch.tensor([[first, first], [first, other]], device=model.device)
