@@ -123,8 +123,12 @@ def train_adapter(
     ):
         # Another training has no checkpoint of this one.
         digest = hashlib.sha256(record.encode()).hexdigest()
-        passages = _tokenized(reader, store, config)
-        _train(lora_model, passages, config, folder / f"training_{digest[:16]}")
+        _train(
+            lora_model,
+            _tokenized(reader, store, config),
+            config,
+            folder / f"training_{digest[:16]}",
+        )
         lora_model.save_pretrained(folder)
         (folder / RECORD).write_text(record, encoding="utf-8")
         for training in folder.glob("training_*"):
@@ -201,8 +205,9 @@ def _padded(passages: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def _loss(output: Any, labels: Tensor, **_: Any) -> Tensor:
     """The mean over a batch's next tokens. BART's kind compares each token with itself."""
-    logits = output.logits[:, :-1].flatten(0, 1).float()
-    return cross_entropy(logits, labels[:, 1:].flatten())
+    return cross_entropy(
+        output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+    )
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -37,13 +37,10 @@ def prompt_tokens(
         prompt = chat_prompt(reader.tokenizer, messages)
         if has_passages:
             question["content"] = f"{_MARK}{question['content']}"
-            parts = chat_prompt(reader.tokenizer, messages).split(_MARK)
+            begin, _, end = chat_prompt(reader.tokenizer, messages).partition(_MARK)
             # A template may write the message twice, or otherwise than it is.
-            if len(parts) == 2:
-                opening, body = (
-                    reader.tokens(parts[0]).ids,
-                    reader.passage_ids(parts[1]),
-                )
+            if end and _MARK not in end:
+                opening, body = reader.tokens(begin).ids, reader.passage_ids(end)
                 return Tokens([*opening, *body], len(opening))
     check_text("generate", "prompt", prompt)
     tokens = reader.tokens(prompt)

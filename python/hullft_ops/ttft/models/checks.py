@@ -61,11 +61,14 @@ def check_causal(
         raise _refusal(model, "sees the tokens after the one that it reads")
 
 
-def agree(logits: Tensor, expected: Tensor) -> bool:
-    """Whether logits differ by rounding alone. Those of NaN do: their loss is refused."""
-    rounding = max(_ROUNDING, 4 * torch.finfo(logits.dtype).eps)
+def agree(logits: Tensor, expected: Tensor, roundings: int = 4) -> bool:
+    """Whether logits differ by no more than so many roundings of the largest.
+
+    Those of NaN do not: their loss is refused.
+    """
+    rounding = max(_ROUNDING, roundings * torch.finfo(logits.dtype).eps)
     difference = (logits - expected).abs().max()
-    return not bool(difference > rounding * expected.abs().max())
+    return not difference > rounding * expected.abs().max()
 
 
 def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
