@@ -239,6 +239,9 @@ def test_one_token_is_written_in_the_models_dtype_and_drafts_in_bfloat16(
 
 def test_a_batch_is_read_and_written_in_bfloat16(make_copier, passes):
     finetuner = make_copier(dtype="bfloat16")
+    # It is seen in the model's own dtype, once.
+    assert finetuner.reader.takes_padding
+
     passes.clear()
     texts = finetuner.generate([PROMPT, "the dog"], **OPTIONS)
 
