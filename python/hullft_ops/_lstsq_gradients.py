@@ -31,8 +31,9 @@ class _Solution(_ops.Undifferentiable):
         of_weights, of_residual, of_gap = gradients[:3]
         if of_gap is not None and not torch.compiler.is_compiling():
             raise NotImplementedError(f"{ctx.op}: the gap has no gradient")
+        # Once: checkpointing makes them again.
         pool, query, weights = ctx.saved_tensors
-        dtype = pool.dtype
+        dtype, is_shared = pool.dtype, pool.dim() == 2
         if ctx.is_ragged and not ctx.is_gram:  # what is past a pool's end is never read
             pool = pool.where((weights > 0)[:, :, None], 0.0)
         v = torch.zeros_like(weights)
@@ -44,7 +45,6 @@ class _Solution(_ops.Undifferentiable):
         formula = _of_gram if ctx.is_gram else _of_rows
         pairs, of_query = formula(pool, query, weights, v, of_residual)
         x, y = (torch.stack(side, dim=1) for side in zip(*pairs, strict=True))
-        is_shared = ctx.saved_tensors[0].dim() == 2
         of_pool = x.flatten(0, 1).mT @ y.flatten(0, 1) if is_shared else x.mT @ y
         return None, of_pool.to(dtype), of_query.to(dtype), *[None] * 4
 

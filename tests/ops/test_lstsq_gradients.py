@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import hullft_ops
 from hullft_ops import reference
@@ -238,6 +239,16 @@ def test_compiled_gradients_are_those_of_eager_mode(
         gradients = torch.autograd.grad(compiled(*inputs), inputs)
 
         torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
+
+
+@every_solver
+def test_checkpointed_gradients_are_those_of_eager_mode(solver: Callable) -> None:
+    inputs = [t.requires_grad_() for t in make_problem(6, 2, 9, 14)]
+    recomputed = checkpoint(partial(loss, solver), *inputs, use_reentrant=False)
+    gradients = torch.autograd.grad(recomputed, inputs)
+
+    assert_close = partial(torch.testing.assert_close, rtol=0, atol=0)
+    assert_close(gradients, torch.autograd.grad(loss(solver, *inputs), inputs))
 
 
 @every_solver
