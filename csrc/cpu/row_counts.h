@@ -21,8 +21,7 @@ class RowCounts {
     products_.multiply(query, b);
     products_.multiply_all(gram);
     double poison = Integerizer::total(weights, m) * 0;
-    for (int64_t i = 0; i < m; ++i) poison += (b[i] + weights[i]) * 0;
-    for (int64_t i = 0; i < m * m; ++i) poison += gram[i] * 0;
+    for (int64_t i = 0; i < m; ++i) poison += (b[i] + weights[i]) * 0 + gram[i * m + i] * 0;
     if (std::isnan(poison)) return false;
     integerizer_.run(gram, b, weights, m, n_select, swap_passes, counts);
     return true;

@@ -45,13 +45,6 @@ inline bool has_strides(const Tensor& t, const Strides& strides) {
   return true;
 }
 
-// A temporary of t's dtype and shape.
-inline Tensor empty_with_strides(const Tensor& t, const Strides& strides) {
-  int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  return empty_strided(t, t.dim(), t.sizes().data(), strides.data(), dtype);
-}
-
 // Copies made here are not part of anyone's autograd graph, whatever the caller's grad mode.
 class NoGrad {
  public:
@@ -79,7 +72,9 @@ class FlatTensor {
       data_ = t.mutable_data_ptr();
       return;
     }
-    copy_.emplace(Copy{t, empty_with_strides(t, strides)});
+    int32_t dtype;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+    copy_.emplace(Copy{t, empty_strided(t, t.dim(), t.sizes().data(), strides.data(), dtype)});
     torch::stable::copy_(copy_->flat, t);
     data_ = copy_->flat.mutable_data_ptr();
   }

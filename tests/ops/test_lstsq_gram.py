@@ -69,6 +69,11 @@ def test_shared_single_and_ragged_problems(
     shared = solver(gram=gram[0], products=products, square=square)
     sizes = torch.tensor([9, 0, 4, 1])
     ragged = solver(gram=gram, products=products, square=square, pool_sizes=sizes)
+    of_one = solver(gram=gram[0], products=products, square=square, pool_sizes=sizes)
+
+    for value, expected in zip(of_one, ragged, strict=True):
+        assert torch.equal(value, expected)
+
     exact = solver(pool, query)
 
     assert batch.weights.dtype == dtype
@@ -98,6 +103,28 @@ def test_shared_single_and_ragged_problems(
             assert abs(ragged.residual[b] - 1) <= 1e-6
 
         assert (ragged.weights[b, size:] == 0).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [(2, 2), (3, 1)])
+def test_a_shared_matrix_that_is_not_finite(
+    solver: Callable, bad: float, place: tuple[int, int]
+) -> None:
+    """Every query refuses it, and the next call reads its own."""
+    gram, products = torch.eye(4).double(), torch.ones(3, 4).double()
+    expected = solver(gram=gram, products=products)
+    gram[place] = bad
+    message = f"{solver.__name__}: gram has NaN or infinity in row {place[0]} for query"
+
+    for batch in (products, products[:1]):
+        with pytest.raises(ValueError, match=f"^{message} 0"):
+            solver(gram=gram, products=batch)
+
+    gram[place] = float(place[0] == place[1])
+    again = solver(gram=gram, products=products)
+
+    assert torch.equal(again.weights, expected.weights)
 
 
 def test_the_point_of_least_norm_of_a_gramian_of_zeros() -> None:

@@ -57,19 +57,6 @@ class CorrectiveSelection {
   RowCounts<T> counts_;
 };
 
-template <typename T>
-class FwQuerySolver {
- public:
-  bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
-    if (options.variant == Variant::kCorrective) return corrective_.solve(options, in, answer);
-    return steps_.solve(options, in, answer);
-  }
-
- private:
-  StepSolver<T> steps_;
-  CorrectiveSelection<T> corrective_;
-};
-
 // Bytes of a query's quantized pool and per-candidate arrays.
 double screening_bytes(const SelectionArguments& arguments, const Sizes& sizes) {
   constexpr double kCandidateBytes = 64;
@@ -99,8 +86,13 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   const double work = double(batch) * kStepsWork + work_a_row * sizes.total();
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    select_batch<T>(arguments, sizes, work, output,
-                    [&] { return ThreadSolver<FwQuerySolver<T>, FwOptions>(options); });
+    const auto solve_with = [&](const auto& make_solver) {
+      select_batch<T>(arguments, sizes, work, output, make_solver);
+    };
+    if (options.variant == Variant::kCorrective)
+      solve_with([&] { return ThreadSolver<CorrectiveSelection<T>, FwOptions>(options); });
+    else
+      solve_with([&] { return ThreadSolver<StepSolver<T>, FwOptions>(options); });
   });
   return output.tensors();
 }

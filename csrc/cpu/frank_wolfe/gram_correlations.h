@@ -35,7 +35,7 @@ class GramCorrelations {
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
   static constexpr int kTargets = kSimplex ? 2 : 1;  // the products with the query, and 1
 
-  // The state at w = 0, or false when a value is not finite.
+  // The state at w = 0, or false when a square or a product is not finite.
   bool begin(const GramProblem& in, const Support& support) {
     in_ = &in, support_ = &support;
     wb_ = wu_ = terms_ = shift_ = 0, origin_ = 0;
@@ -44,8 +44,7 @@ class GramCorrelations {
     double poison = 0, nearest = 0;
     for (int64_t k = 0; k < in.n_rows; ++k) {
       norms_[size_t(k)] = std::sqrt(std::max(gram(k, k), 0.0));
-      for (int64_t j = 0; j < in.n_rows; ++j) poison += gram(k, j) * 0;
-      poison += in.products[k] * 0;
+      poison += norms_[size_t(k)] * 0 + in.products[k] * 0;
       const double nearness = 2 * in.products[k] - gram(k, k);
       if (k == 0 || nearness > nearest) nearest = nearness, origin_ = k;
     }

@@ -80,24 +80,37 @@ template <typename T, Constraint kConstraint>
 class GramSolver {
  public:
   bool solve(const CorrectiveOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
-    const int64_t n = in.n_rows, stride = padded(n);
-    double *gram = gram_.reserve(n * stride), *products = products_.reserve(stride);
-    for (int64_t i = 0; i < n; ++i) {
-      std::fill_n(gram + i * stride + n, stride - n, 0.0);
-      for (int64_t j = 0; j < n; ++j)
-        gram[i * stride + j] = (widen(in.rows[i][j]) + widen(in.rows[j][i])) / 2;
-      products[i] = widen(in.query[i]);
-    }
+    if (in.pool_id != pool_id_) read_gram(in);
+    const int64_t n = in.n_rows;
+    double* products = products_.reserve(n);
+    for (int64_t i = 0; i < n; ++i) products[i] = widen(in.query[i]);
     const double rounding = sizeof(T) == 8 ? epsilon<double>() : double(epsilon<float>());
-    const GramProblem problem{gram, n, stride, products, 0, rounding};
-    if (!solver_.solve(options, problem, answer)) return false;
+    const GramProblem problem{gram_.get(), n, padded(n), products, 0, rounding};
+    if (!is_finite_ || !solver_.solve(options, problem, answer)) return false;
     answer.residual = solver_.correlations().squared_residual();
     return true;
   }
 
  private:
+  // Once for the queries in a row that share the matrix.
+  void read_gram(const QueryPool<T>& in) {
+    const int64_t n = in.n_rows, stride = padded(n);
+    double *gram = gram_.reserve(n * stride), poison = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      std::fill_n(gram + i * stride + n, stride - n, 0.0);
+      for (int64_t j = 0; j <= i; ++j) {
+        const double product = (widen(in.rows[i][j]) + widen(in.rows[j][i])) / 2;
+        gram[i * stride + j] = gram[j * stride + i] = product;
+        poison += product * 0;
+      }
+    }
+    pool_id_ = in.pool_id, is_finite_ = poison == 0;
+  }
+
   CorrectiveSolver<GramCorrelations<kConstraint>> solver_;
   AlignedDoubles gram_, products_;
+  int64_t pool_id_ = 0;
+  bool is_finite_ = true;
 };
 
 // Many queries of one small pool, as many at once as a vector has lanes. What pivoting does not
