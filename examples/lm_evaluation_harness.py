@@ -40,7 +40,7 @@ class HullftLM(HFLM):
         pretrained: any name that `load_model` takes.
         device: device of the model.
         batch_size: how many requests of a document to answer at once.
-        store: a datastore's folder; None for the answers of `HFLM`.
+        store: a datastore's folder; None for the answers of `HFLM`, or with an adapter alone.
         embedder: name of the embedder that the datastore was made with; None for the default.
         options: fields of `TTFTConfig`, where ``max_length`` also limits what the model reads, and
             ``ngrams`` must be 0.
@@ -59,10 +59,9 @@ class HullftLM(HFLM):
         config = TTFTConfig(**{"ngrams": 0} | options)
         if config.ngrams:
             raise InputError("ngrams must be 0: the harness reads the model's logits")
-        if store is None and (config.n_select or config.context or config.adapter):
+        if store is None and (config.n_select or config.context):
             raise InputError(
-                "store must be given for n_select or context above 0, or an adapter; "
-                "`hullft-ops index` makes a store"
+                "store must be given for n_select or context above 0; `hullft-ops index` makes one"
             )
         model, tokenizer = load_model(pretrained, device)
         super().__init__(
@@ -71,11 +70,13 @@ class HullftLM(HFLM):
             max_length=config.max_length,
             batch_size=batch_size,
         )
-        self.finetuner = None
+        self.finetuner = self.embedder = passages = None
         if store is not None:
+            passages = Datastore.open(store)
             self.embedder = load_embedder(embedder) if embedder else load_embedder()
+        if store is not None or config.adapter is not None:
             self.finetuner = TestTimeFinetuner(
-                model, tokenizer, Datastore.open(store), self.embedder, config
+                model, tokenizer, passages, self.embedder, config
             )
 
     def set_cache_hook(self, cache_hook: Any) -> None:
@@ -122,7 +123,7 @@ class HullftLM(HFLM):
             )
             return self.plain_answers(requests)
         is_text = requests[0].request_type == "loglikelihood_rolling"
-        if not is_text:
+        if not is_text and self.embedder is not None:
             question = self.end_within(question)
         with self.finetuner.adapted(question) as adaptation:
             if not is_text:

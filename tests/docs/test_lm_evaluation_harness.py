@@ -22,6 +22,7 @@ from hullft_ops.ttft import (
     load_embedder,
     load_model,
     tiny_lm_path,
+    train_adapter,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,20 @@ def test_a_document_is_adapted_to_once_and_has_the_answers_of_the_adapted_model(
 
         assert answers[document:4:2] == of_document
         assert of_document != unadapted[document:4:2]
+
+
+def test_an_adapter_needs_no_store(
+    hullft: Any, plain: HFLM, store: str, tmp_path: Path
+) -> None:
+    train_adapter(*load_model(None), Datastore.open(store), tmp_path / "adapter")
+    options = {"adapter": str(tmp_path / "adapter"), "train_on_prompt": 0, "context": 0}
+    adapting = hullft(**options)
+    requests = [scored(0, QUESTION, " 3")]
+    with adapting.finetuner.adapted(QUESTION):
+        expected = adapting.plain_answers(requests)
+
+    assert adapting.loglikelihood(requests) == expected
+    assert expected != plain.loglikelihood(requests)
 
 
 def test_retrieval_reads_the_question_and_no_answer(
