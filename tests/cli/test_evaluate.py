@@ -305,7 +305,8 @@ def test_a_folder_becomes_evidence(
 
     assert "no adaptation" in table
     # What is retrieved has no setting of its own.
-    assert "\n adapted " in table
+    assert "\n off " in table
+    assert "\ntrain_on_prompt off: " in table
     assert "The continuation comes after the prompt" in table
     for row in rows:
         trains_on_prompt = "train_on_prompt" in row.settings

@@ -96,6 +96,17 @@ def test_a_table_has_the_settings_that_vary() -> None:
     ]
 
 
+def test_a_configuration_without_what_others_have_is_named_by_that() -> None:
+    reading = {"context": 5, "ngrams": 1.0}
+    every = [reading, reading | {"train_on_prompt": 2}]
+    measured = Measurements.of([result_row("p", settings=each) for each in every])
+    _, *cells = cells_of(measured)
+
+    names = ["train_on_prompt off", "train_on_prompt=2"]
+    assert list(measured.names().values()) == names
+    assert [row["train_on_prompt"] for row in cells] == ["off", "2"]
+
+
 def test_a_score_of_which_more_is_better() -> None:
     def rows(method: str, after: list[float]) -> list[Row]:
         return [

@@ -47,7 +47,7 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
         change = measured.change(after, measured.before)
         names = {name: shown(settings.get(name, "")) for name in varying}
         if not any(names.values()):
-            names[first] = "adapted"
+            names[first] = "off" if varying else "adapted"
         rows.append(
             {
                 **names,

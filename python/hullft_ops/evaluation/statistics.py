@@ -205,8 +205,9 @@ class Measurements:
     def names(self) -> dict[str, str]:
         """What to call each configuration, by its key: the settings that tell it apart."""
         varying = self.varying()
+        unnamed = f"{varying[0]} off" if varying else "adapted"
         return {
-            config: named(self.settings(config), varying) or "adapted"
+            config: named(self.settings(config), varying) or unnamed
             for config in self.rows
         }
 
