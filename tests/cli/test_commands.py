@@ -88,6 +88,9 @@ def test_help_lists_the_commands() -> None:
     for name in cli.COMMANDS:
         assert f"• {name} " in result.stdout
 
+    # A sentence goes on where the docstring begins a new line.
+    assert "prompt that repeats is answered" in succeeded("answer", "--help").stdout
+
 
 @pytest.mark.parametrize(
     "arguments", [[], ["tune"], ["adapt", "--steps", "3"], ["evaluate", "--lr", "x"]]

@@ -97,13 +97,13 @@ def test_a_folder_and_its_patterns(run, tmp_path):
 
 def test_verify_reads_a_whole_datastore(run, corpus, tmp_path):
     run(corpus, "--output", tmp_path / "store", "--text-column", "body")
-    printed = run(tmp_path / "store", "--verify")
+    printed = succeeded("verify", tmp_path / "store").stdout
 
     assert printed.endswith("everything is as it was written\n")
 
     vectors = tmp_path / "store" / "embeddings.f32"
     vectors.write_bytes(bytes(vectors.stat().st_size))
-    result = hullft_ops("index", tmp_path / "store", "--verify")
+    result = hullft_ops("verify", tmp_path / "store")
 
     assert result.code == 2
     assert "store is damaged: its files have changed" in result.stderr

@@ -35,7 +35,7 @@ class _Printer(TextStreamer):
 
 
 def adapt(
-    inputs: Annotated[dict[str, Any], fields_of(ModelConfig)],
+    model: Annotated[dict[str, Any], fields_of(ModelConfig)],
     settings: Annotated[dict[str, Any], fields_of(TTFTConfig)],
     files: Annotated[dict[str, Any], fields_of(CorpusConfig)],
     *,
@@ -50,7 +50,7 @@ def adapt(
     """Adapt to a prompt; print passages, and the continuations without and with adaptation.
 
     Args:
-        inputs: the language model.
+        model: the language model.
         settings: how to adapt.
         files: what is read of --corpus.
         prompt: the text to adapt to; - for stdin.
@@ -72,7 +72,7 @@ def adapt(
         # The answer would wait until all passages are embedded.
         config = replace(config, search="lexical")
     finetuner = loaded_finetuner(
-        ModelConfig(**inputs), config, embedder, store=store, corpus=corpus, files=files
+        ModelConfig(**model), config, embedder, store=store, corpus=corpus, files=files
     )
     # Two samples would differ without any adaptation.
     options: dict[str, Any] = {

@@ -44,7 +44,7 @@ class Answer(BaseModel):
 
 def answer(
     prompts: tyro.conf.Positional[str],
-    inputs: Annotated[dict[str, Any], fields_of(ModelConfig)],
+    model: Annotated[dict[str, Any], fields_of(ModelConfig)],
     settings: Annotated[dict[str, Any], fields_of(TTFTConfig)],
     *,
     output: Path,
@@ -65,7 +65,7 @@ def answer(
     Args:
         prompts: JSONL file; - for stdin. A line is an object, or a list of messages. A prompt that
             repeats is answered once.
-        inputs: the language model.
+        model: the language model.
         settings: how to adapt.
         output: answers file, JSONL.
         store: folder of a datastore, which hullft-ops index makes; None with --n-select 0,
@@ -80,7 +80,7 @@ def answer(
     """
     check_integer("generate", "batch_size", batch_size, 1)
     Deadline(seconds)  # Refuses a wrong budget before the work.
-    language_model = ModelConfig(**inputs)
+    language_model = ModelConfig(**model)
     config = TTFTConfig(**settings)
     sources = prompts, store, language_model.model, config.adapter, embedder
     check_output(output, kind="rows", inputs=sources)

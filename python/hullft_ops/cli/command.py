@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import partial, wraps
+from inspect import getdoc
 from typing import Any
 
 import tyro
@@ -48,6 +49,8 @@ def run_command(commands: dict[str, Callable[..., None]]) -> None:
 
 def _deferred(command: Callable[..., None]) -> Callable[..., partial[None]]:
     """The command, to be called later: tyro would print its errors in a box."""
+    # tyro would keep the line breaks in what is said of an argument.
+    command.__doc__ = re.sub(r"\n {8}", " ", getdoc(command) or "")
 
     @wraps(command)
     def bind(**arguments: Any) -> partial[None]:

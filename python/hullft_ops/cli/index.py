@@ -13,17 +13,15 @@ from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.precision import Precision
 from hullft_ops.ttft.store.corpus import IndexConfig
-from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import index_corpus
 
 
 def index(
     corpus: tyro.conf.Positional[str],
-    config: Annotated[dict[str, Any], fields_of(IndexConfig)],
+    passages: Annotated[dict[str, Any], fields_of(IndexConfig)],
     workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
-    output: Path | None = None,
-    verify: bool = False,
+    output: Path,
     embedder: str = DEFAULT_EMBEDDER,
     device: str | None = None,
     dtype: Precision | None = None,
@@ -35,10 +33,9 @@ def index(
         corpus: a folder, whose files of text and HTML are read; a file of JSON, CSV, Parquet, HTML
             or plain text; or a dataset that the library datasets saved. Files of JSON and CSV may
             be compressed.
-        config: how to read and cut it.
+        passages: how to read and cut it.
         workers: where to embed.
-        output: folder of the datastore.
-        verify: read the whole datastore that corpus names, and compare it with what was written.
+        output: new folder for the datastore.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
@@ -46,15 +43,8 @@ def index(
         vectors: embed the passages; without, the datastore is searched by words alone, and ready in
             seconds.
     """
-    if verify:
-        store = Datastore.open(corpus)
-        store.verify()
-        echo(*store.summary(), "everything is as it was written")
-        return
-    if output is None:
-        raise ValueError("give --output, or --verify for a datastore")
     check_output(output, inputs=[corpus])
-    settings = IndexConfig(**config)
+    settings = IndexConfig(**passages)
     embed = None
     engine = Workers(**workers)
     if engine.engine == "ray" and vectors:

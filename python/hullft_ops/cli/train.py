@@ -15,7 +15,7 @@ from hullft_ops.ttft.store.datastore import Datastore
 
 def train(
     store: tyro.conf.Positional[Path],
-    options: Annotated[dict[str, Any], fields_of(AdapterConfig)],
+    training: Annotated[dict[str, Any], fields_of(AdapterConfig)],
     model: Annotated[dict[str, Any], fields_of(ModelConfig)],
     *,
     output: Path,
@@ -24,14 +24,14 @@ def train(
 
     Args:
         store: folder of a datastore, which hullft-ops index makes.
-        options: how to train.
+        training: how to train.
         model: the language model.
         output: new folder for the adapter, which PEFT and the option --adapter take.
     """
-    config, language_model = AdapterConfig(**options), ModelConfig(**model)
+    config, language_model = AdapterConfig(**training), ModelConfig(**model)
     check_output(output, inputs=[store, language_model.model])
     datastore = Datastore.open(store)
     with waiting("loading the model"):
         loaded = language_model.load()
-    train_adapter(*loaded, datastore, output, **options)
+    train_adapter(*loaded, datastore, output, **training)
     echo(f"an adapter of rank {config.rank} is in {output}")

@@ -1,0 +1,19 @@
+"""``hullft-ops verify``: whether a datastore is as it was written."""
+
+from pathlib import Path
+
+import tyro
+
+from hullft_ops._terminal import echo
+from hullft_ops.ttft.store.datastore import Datastore
+
+
+def verify(store: tyro.conf.Positional[Path]) -> None:
+    """Read a whole datastore, and compare it with what was written.
+
+    Args:
+        store: folder of the datastore.
+    """
+    datastore = Datastore.open(store)
+    datastore.verify()
+    echo(*datastore.summary(), "everything is as it was written")
