@@ -172,7 +172,7 @@ def test_the_prompt_may_be_in_stdin(
         (["--store", "nowhere"], "nowhere: no such folder"),
         (["--corpus", "notes"], "give one of --store and --corpus"),
         (["--prompt", " "], "prompt must have text"),
-        (["--model", "./nowhere"], "model ./nowhere: no such folder"),
+        (["--model", "./nowhere"], "model ./nowhere: no such file or folder"),
         (["--device", "tpu"], "device tpu: RuntimeError: Expected one of cpu, cuda"),
         (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--embedder", "./nowhere"], "embedder ./nowhere: "),

@@ -157,7 +157,7 @@ def test_a_tokenizers_code_in_the_folder_is_not_run(folder, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["/nowhere", "./nowhere", Path("nowhere")])
 def test_a_path_without_a_folder_is_no_name_on_the_hub(name):
-    assert refusal(name).endswith("no such folder")
+    assert refusal(name).endswith("no such file or folder")
 
 
 def test_a_name_that_the_hub_does_not_have_takes_one_line():

@@ -94,7 +94,7 @@ def _load(
     is_path = isinstance(folder, Path) or folder.startswith(("/", ".", "~"))
     if is_path and not Path(folder).is_dir():
         # The libraries would look for it on the hub.
-        raise InputError(f"{subject}: no such folder")
+        raise InputError(f"{subject}: no such file or folder")
     # transformers would load the base model and unpickle the adapter's weights.
     if find_adapter_config_file(str(folder)) is not None:
         raise InputError(
