@@ -102,7 +102,8 @@ inline bool is_floating(ScalarType t) {
          t == ScalarType::Half;
 }
 
-inline void check_floating(const char* op, const char* name, const Tensor& t) {
+template <typename Name>
+void check_floating(const char* op, const Name& name, const Tensor& t) {
   if (!is_floating(dtype_of(t)))
     value_error(op, name, " must be float32, float64, bfloat16 or float16, got ",
                 dtype_name(dtype_of(t)));

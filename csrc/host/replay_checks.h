@@ -50,9 +50,9 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
   for (const TensorList* list : {&grads, &exp_avgs, &exp_avg_sqs, &steps})
     check_same_length(op, *list, params);
   for (size_t i = 0; i < params.size(); ++i) {
-    check_entry_floating(op, params, i);
+    check_floating(op, entry(params, i), params[i]);
     check_companion(op, params, i, params, params[0]);
-    check_entry_floating(op, grads, i);
+    check_floating(op, entry(grads, i), grads[i]);
     check_companion(op, grads, i, params, params[0]);
     for (const TensorList* moments : {&exp_avgs, &exp_avg_sqs}) {
       check_same_dtype(op, *moments, i, params);
@@ -168,8 +168,7 @@ inline double read_step(const char* op, const TensorList& steps, size_t i, const
     return 0;
   }
   const double step = read_value(steps[i]);
-  if (!(step >= 0) || std::isinf(step))
-    value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);
+  check_not_negative(op, entry(steps, i), step);
   return step;
 }
 
@@ -184,10 +183,10 @@ inline void check_accumulate_arguments(const char* op, const TensorList& caches,
                                        const TensorList& grads, double alpha, double beta) {
   check_same_length(op, grads, caches);
   for (size_t i = 0; i < caches.size(); ++i) {
-    check_entry_floating(op, caches, i);
-    check_companion(op, caches, i, caches, caches[0]);
-    check_entry_floating(op, grads, i);
-    check_companion(op, grads, i, caches, caches[0]);
+    for (const TensorList* list : {&caches, &grads}) {
+      check_floating(op, entry(*list, i), (*list)[i]);
+      check_companion(op, *list, i, caches, caches[0]);
+    }
   }
   check_single(op, "alpha", alpha, caches);
   check_single(op, "beta", beta, caches);

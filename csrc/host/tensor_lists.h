@@ -42,16 +42,12 @@ inline void check_same_length(const char* op, const TensorList& list, const Tens
     value_error(op, list.name, " has ", list.size(), " tensors, ", ref.name, " has ", ref.size());
 }
 
-inline bool same_shape(const Tensor& a, const Tensor& b) {
-  const auto x = a.sizes(), y = b.sizes();
-  return std::equal(x.begin(), x.end(), y.begin(), y.end());
-}
-
 inline void check_same_shape(const char* op, const TensorList& list, size_t i,
                              const TensorList& ref) {
-  if (!same_shape(list[i], ref[i]))
-    value_error(op, entry(list, i), " has shape ", shape_text(list[i].sizes()), ", ", entry(ref, i),
-                " has shape ", shape_text(ref[i].sizes()));
+  const auto x = list[i].sizes(), y = ref[i].sizes();
+  if (!std::equal(x.begin(), x.end(), y.begin(), y.end()))
+    value_error(op, entry(list, i), " has shape ", shape_text(x), ", ", entry(ref, i),
+                " has shape ", shape_text(y));
 }
 
 inline void check_same_dtype(const char* op, const TensorList& list, size_t i,
@@ -63,12 +59,6 @@ inline void check_same_dtype(const char* op, const TensorList& list, size_t i,
 
 inline void check_device(const char* op, const TensorList& list, size_t i, const Tensor& ref) {
   check_same_device(op, entry(list, i), list[i], "the first tensor", ref);
-}
-
-inline void check_entry_floating(const char* op, const TensorList& list, size_t i) {
-  if (!is_floating(dtype_of(list[i])))
-    value_error(op, entry(list, i), " must be float32, float64, bfloat16 or float16, got ",
-                dtype_name(dtype_of(list[i])));
 }
 
 // Refuses two tensors that share memory unless both are only read, and written ones that overlap

@@ -8,6 +8,7 @@ from hullft_ops import reference
 from lstsq_problems import (
     KINDS,
     assert_nearest_of_the_hull,
+    excess,
     largest_square,
     make,
     squared,
@@ -37,6 +38,25 @@ def test_no_point_of_the_hull_is_nearer(kind: str, rows: int, dim: int) -> None:
     assert (solution.num_iter <= 3 * rows).all()
 
     assert_nearest_of_the_hull(pool, query, solution)
+
+
+@pytest.mark.parametrize("width", [1e-6, 1e-8, 1e-10])
+@pytest.mark.parametrize(("rows", "dim"), [(3, 2), (20, 3), (40, 8)])
+@pytest.mark.cpu_only("on CUDA the solver sees products alone")
+def test_rows_nearly_on_a_line_beside_a_short_query(
+    width: float, rows: int, dim: int
+) -> None:
+    """The line passes the query at more than the query's length."""
+    generator = torch.Generator().manual_seed(rows)
+    shapes = [(3000, rows, 1), (3000, 1, dim), (3000, rows, dim), (3000, dim)]
+    places, line, across, query = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
+    )
+    pool = places * line + width * across + 0.1 * across[:, :1]
+    query *= 1e-3
+    above = excess(pool, query, hullft_ops.simplex_lstsq(pool, query).weights)
+
+    assert (above <= 1e-13 * largest_square(pool, query)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

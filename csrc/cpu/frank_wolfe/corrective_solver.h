@@ -30,19 +30,17 @@ class CorrectiveSolver {
   template <typename Source>
   bool solve(const CorrectiveOptions& options, const Source& source, SelectionAnswer& answer) {
     options_ = options;
-    support_.begin(source.n_rows);
-    if (!correlations_.begin(source, support_)) return false;
     // Where the support fills, which rows it has depends on their order: then it is that of their
     // correlations in the whole pool.
     const bool is_likely_to_fill = options.max_support < kFewRows;
-    if (is_likely_to_fill) correlations_.enter_strictly();
-    run(answer);
-    if (is_full() && !is_likely_to_fill) {
-      support_.begin(source.n_rows);
-      correlations_.begin(source, support_);
-      correlations_.enter_strictly();
-      run(answer);
+    if (!begin(source, is_likely_to_fill)) return false;
+    run(answer, false);
+    if (is_stuck(answer)) {
+      const double gap = answer.gap;
+      begin(source, is_likely_to_fill), run(answer, true);
+      if (answer.gap > gap) begin(source, is_likely_to_fill), run(answer, false);
     }
+    if (is_full() && !is_likely_to_fill) begin(source, true), run(answer, false);
     answer.residual = correlations_.residual();
     order_.write(support_, options.max_support, answer);
     return std::isfinite(answer.gap) && std::isfinite(answer.residual);
@@ -55,10 +53,18 @@ class CorrectiveSolver {
   static constexpr int64_t kFewRows = 16;
   using Factor = SupportFactor<Correlations::kTargets>;
 
+  template <typename Source>
+  bool begin(const Source& source, bool enter_strictly) {
+    support_.begin(source.n_rows);
+    if (!correlations_.begin(source, support_)) return false;
+    if (enter_strictly) correlations_.enter_strictly();
+    return true;
+  }
+
   // Until the optimum, or what ends it before.
-  void run(SelectionAnswer& answer) {
+  void run(SelectionAnswer& answer, bool has_long_shift) {
     enters_alone_ = false;
-    if (kSimplex) correlations_.choose_shift();
+    if (kSimplex) correlations_.choose_shift(has_long_shift);
     factor_.begin(correlations_.rounding());
     bool goes_on = start();
     answer.num_iter = 0;
@@ -71,6 +77,12 @@ class CorrectiveSolver {
     }
     correlations_.look_at_all();
     answer.gap = kkt_violation();
+  }
+
+  // Whether a row has a slope and could not enter: beside a short t, rows that lie nearly on a line
+  // are on it to rounding.
+  bool is_stuck(const SelectionAnswer& answer) {
+    return kSimplex && answer.num_iter < options_.max_iter && !converged();
   }
 
   bool is_full() const { return support_.size() >= options_.max_support; }

@@ -97,11 +97,12 @@ class GramCorrelations {
     return kSimplex ? in_->rounding * (1 + gram(origin_, origin_) / shift_) : in_->rounding;
   }
 
-  // t of core/corrective.h: the distance of the next row from the first.
-  void choose_shift() {
-    double steepest = 0;
+  // t of core/corrective.h: the distance of the next row from the first, or of the farthest one.
+  void choose_shift(bool is_long) {
+    double most = 0;
     for (int64_t k = 0; k < in_->n_rows; ++k) {
-      if (products_from(k) > steepest) steepest = products_from(k), shift_ = entry(k, k);
+      const double value = is_long ? entry(k, k) : products_from(k);
+      if (value > most) most = value, shift_ = entry(k, k);
     }
     shift_ = factor_shift(shift_, gram(origin_, origin_));
     if (!(shift_ > 0)) shift_ = 1;  // all rows are 0

@@ -105,9 +105,12 @@ class ResidualCorrelations {
     return slope_of(rows_[size_t(place)].get(), length);
   }
 
-  // t of core/corrective.h, before the first row joins: of its distance from the query, if that is
-  // less than the query's norm.
-  void choose_shift() { shift_ = factor_shift(std::min(qq_, entering_square_), entering_square_); }
+  // t of core/corrective.h, before the first row joins: of its distance from the query; of the
+  // query's norm if that is less and t need not be long.
+  void choose_shift(bool is_long) {
+    const double shortest = is_long ? entering_square_ : std::min(qq_, entering_square_);
+    shift_ = factor_shift(shortest, entering_square_);
+  }
 
   // The entering row k: A_ik for the rows i of the support, A_kk, and its target.
   void entries(double* out) {
