@@ -359,7 +359,7 @@ def test_a_corpus_of_one_document_has_no_prompts(models_of: list[object]) -> Non
     result = hullft_ops("evaluate", *models_of, "--corpus", "one.txt")
 
     assert result.code == 2
-    assert "corpus one.txt: 1 document, too few to hold one out" in result.last
+    assert "corpus one.txt: 1 document: one to hold out must have" in result.last
 
 
 def test_rows_of_another_model_are_refused(evaluate: Evaluate) -> None:

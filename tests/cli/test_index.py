@@ -80,6 +80,12 @@ def test_without_vectors_no_embedder_is_loaded(run, tmp_path):
     assert len(store.words.search("areaOf", 2)) == 2
 
 
+def test_a_corpus_is_refused_before_the_embedder_is_loaded():
+    result = hullft_ops("index", "nowhere", "--output", "x", "--embedder", "missing")
+
+    assert result.stderr == "hullft-ops index: nowhere: no such file or folder\n"
+
+
 def test_a_folder_and_its_patterns(run, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

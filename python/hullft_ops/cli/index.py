@@ -12,7 +12,7 @@ from hullft_ops.distributed.workers import Workers
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.precision import Precision
-from hullft_ops.ttft.store.corpus import IndexConfig
+from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.index import index_corpus
 
 
@@ -45,6 +45,7 @@ def index(
     """
     check_output(output, inputs=[corpus])
     settings = IndexConfig(**passages)
+    contents = Corpus(corpus, settings)
     embed = None
     engine = Workers(**workers)
     if engine.engine == "ray" and vectors:
@@ -53,5 +54,5 @@ def index(
     if vectors:
         with waiting("loading the embedder"):
             encoder = load_embedder(embedder, device=device, dtype=dtype)
-    store = index_corpus(corpus, output, encoder, settings, embed=embed)
+    store = index_corpus(contents, output, encoder, settings, embed=embed)
     echo(*store.summary())

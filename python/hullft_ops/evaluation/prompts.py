@@ -186,8 +186,9 @@ def _held_out_texts(
     passages, every = hold_out(documents)
     if not (every and passages):
         raise InputError(
-            f"corpus {corpus}: {counted(len(documents), 'document')}, too few to hold one out; "
-            f"skipped: {listed(skipped) or 'none'}"
+            f"corpus {corpus}: {counted(len(documents), 'document')}: one to hold out must have a "
+            f"prompt and a continuation of {PROMPT_CHARS} characters that the others lack, and "
+            f"there must be others; skipped: {listed(skipped) or 'none'}"
         )
     count = experiment.limit or min(LIMIT, len(every))
     prompts = choose_prompts(every, count, experiment.seed)
