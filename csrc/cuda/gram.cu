@@ -71,15 +71,13 @@ __device__ __forceinline__ int place_of_pair(int row, int pair) { return pair ^ 
 template <typename T>
 __device__ __forceinline__ void store_slice(const uint32_t (&words)[kTileRows][4], int g, int t,
                                             SliceTotals& totals) {
-  Operand<T, 2> a;
-  a.set_row(0, words[0]);
-  a.set_row(1, words[1]);
+  Strip<T> a, b;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) a.set_row(r, words[r]), b.set_row(r, words[2 + r]);
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    Operand<T, 1> b;
-    b.set_row(0, words[2 + n]);
     float products[4] = {};
-    add_slice(a, b, products);
+    add_slice(a, b, n, products);
 #pragma unroll
     for (int c = 0; c < 4; c += 2) {
       const int row = g + c / 2 * kFragmentRows;
@@ -223,8 +221,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int i = tile.row + e / kWideSide, j = tile.column + e % kWideSide;
     double total = 0;
     for (int s = 0; s < kGroups; ++s) total += shared.shares[s][e / kWideSide][e % kWideSide];
-    out.put_lower(i, j, total);
-    if (!kLong) out.put_upper(j, i, total);
+    kLong ? out.put_lower(i, j, total) : out.put(i, j, total);
   }
 }
 

@@ -80,9 +80,9 @@ class Run {
   }
 
  private:
-  // Row in the triangle, square or panel that tile t belongs to.
+  // Row in the triangle, square or panel that tile t belongs to. The root of a square is exact.
   __device__ __forceinline__ int row_of(int t) const {
-    return triangle_ ? tile_of(t, 1).row : t / across_;
+    return triangle_ ? int(sqrtf(float(8 * t + 1)) - 1) / 2 : t / across_;
   }
 
   int across_, rows_, columns_;  // strips: of a row, the first of the rows and of the columns
@@ -90,46 +90,56 @@ class Run {
   int first_, last_, first_row_;
 };
 
+constexpr int kRowsOfPass = kThreads / kRowLanes;  // that a block copies at a time
+constexpr int kPasses = (kMostRows + kRowsOfPass - 1) / kRowsOfPass;
+
+// The passes in which the thread has a piece of a row, a bit each.
+template <typename T>
+__device__ __forceinline__ unsigned passes_of_thread(const T* const* rows, int n_rows) {
+  unsigned passes = 0;
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int r = int(threadIdx.x) / kRowLanes + pass * kRowsOfPass;
+    if (r < n_rows && rows[r]) passes |= 1u << pass;
+  }
+  return passes;
+}
+
 // The thread's share of a slice. What cannot be copied 16 bytes at a time, and what lies past d, it
 // stores itself.
 template <typename T>
-__device__ __forceinline__ void fetch(const PoolView& pool, const T* const* rows, int n_rows,
-                                      int64_t slice, uint4* slab) {
-  const int thread = int(threadIdx.x);
-  const int64_t start = slice * kSlice<T> + thread % kRowLanes * kVector<T>;
-  const bool whole = pool.vectors && start + kVector<T> <= pool.d;
-#pragma unroll 1  // a thread has at most four, and the loop is small
-  for (int piece = thread; piece < n_rows * kRowLanes; piece += kThreads) {
-    const T* from = rows[piece / kRowLanes];
-    uint4* to = slab + piece;
-    if (!from) continue;
-    if (whole) {
-      copy_async(to, from + start);
-    } else {
-      T values[kVector<T>];
+__device__ __forceinline__ void fetch(const PoolView& pool, const T* const* rows, unsigned passes,
+                                      int slice, uint4* slab) {
+  const unsigned thread = threadIdx.x;
+  const int64_t start = int64_t(slice) * kSlice<T> + thread % kRowLanes * kVector<T>;
+  rows += thread / kRowLanes, slab += thread;
+  if (pool.vectors && start + kVector<T> <= pool.d) {
 #pragma unroll
-      for (int j = 0; j < kVector<T>; ++j) values[j] = start + j < pool.d ? from[start + j] : T{};
-      memcpy(to, values, sizeof values);
-    }
+    for (int pass = 0; pass < kPasses; ++pass)
+      if (passes & 1u << pass) copy_async(slab + pass * kThreads, rows[pass * kRowsOfPass] + start);
+    return;
   }
-}
-
-// What a strip has no row for is 0.
-__device__ __forceinline__ void clear(Slab (&slabs)[kStages]) {
-  for (int i = int(threadIdx.x); i < kStages * kMostRows * kRowLanes; i += kThreads)
-    (&slabs[0][0][0])[i] = {};
+#pragma unroll 1
+  for (int pass = 0; pass < kPasses; ++pass) {
+    if (!(passes & 1u << pass)) continue;
+    const T* from = rows[pass * kRowsOfPass];
+    T values[kVector<T>];
+#pragma unroll
+    for (int j = 0; j < kVector<T>; ++j) values[j] = start + j < pool.d ? from[start + j] : T{};
+    memcpy(slab + pass * kThreads, values, sizeof values);
+  }
 }
 
 constexpr int kHalfPieces = kFragmentRows * kRowLanes;  // of half the rows of a strip
 constexpr int kStripPieces = 2 * kHalfPieces;
 
-// From half of the rows of a strip, 0 or 1.
-template <int kHalf, typename T, int kRows>
-__device__ __forceinline__ void read_row(SharedPlace slab, int piece, int row,
-                                         Operand<T, kRows>& operand) {
+template <typename T>
+__device__ __forceinline__ void read_strip(SharedPlace slab, int slot, Strip<T>& strip) {
   uint32_t words[4];
-  load_shared<kHalf * kHalfPieces>(slab, piece, words);
-  operand.set_row(row, words);
+  load_shared<0>(slab, slot * kStripPieces, words);
+  strip.set_row(0, words);
+  load_shared<kHalfPieces>(slab, slot * kStripPieces, words);
+  strip.set_row(1, words);
 }
 
 // The tiles of a warp, and their sums. Long rows have totals of so many slices.
@@ -153,32 +163,25 @@ class WarpTiles {
     }
 #pragma unroll
     for (int k = 0; k < kMost; ++k) {
-      const int row = __shfl_sync(kFullWarp, slots.row, k);
-      const int column = __shfl_sync(kFullWarp, slots.column, k);
-      row_[k] = row < 0 ? -1 : row * kStripPieces + lane;
-      column_[k] = column * kStripPieces + lane;
+      row_[k] = __shfl_sync(kFullWarp, slots.row, k);
+      column_[k] = __shfl_sync(kFullWarp, slots.column, k);
     }
     return slots.row >= 0;
   }
 
-  // Tiles of one row follow one another: the operand of their row is split once.
-  __device__ __forceinline__ void add(const uint4* slab) {
-    const SharedPlace place = place_of(slab);
-    Operand<T, 2> a;
+  // Tiles of one row follow one another: that is split once.
+  __device__ __forceinline__ void add(const uint4* slab, int lane) {
+    const SharedPlace place = place_of(slab + lane);
+    Strip<T> row, column;
     int loaded = -1;
 #pragma unroll
     for (int k = 0; k < kMost; ++k) {
       if (row_[k] < 0) continue;
-      if (row_[k] != loaded) {
-        read_row<0>(place, row_[k], 0, a);
-        read_row<1>(place, row_[k], 1, a);
-        loaded = row_[k];
-      }
-      Operand<T, 1> b;
-      read_row<0>(place, column_[k], 0, b);
-      add_slice(a, b, sums_[k][0]);
-      read_row<1>(place, column_[k], 0, b);
-      add_slice(a, b, sums_[k][1]);
+      if (row_[k] != loaded) read_strip(place, row_[k], row);
+      loaded = row_[k];
+      read_strip(place, column_[k], column);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) add_slice(row, column, half, sums_[k][half]);
     }
   }
 
@@ -194,29 +197,33 @@ class WarpTiles {
   // Lanes have 8 products of a row of the tile, or of its mirror image, side by side.
   __device__ __forceinline__ void write(const GramProblem& problem, const BlockShare& mine,
                                         const Run& run, int lane) const {
-    const GramOutputs<std::conditional_t<kLong, double, float>> out(problem, mine.pool, mine.share);
+    using S = std::conditional_t<kLong, double, float>;
+    const GramOutputs<S> out(problem, mine.pool, mine.share);
     const int g = lane / kRowLanes, t = lane % kRowLanes;
 #pragma unroll
     for (int k = 0; k < kMost; ++k) {
       if (row_[k] < 0) continue;
-      const int row = run.row_of_slot(row_[k] / kStripPieces) + g;
-      const int column = run.row_of_slot(column_[k] / kStripPieces) + 2 * t;
+      const int row = run.row_of_slot(row_[k]) + g;
+      const int column = run.row_of_slot(column_[k]) + 2 * t;
+      S* const rows[2] = {out.row_at(row) + column, out.row_at(row + kFragmentRows) + column};
+      const int columns[2] = {out.columns_of(row), out.columns_of(row + kFragmentRows)};
 #pragma unroll
-      for (int n = 0; n < 2; ++n)
+      for (int e = 0; e < 4; ++e) {
+        const int n = e / 2, j = n * kFragmentRows + e % 2;
+        S* const mirrored = out.gram + int64_t(column + j) * out.width + row;
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const int i = row + c / 2 * kFragmentRows, j = column + n * kFragmentRows + c % 2;
-          if constexpr (kLong) {
-            out.put_lower(i, j, totals_[k][n][c]);
-          } else {
-            out.put(i, j, sums_[k][n][c]);
-          }
+        for (int r = 0; r < 2; ++r) {
+          const int i = r * kFragmentRows, c = 2 * r + e % 2;
+          const S value = kLong ? totals_[kLong ? k : 0][n][c] : sums_[k][n][c];
+          if (column + j < columns[r]) rows[r][j] = value;
+          if (!kLong && column + j < columns[r] && row + i < out.width) mirrored[i] = value;
         }
+      }
     }
   }
 
  private:
-  // The lane's first pieces of the strips of a tile, -1: no such tile.
+  // The slots of a tile, -1: no such tile.
   int row_[kMost], column_[kMost];
   float sums_[kMost][2][4] = {};
   double totals_[kLong ? kMost : 1][2][4] = {};
@@ -238,20 +245,24 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (kLong) wanted = wanted && first + r % kTileSide < problem.pool.width + problem.queries;
     shared.rows[r] = wanted ? row_at<T>(problem, b, first + r % kTileSide) : nullptr;
   }
-  if constexpr (kLong) clear(shared.slabs);
+  if constexpr (kLong) {  // what a strip has no row for is 0
+    for (int i = int(threadIdx.x); i < kStages * kMostRows * kRowLanes; i += kThreads)
+      (&shared.slabs[0][0][0])[i] = {};
+  }
   WarpTiles<T, kLong> tiles;
   const bool any = tiles.choose(problem, b, run, warp, lane);
   if (!__syncthreads_or(any)) return;
-  const int64_t n_slices = slices_of<T>(mine.last);
-  const int depth = kLong ? kMostRows / n_rows : 1;  // slices of a slab
+  const int n_slices = int(slices_of<T>(mine.last));  // 64 bytes each: 128 GB have fewer
+  const int depth = kLong ? kMostRows / n_rows : 1;   // slices of a slab
   const int slice_pieces = n_rows * kRowLanes;
-  const auto fetch_slab = [&](int64_t slice, int stage) {
+  const unsigned passes = passes_of_thread(shared.rows, n_rows);
+  const auto fetch_slab = [&](int slice, int stage) {
     for (int s = 0; s < depth && slice + s < n_slices; ++s)
-      fetch(problem.pool, shared.rows, n_rows, slice + s,
+      fetch(problem.pool, shared.rows, passes, slice + s,
             &shared.slabs[stage][0][0] + s * slice_pieces);
     close_group();
   };
-  int64_t slice = mine.first / kSlice<T>;
+  int slice = int(mine.first / kSlice<T>);
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch_slab(slice + s * depth, s);
   int stage = 0, added = 0;
@@ -259,11 +270,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (; slice < n_slices; slice += depth) {
     wait_for_groups<kStages - 2>();
     __syncthreads();  // all have read the slab that is filled next
-    fetch_slab(slice + (kStages - 1) * depth, (stage + kStages - 1) % kStages);
+    fetch_slab(slice + (kStages - 1) * depth, stage == 0 ? kStages - 1 : stage - 1);
     __syncwarp();  // fetch lets lanes go apart, and a product wants all of them
 #pragma unroll 1
     for (int s = 0; s < depth && slice + s < n_slices; ++s)
-      tiles.add(&shared.slabs[stage][0][0] + s * slice_pieces);
+      tiles.add(&shared.slabs[stage][0][0] + s * slice_pieces, lane);
     stage = stage + 1 == kStages ? 0 : stage + 1;
     added += depth;
     if (kLong && added + depth > kSlicesOfTotal) tiles.add_to_totals(), added = 0;

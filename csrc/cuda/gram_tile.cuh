@@ -72,22 +72,23 @@ struct GramOutputs {
     products = gram + int64_t(width) * width;
   }
 
-  // Element (i, j) of the lower triangle. Rows from `width` on have the products with the queries.
-  __device__ __forceinline__ void put_lower(int i, int j, S value) const {
-    if (j > i || j >= width || i >= width + queries) return;
-    S* row = i < width ? gram + int64_t(i) * width : products + int64_t(i - width) * width;
-    row[j] = value;
+  // Columns of row i in the lower triangle. Rows from `width` on have products with the queries.
+  __device__ __forceinline__ int columns_of(int i) const {
+    if (i >= width + queries) return 0;
+    return i < width ? i + 1 : width;
+  }
+  __device__ __forceinline__ S* row_at(int i) const {
+    return i < width ? gram + int64_t(i) * width : products + int64_t(i - width) * width;
   }
 
-  // An element above the diagonal.
-  __device__ __forceinline__ void put_upper(int i, int j, S value) const {
-    if (i < j && j < width) gram[int64_t(i) * width + j] = value;
+  __device__ __forceinline__ void put_lower(int i, int j, S value) const {
+    if (j <= i && j < width && i < width + queries) row_at(i)[j] = value;
   }
 
   // An element of the lower triangle and its mirror image.
   __device__ __forceinline__ void put(int i, int j, S value) const {
     put_lower(i, j, value);
-    put_upper(j, i, value);
+    if (j < i && i < width) gram[int64_t(j) * width + i] = value;
   }
 };
 

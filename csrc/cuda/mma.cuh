@@ -17,9 +17,9 @@
 
 namespace hullft {
 
-constexpr int kRowLanes = 4;      // that share a row of a fragment
-constexpr int kFragmentRows = 8;  // of b, and half of those of a
-constexpr uint32_t kTf32Mask = 0xffffe000u;
+constexpr int kRowLanes = 4;                 // that share a row of a fragment
+constexpr int kFragmentRows = 8;             // of b, and half of those of a
+constexpr uint32_t kTf32Mask = 0xffffe000u;  // the last 13 bits of a word are not TF32's
 
 #if defined(__CUDACC__)
 
@@ -29,7 +29,8 @@ constexpr uint32_t kTf32Mask = 0xffffe000u;
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
-// T: BFloat16, Float16, or float for words in TF32, whose last 13 bits are 0.
+// T: BFloat16, Float16, or float for words that are cut to TF32. Tensor cores do that themselves,
+// so ptxas leaves those instructions out.
 template <typename T>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -37,7 +38,14 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const
   } else if constexpr (std::is_same_v<T, Float16>) {
     HULLFT_MMA("m16n8k16", "f16");
   } else {
-    HULLFT_MMA("m16n8k8", "tf32");
+    asm volatile(
+        "{.reg .b32 a0, a1, a2, a3, b0, b1;"
+        "and.b32 a0, %4, %10; and.b32 a1, %5, %10; and.b32 a2, %6, %10; and.b32 a3, %7, %10;"
+        "and.b32 b0, %8, %10; and.b32 b1, %9, %10;"
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {a0, a1, a2, a3}, "
+        "{b0, b1}, {%0, %1, %2, %3};}"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "n"(kTf32Mask));
   }
 }
 #undef HULLFT_MMA

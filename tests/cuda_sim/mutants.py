@@ -28,8 +28,8 @@ MUTANTS = {
     "no mirror image": Mutant(
         "gram",
         "cuda/gram_tile.cuh",
-        "if (i < j &&",
-        "if (i < 0 &&",
+        "if (j < i && i < width)",
+        "if (j < i && i < 0)",
         ("gram_ways",),
     ),
     "a vector past d": Mutant(
@@ -81,8 +81,8 @@ MUTANTS = {
     "no zeros where a strip has no rows": Mutant(
         "gram_blocks",
         "cuda/gram_blocks.cu",
-        "if constexpr (kLong) clear(shared.slabs);",
-        "if (problem.queries < 0) clear(shared.slabs);",
+        "i < kStages * kMostRows",
+        "i < problem.queries * 0",
         ("gram_of_long_rows",),
         "race",
         RACE,

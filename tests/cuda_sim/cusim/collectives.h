@@ -176,13 +176,13 @@ inline float cut(double sum) {
   return beyond ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
-// The numbers of a word: two of 16 bits, or one in TF32, whose last 13 bits are 0.
+// The numbers of a word: two of 16 bits, or one that is cut to TF32.
 template <class T>
 struct WordOf {
   static constexpr int kCount = 4 / int(sizeof(T));
   static float at(uint32_t word, int i) {
     if constexpr (kCount == 2) return to_float(T{uint16_t(word >> 16 * i)});
-    if (word & 0x1fffu) return NAN;  // undefined by the PTX ISA
+    word &= ~0x1fffu;
     float value;
     memcpy(&value, &word, sizeof value);
     return value;
