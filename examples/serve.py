@@ -13,6 +13,7 @@ written, a second one at once.
 import asyncio
 import json
 import secrets
+import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -369,4 +370,7 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))
+    try:
+        tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))
+    except (OSError, ValueError) as error:
+        sys.exit(f"serve.py: {error}")

@@ -397,3 +397,11 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_what_cannot_be_loaded_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--store", "nowhere"])
+    with pytest.raises(SystemExit, match=r"^serve.py: .* nowhere: no such folder$"):
+        runpy.run_path(str(SERVE), run_name="__main__")
