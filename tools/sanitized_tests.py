@@ -125,8 +125,8 @@ KINDS = {
         OPERATOR_TESTS,
         [
             Edit(
-                "c_.reserve(padded(n_rows))",
-                'c_.reserve(planted("bounds") ? n_rows - 1 : padded(n_rows))',
+                "c_.reserve(padded(in.n_rows))",
+                'c_.reserve(planted("bounds") ? in.n_rows - 1 : padded(in.n_rows))',
             ),
             Edit(
                 "answer.vertex = s;",
@@ -152,9 +152,9 @@ KINDS = {
         THREAD_TESTS,
         [
             Edit(
-                "LmoAnswer answer;",
-                "static LmoAnswer shared;\nLmoAnswer own;\n"
-                'LmoAnswer& answer = planted("race") ? shared : own;',
+                "answer.vertex = s;",
+                "answer.vertex = s;\nstatic int64_t shared;\n"
+                'if (planted("race")) shared = s;',
             )
         ],
         [Bug("race", "data race")],
