@@ -45,9 +45,9 @@ def index(
     """
     check_output(output, inputs=[corpus])
     settings = IndexConfig(**passages)
+    engine = Workers(**workers)
     contents = Corpus(corpus, settings)
     embed = None
-    engine = Workers(**workers)
     if engine.engine == "ray" and vectors:
         embed = ray_embedding(embedder, engine, dtype)
     encoder = None
