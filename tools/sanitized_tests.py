@@ -154,7 +154,7 @@ KINDS = {
             Edit(
                 "answer.vertex = s;",
                 "answer.vertex = s;\nstatic int64_t shared;\n"
-                'if (planted("race")) shared = s;',
+                'if (planted("race")) answer.vertex += ++shared;',
             )
         ],
         [Bug("race", "data race")],
