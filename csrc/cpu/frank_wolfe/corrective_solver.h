@@ -33,14 +33,13 @@ class CorrectiveSolver {
     // Where the support fills, which rows it has depends on their order: then it is that of their
     // correlations in the whole pool.
     const bool is_likely_to_fill = options.max_support < kFewRows;
-    if (!begin(source, is_likely_to_fill)) return false;
-    run(answer, false);
+    if (!run(source, is_likely_to_fill, kShortShift, answer)) return false;
     if (is_stuck(answer)) {
       const double gap = answer.gap;
-      begin(source, is_likely_to_fill), run(answer, true);
-      if (answer.gap > gap) begin(source, is_likely_to_fill), run(answer, false);
+      run(source, is_likely_to_fill, kLongShift, answer);
+      if (answer.gap > gap) run(source, is_likely_to_fill, kShortShift, answer);
     }
-    if (is_full() && !is_likely_to_fill) begin(source, true), run(answer, false);
+    if (is_full() && !is_likely_to_fill) run(source, true, kShortShift, answer);
     answer.residual = correlations_.residual();
     order_.write(support_, options.max_support, answer);
     return std::isfinite(answer.gap) && std::isfinite(answer.residual);
@@ -51,20 +50,17 @@ class CorrectiveSolver {
  private:
   static constexpr bool kSimplex = Correlations::kSimplex;
   static constexpr int64_t kFewRows = 16;
+  static constexpr bool kShortShift = false, kLongShift = true;
   using Factor = SupportFactor<Correlations::kTargets>;
 
+  // From the start to the optimum, or what ends it before. False when a value is not finite.
   template <typename Source>
-  bool begin(const Source& source, bool enter_strictly) {
+  bool run(const Source& source, bool enters_strictly, bool shift, SelectionAnswer& answer) {
     support_.begin(source.n_rows);
     if (!correlations_.begin(source, support_)) return false;
-    if (enter_strictly) correlations_.enter_strictly();
-    return true;
-  }
-
-  // Until the optimum, or what ends it before.
-  void run(SelectionAnswer& answer, bool has_long_shift) {
+    if (enters_strictly) correlations_.enter_strictly();
     enters_alone_ = false;
-    if (kSimplex) correlations_.choose_shift(has_long_shift);
+    if (kSimplex) correlations_.choose_shift(shift);
     factor_.begin(correlations_.rounding());
     bool goes_on = start();
     answer.num_iter = 0;
@@ -77,6 +73,7 @@ class CorrectiveSolver {
     }
     correlations_.look_at_all();
     answer.gap = kkt_violation();
+    return true;
   }
 
   // Whether a row has a slope and could not enter: beside a short t, rows that lie nearly on a line
