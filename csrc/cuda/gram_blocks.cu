@@ -91,7 +91,7 @@ class Run {
 };
 
 constexpr int kRowsOfPass = kThreads / kRowLanes;  // that a block copies at a time
-constexpr int kPasses = (kMostRows + kRowsOfPass - 1) / kRowsOfPass;
+constexpr int kPasses = parts(kMostRows, kRowsOfPass);
 
 // The passes in which the thread has a piece of a row, a bit each.
 template <typename T>

@@ -13,7 +13,7 @@ constexpr int kBlockWarps = 8;     // each takes an equal part of the run
 constexpr int kMostWarpTiles = 6;  // whose sums fit the registers of a thread
 constexpr int kMostStrips = 15;    // whose slices fit shared memory three times
 
-inline int parts(int whole, int part) { return (whole + part - 1) / part; }
+constexpr int parts(int whole, int part) { return (whole + part - 1) / part; }
 
 // Tiles of one pool.
 struct Tiles {
