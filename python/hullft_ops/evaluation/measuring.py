@@ -86,7 +86,7 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     with waiting("loading the model"):
         model, tokenizer = experiment.load()
     embedder = embedder_for(configs, passages, experiment.embedder)
-    store, prompts, notes = open_texts(experiment, embedder)
+    store, prompts, notes = open_texts(experiment, passages, embedder)
     trains_on_prompts = any(config.train_on_prompt for config in configs)
     if trains_on_prompts and any(prompt.continuation is None for prompt in prompts):
         raise InputError(

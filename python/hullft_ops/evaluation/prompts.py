@@ -153,11 +153,10 @@ def not_in_store(prompts: Sequence[Prompt], store: Store) -> list[Prompt]:
 
 
 def open_texts(
-    experiment: Experiment, embedder: Embedder | None
+    experiment: Experiment, store: Datastore | None, embedder: Embedder | None
 ) -> tuple[Datastore, list[Prompt], list[str]]:
     """An experiment's datastore, prompts that it does not hold, and where they come from."""
-    if experiment.store is not None and experiment.prompts is not None:
-        store = Datastore.open(experiment.store)
+    if store is not None and experiment.prompts is not None:
         every = read_prompts(experiment.prompts)
         prompts = not_in_store(every, store)
         if every and not prompts:

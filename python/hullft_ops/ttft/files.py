@@ -14,16 +14,13 @@ from hullft_ops.ttft.errors import first_line
 # What the errors of safetensors and of torch's writer say.
 _WRITING = ("Error while serializing: I/O error", "inline_container.cc")
 
-# Bytes that a digest reads at a time.
-_BLOCK = 2**20
-
 
 def digest_of(*files: Path) -> str:
     """SHA-256 over the contents of files, in hexadecimal digits."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
-            while block := content.read(_BLOCK):
+            while block := content.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import lru_cache
+from itertools import chain, islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -243,14 +243,15 @@ class TestTimeFinetuner:
             return
         size = batch_size if self.reader.takes_padding else 1
         by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i]))
-        # The first is prepared for the weights, too.
-        prepare = lru_cache(1)(lambda i: self._prepare(self.retrieve(questions[i])))
-        first = [each for i in by_length[:1] for each in prepare(i)]
+        prepared = (self._prepare(self.retrieve(questions[i])) for i in by_length)
+        # The first is for the weights, too.
+        first = next(prepared, [])
+        remaining = chain([first], prepared)
         with self._changed(first, Deadline(None)):
             for start in range(0, len(prompts), size):
                 batch = by_length[start : start + size]
                 # Their passages are not read before.
-                prefixes = [prefix_of(prepare(i)) for i in batch]
+                prefixes = [prefix_of(each) for each in islice(remaining, len(batch))]
                 texts = continue_prompts(
                     self.reader, [prompts[i] for i in batch], prefixes, **options
                 )
