@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hullft_ops.ttft import TestTimeFinetuner, generation, load_model
-from hullft_ops.ttft.chat import chat_prompt, prompt_tokens
+from hullft_ops.ttft.chat import chat_prompt, prompt_question
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.reader import Prefix, Reader
 
@@ -67,7 +67,7 @@ def test_the_nearest_passages_that_fit_stand_before_the_message(
         passages = [each.text for each in adaptation.passages]
         contents = ["".join([*passages[first:], "the cat"]) for first in range(3)]
         chats = [f"<s>user: {content} assistant:" for content in contents]
-        tokens = prompt_tokens(
+        tokens = prompt_question(
             finetuner.reader, "the cat", chat=True, has_passages=True
         )
         read = [

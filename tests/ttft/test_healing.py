@@ -7,8 +7,9 @@ import torch
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.adaptation import prefix_of
-from hullft_ops.ttft.generation import Row, written
+from hullft_ops.ttft.generation import written
 from hullft_ops.ttft.healing import Healing, Vocabulary
+from hullft_ops.ttft.question import Question, Row
 
 # Every kind of end that a prompt may have: within a word, behind spaces, tabs and newlines, and in
 # an emoji of two.
@@ -76,7 +77,10 @@ def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, s
     options = {"do_sample": False, "max_new_tokens": 8}
     with copier.adapted(text) as adaptation:
         answer = adaptation.generate(prompt, **options)
-        row = Row(tokens[:-count], prompt=len(tokens) - count)
+        cursor = len(tokens) - count
+        row = Row(
+            [], Question(prompt, tokens[:cursor], opening=0, start=0, cursor=cursor)
+        )
         prefix = prefix_of(copier._prepare(copier.retrieve(text)))
         [cut] = written(reader, [row], [prefix], token_healing=False, **options)
 

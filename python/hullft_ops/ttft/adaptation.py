@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hullft_ops.ttft.chat import Prompt, prompt_tokens
+from hullft_ops.ttft.chat import Prompt, prompt_question
 from hullft_ops.ttft.generation import continue_prompts
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.reader import Passage, Prefix, Reader
@@ -118,11 +118,11 @@ class Adaptation:
     def prefill(self, prompt: Prompt, *, chat: bool = False) -> None:
         """Read the passages that fit before a prompt."""
         has_passages = bool(self.passages)
-        tokens = prompt_tokens(
+        question = prompt_question(
             self.reader, prompt, chat=chat, has_passages=has_passages
         )
-        self._prefix = self._prefix.fitting(tokens, self.reader.window)
-        opening = tokens.ids[: tokens.opening]
+        self._prefix = self._prefix.fitting(question, self.reader.window)
+        opening = question.ids[: question.opening]
         start = perf_counter()
         with out_of_memory_explained(OUT_OF_MEMORY):
             self._prefix = self.reader.prefill(self._prefix, opening)

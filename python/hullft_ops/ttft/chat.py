@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import first_line
+from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,10 +17,10 @@ Prompt = str | Conversation
 _MARK = "HullftPassagesStandHere"
 
 
-def prompt_tokens(
+def prompt_question(
     reader: Reader, prompt: Prompt, *, chat: bool = False, has_passages: bool = False
-) -> Tokens:
-    """The tokens of a prompt, of which the ``opening`` ones stand before passages.
+) -> Question:
+    """A prompt as the model reads it.
 
     Args:
         reader: the model.
@@ -32,6 +32,7 @@ def prompt_tokens(
     Raises:
         TypeError, ValueError: the prompt is neither, or has no token; or as `chat_prompt`.
     """
+    text = question_of(prompt)
     if isinstance(prompt, list) or chat:
         messages, question = conversation(prompt)
         prompt = chat_prompt(reader.tokenizer, messages)
@@ -41,12 +42,12 @@ def prompt_tokens(
             # A template may write the message twice, or otherwise than it is.
             if end and _MARK not in end:
                 opening, body = reader.tokens(begin).ids, reader.passage_ids(end)
-                return Tokens([*opening, *body], len(opening))
-    check_text("generate", "prompt", prompt)
+                ids = [*opening, *body]
+                return Question(text, ids, len(opening), start=0, cursor=len(ids))
     tokens = reader.tokens(prompt)
     if not tokens.ids:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
-    return tokens
+    return Question(text, tokens.ids, tokens.opening, start=0, cursor=len(tokens.ids))
 
 
 def conversation(prompt: Prompt) -> tuple[Conversation, dict[str, Any]]:

@@ -4,18 +4,18 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hullft_ops._checks import check_integer
-from hullft_ops.ttft.chat import Prompt, prompt_tokens
+from hullft_ops.ttft.chat import Prompt, prompt_question
 from hullft_ops.ttft.drafts import DraftedWriting
 from hullft_ops.ttft.healing import HealedStreamer, Healing
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.precision import casting_once
+from hullft_ops.ttft.question import Row
 from hullft_ops.ttft.reader import TOKENS_AT_ONCE, Mixture, Prefix, Reader
 
 _log = logging.getLogger(__name__)
@@ -24,23 +24,6 @@ NEW_TOKENS = 20
 # Modes of transformers in which drafts give the same text, and others that go on behind a cache.
 _PLAIN_MODES = ("greedy_search", "sample")
 _BEAM_MODES = ("beam_search", "beam_sample")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the model continues.
-
-    Attributes:
-        ids: the tokens of the passages and of the prompt.
-        prompt: how many of the last are the prompt's.
-    """
-
-    ids: list[int]
-    prompt: int
-
-    def without(self, end: Sequence[int]) -> "Row":
-        """The row without its last tokens."""
-        return Row(self.ids[: len(self.ids) - len(end)], self.prompt - len(end))
 
 
 def continue_prompts(
@@ -92,19 +75,19 @@ def _row(
     reader: Reader, prompt: Prompt, prefix: Prefix, room: int, *, chat: bool
 ) -> Row:
     """The tokens that the model continues, at most ``room``."""
-    tokens = prompt_tokens(
+    question = prompt_question(
         reader, prompt, chat=chat, has_passages=bool(prefix.passages)
     )
-    head = prefix.before(tokens.ids, tokens.opening, room)
-    body = tokens.ids[tokens.opening :] if head else tokens.ids
+    head = prefix.before(question.ids, question.opening, room)
+    if head:
+        question = question.behind_opening()
     room -= len(head)
-    if len(body) > room:
+    if len(question.ids) > room:
         warnings.warn(
-            f"the prompt has {len(body)} tokens: the model reads the last {room}",
+            f"the prompt has {len(question.ids)} tokens: the model reads the last {room}",
             stacklevel=2,
         )
-    body = body[-room:]
-    return Row([*head, *body], prompt=len(body))
+    return Row(head, question.fitted(room))
 
 
 def written(
@@ -127,7 +110,7 @@ def written(
         options: others of ``model.generate``.
     """
     taken = [_taken_back(reader, row) if token_healing else [] for row in rows]
-    cut = [row.without(end) for row, end in zip(rows, taken, strict=True)]
+    cut = [row.without_end(len(end)) for row, end in zip(rows, taken, strict=True)]
     healing = Healing(
         reader.vocabulary,
         held=[reader.vocabulary.content(end) for end in taken],
@@ -137,7 +120,7 @@ def written(
     )
     mixture = MixtureProcessor(
         [[each.while_writing() for each in prefix.mixtures] for prefix in prefixes],
-        [healing.length - row.prompt for row in cut],
+        [healing.length - len(row.question.ids) for row in cut],
     )
     if options.get("streamer") is not None:
         options["streamer"] = HealedStreamer(
@@ -154,8 +137,8 @@ def written(
 
 def _taken_back(reader: Reader, row: Row) -> list[int]:
     # A token stays to be continued: one of a passage, or the prompt's first.
-    count = reader.vocabulary.taken_back(row.ids[-row.prompt - 1 :])
-    return row.ids[len(row.ids) - count :]
+    before = [*row.head[-1:], *row.question.before_cursor]
+    return before[len(before) - reader.vocabulary.taken_back(before) :]
 
 
 def _stops(reader: Reader, options: dict[str, Any]) -> list[bytes]:

@@ -22,6 +22,7 @@ from hullft_ops.ttft.models.checks import (
     text_window,
 )
 from hullft_ops.ttft.models.precision import AutoPrecision, autocast
+from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.restore import (
     ThreadModes,
     at_exit,
@@ -52,6 +53,19 @@ class Passage:
     text: str
     ids: Sequence[int]
     positions: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of the next token.
+
+    Attributes:
+        logits: ``[vocabulary]``.
+        hidden: ``[d]``, the last hidden state: the input of the output embeddings.
+    """
+
+    logits: Tensor
+    hidden: Tensor
 
 
 @runtime_checkable
@@ -100,9 +114,9 @@ class Prefix:
         behind = chain.from_iterable(passage.ids for passage in passages)
         return [*ids[:opening], *behind] if passages else []
 
-    def fitting(self, tokens: Tokens, window: int) -> "Prefix":
-        """The prefix with the passages that fit before these tokens. Warns if not all do."""
-        room = room_before(len(tokens.ids), tokens.opening, window)
+    def fitting(self, question: Question, window: int) -> "Prefix":
+        """The prefix with the passages that fit before a question. Warns if not all do."""
+        room = room_before(len(question.ids), question.opening, window)
         passages = nearest_that_fit(self.passages, room)
         if len(passages) < len(self.passages):
             warnings.warn(
