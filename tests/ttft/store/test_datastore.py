@@ -120,11 +120,19 @@ def no_columns(path):
         writer.write_table(table)
 
 
+def offset_beyond_the_file(path):
+    content = (path / "texts.arrow").read_bytes()
+    end = len("text 0 of word0 and word0").to_bytes(8, "little")
+    beyond = (2**60).to_bytes(8, "little")
+    (path / "texts.arrow").write_bytes(content.replace(end, beyond, 1))
+
+
 DAMAGE = {
+    "an offset": (offset_beyond_the_file, "texts.arrow: "),
     "no folder": (shutil.rmtree, "large: no such folder"),
     "no info": (lambda p: (p / "datastore.json").unlink(), "has no datastore.json"),
     "no JSON": (lambda p: (p / "datastore.json").write_text("{"), "json: Invalid JSON"),
-    "another format": (lambda p: change_info(p, format=5), "json: format must be 6"),
+    "another format": (lambda p: change_info(p, format=6), "json: format must be 7"),
     "too many fields": (lambda p: change_info(p, code="x"), "json: code: Extra"),
     "half of the vectors": (
         lambda p: cut_off(p / "embeddings.f32"),

@@ -122,6 +122,10 @@ DAMAGE = {
     "a pickle": lambda folder: np.save(
         folder / "data.csc.index.npy", [{}], allow_pickle=True
     ),
+    "a text beyond the last": lambda folder: np.save(
+        folder / "indices.csc.index.npy",
+        np.load(folder / "indices.csc.index.npy") + 1,
+    ),
 }
 
 
@@ -129,13 +133,9 @@ DAMAGE = {
 def test_a_damaged_index_is_refused(texts, tmp_path, case):
     folder = Datastore.build(texts, None, tmp_path / "store").folder
     DAMAGE[case](folder / "words")
-    store = Datastore.open(folder)
 
     with pytest.raises(ValueError, match=f"^{folder / 'words'}: "):
-        store.words  # noqa: B018
-
-    with pytest.raises(ValueError, match="store is damaged: its files have changed"):
-        store.verify()
+        Datastore.open(folder)
 
 
 def test_an_index_that_was_interrupted_is_made_again(

@@ -11,14 +11,13 @@ copy; an Arrow column would be split at every record batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from hullft_ops._checks import check_text
 from hullft_ops._extras import needed_by
@@ -51,7 +50,6 @@ class Info(BaseModel):
         format: of the datastore's files.
         embedder: the name of the embedder that made the embeddings; None if there are none.
         dim: length of an embedding; 0 likewise.
-        count: how many texts there are.
         identity: SHA-256 over the texts, their sources and the embeddings.
         words: SHA-256 over the index of words.
         source: where the texts come from, and what was left out, in words; None if a program gave
@@ -60,10 +58,9 @@ class Info(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[6] = 6
+    format: Literal[7] = 7
     embedder: str | None
     dim: NonNegativeInt
-    count: PositiveInt
     identity: str
     words: str
     source: str | None
@@ -89,11 +86,12 @@ class Datastore(Matrix):
 
     Attributes:
         folder: where its files are.
-        info: its counts, embedder and identity.
+        info: its embedder and identity.
         texts: by position; each access reads one from disk.
         sources: likewise, the document of each text, or None.
         embeddings: mapped from disk without a copy. Writing to them changes this process's view,
             never the file.
+        words: the index of the texts' words, mapped likewise.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,11 +106,12 @@ class Datastore(Matrix):
         self.texts: Sequence[str]
         self.sources: Sequence[str | None]
         self.texts, self.sources = open_texts(folder)
-        matrix = open_matrix(folder, info.count, info.dim)
+        matrix = open_matrix(folder, len(self.texts), info.dim)
         self.embeddings = torch.from_numpy(matrix)
+        self.words = Words.open(folder / WORDS, len(self.texts))
 
     def __len__(self) -> int:
-        return self.info.count
+        return len(self.texts)
 
     @classmethod
     def build(
@@ -160,7 +159,8 @@ class Datastore(Matrix):
     def open(cls, path: str | Path) -> "Datastore":
         """Open the datastore in the folder. Maps its files and runs nothing from them.
 
-        That takes the same time however large it is; `verify` reads everything.
+        Checks that texts and words can be read without leaving the files; `verify` compares
+        everything with what was written.
 
         Raises:
             FileNotFoundError: there is no such folder.
@@ -179,12 +179,6 @@ class Datastore(Matrix):
         if (identity, words) != (self.identity, self.info.words):
             raise ValueError(f"{self.folder} is damaged: its files have changed")
 
-    @cached_property
-    def words(self) -> Words:
-        """The index of the texts' words, which is mapped when it is first asked for. ValueError if
-        it is damaged."""
-        return Words.open(self.folder / WORDS)
-
     def following(self, position: int) -> int | None:
         """The next position, if its text has the same source; else None."""
         sources = self.sources[position : position + 2]
@@ -195,7 +189,7 @@ class Datastore(Matrix):
         """Lines that describe the datastore."""
         info = self.info
         vectors = f"{info.embedder} of dim {info.dim}" if info.dim else "no vectors"
-        line = f"{counted(info.count, 'passage')}, {vectors}"
+        line = f"{counted(len(self), 'passage')}, {vectors}"
         return [line] if info.source is None else [line, info.source]
 
 
@@ -213,6 +207,8 @@ def open_texts(folder: Path) -> tuple[Column, Column]:
     file = str(folder / TEXTS)
     with input_errors(file):
         table = pyarrow.ipc.open_stream(pyarrow.memory_map(file)).read_all()
+        # An offset that leads out of the file would end the process.
+        table.validate(full=True)
         return Column(table["text"]), Column(table["source"])
 
 
@@ -275,7 +271,6 @@ def complete(
     info = Info(
         embedder=embedder.name if embedder else None,
         dim=dim,
-        count=count,
         identity=identity_of(texts, sources, open_matrix(folder, count, dim)),
         words=digest_of(*sorted((folder / WORDS).glob("*"))),
         source=source,

@@ -45,12 +45,24 @@ class Words:
         return cls(index)
 
     @classmethod
-    def open(cls, folder: Path) -> "Words":
-        """Map the files of `save`. ValueError if they are damaged."""
+    def open(cls, folder: Path, count: int) -> "Words":
+        """Map the files of `save` for so many texts. ValueError if they are damaged."""
         with needed_by("search by words"):
             from bm25s import BM25
         with input_errors(str(folder)):
-            return cls(BM25.load(folder, mmap=True))
+            index = BM25.load(folder, mmap=True)
+            arrays = index.scores
+            starts, texts = arrays["indptr"], arrays["indices"]
+            if (
+                arrays["num_docs"] != count
+                or sorted(index.vocab_dict.values()) != [*range(len(starts) - 1)]
+                or (np.diff(starts) < 0).any()
+                or (starts[0], starts[-1]) != (0, len(texts))
+                or len(texts) != len(arrays["data"])
+                or not 0 <= texts.min() <= texts.max() < count
+            ):
+                raise ValueError("is damaged")
+            return cls(index)
 
     def save(self, folder: Path) -> None:
         """Write arrays of numpy and JSON into the folder."""
