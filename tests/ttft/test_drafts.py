@@ -160,7 +160,7 @@ def test_sampled_texts_have_the_models_distribution(llama):
 
 @torch.no_grad()
 def three_likeliest(model, tokens):
-    logits, likeliest = model(torch.tensor([tokens])).logits[0, -1].topk(3)
+    logits, likeliest = model(torch.tensor([tokens])).logits[0, -1].double().topk(3)
     return zip(likeliest.tolist(), logits.softmax(-1).tolist(), strict=True)
 
 
