@@ -8,6 +8,8 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
 from hullft_ops.ttft.generation import MixtureProcessor
+from hullft_ops.ttft.models.hidden import HiddenStates
+from hullft_ops.ttft.reader import Draft
 
 PROMPT = "the cat sat on the red mat"
 TEXT = f"{PROMPT} and ran to the park, and the dog sat on the blue mat " * 3
@@ -48,11 +50,11 @@ def make_copier(dynamic_llama, tokenizer, store_of, embedder, weigh_ngrams):
 
 
 def never(self, ids, length):
-    return [], 0
+    return Draft()
 
 
 def every_other(self, ids, length):
-    return ([7], 32) if len(ids) % 2 else ([], 0)
+    return Draft([7], rate=0.98) if len(ids) % 2 else Draft()
 
 
 def with_and_without(make_copier, monkeypatch, **options):
@@ -142,7 +144,9 @@ def test_sampled_texts_have_the_models_distribution(llama):
     counts = dict.fromkeys(texts, 0)
     torch.manual_seed(0)
     for _ in range(500):
-        writing = DraftedWriting("past_key_values", draft, lambda ids, length: ([], 0))
+        writing = DraftedWriting(
+            "past_key_values", draft, lambda ids, length: Draft(), HiddenStates()
+        )
         output = writing(
             llama,
             ids,
@@ -175,10 +179,10 @@ def test_a_draft_is_as_long_as_its_kind_is_accepted():
         acceptance.enter(2, accepted=0, drafted=1)
         acceptance.enter(32, accepted=15, drafted=15)
 
-    assert acceptance.best_size(2) == 0
-    assert acceptance.best_size(32) == 15
-    assert 0 < acceptance.best_size(4) < 15
-    assert acceptance.best_size(0) == 0
+    sizes = [acceptance.best_size(Draft((), kind, rate=0.7)) for kind in (2, 4, 32)]
+
+    assert sizes[0] == 0 < sizes[1] < sizes[2] == 15
+    assert acceptance.best_size(Draft()) == 0
 
 
 @pytest.mark.parametrize(

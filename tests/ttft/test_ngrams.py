@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft import scoring
+from hullft_ops.ttft.question import Question
+from hullft_ops.ttft.reader import Prediction
 from hullft_ops.ttft.scoring import score
 from hullft_ops.ttft.techniques.ngrams import Ngrams
 
 PROMPT = "the cat sat on the"
+NOTHING = Question("", [], opening=0, start=0, cursor=0)
 texts_of_few_tokens = st.lists(st.integers(0, 3), max_size=9)
 
 
@@ -28,9 +31,19 @@ def slow_followers(texts, text, length):
     )
 
 
-@given(st.lists(texts_of_few_tokens, max_size=4), texts_of_few_tokens)
-def test_a_draft_continues_the_longest_ngram_that_occurs(texts, text):
-    draft, length = Ngrams(texts).draft(torch.tensor(text, dtype=torch.long), 3)
+def question_of(tokens, cursor):
+    """A question whose text before the cursor are the first of these tokens, and the others."""
+    question = Question("", [7, *tokens[:cursor], 8], 0, start=1, cursor=1 + cursor)
+    return question, torch.tensor(tokens[cursor:], dtype=torch.long)
+
+
+@given(
+    st.lists(texts_of_few_tokens, max_size=4), texts_of_few_tokens, st.integers(0, 9)
+)
+def test_a_draft_continues_the_longest_ngram_that_occurs(texts, text, cursor):
+    cursor = min(cursor, len(text))
+    drafted = Ngrams(texts).draft(*question_of(text, cursor), 3)
+    draft, length = drafted.tokens, drafted.kind or 0
     lengths = [n for n in (1, 2, 4, 8) if n <= len(text)]
     matches = [n for n in lengths if slow_followers(texts, text, n)]
 
@@ -65,18 +78,19 @@ def test_the_mixture_follows_the_formula(texts, text):
     weights = [0.1, 0.4, 0.3, 0.6]
     logits = torch.tensor([0.3, -1.0, 2.0, 0.5, 1.1], dtype=torch.float64)
     tokens = torch.tensor(text, dtype=torch.long)
-    mixture = Ngrams(texts, weights).mixed(tokens, logits).exp()
+    mixture = Ngrams(texts, weights).mixed(NOTHING, tokens, Prediction(logits, None))
     lengths = [length for length in (1, 2, 4, 8) if length <= len(text)]
     counts = [slow_followers(texts, text, length) for length in lengths]
     expected = slow_mixture(filter(None, counts), weights, logits)
 
-    torch.testing.assert_close(mixture, expected)
+    torch.testing.assert_close(mixture.exp(), expected)
 
 
 def test_a_model_that_is_certain_is_left_alone():
     logits = torch.tensor([0.0, 1000.0, 0.0])
 
-    mixture = Ngrams([[1, 2]]).mixed(torch.tensor([1]), logits)
+    prediction = Prediction(logits, None)
+    mixture = Ngrams([[1, 2]]).mixed(NOTHING, torch.tensor([1]), prediction)
 
     assert torch.equal(mixture, logits.log_softmax(dim=-1))
 
@@ -84,7 +98,9 @@ def test_a_model_that_is_certain_is_left_alone():
 def test_a_forbidden_token_stays_forbidden():
     logits = torch.zeros(4)
     logits[2] = -torch.inf
-    mixture = Ngrams([[1, 2]], weights=[0.5]).mixed(torch.tensor([1]), logits)
+    prediction = Prediction(logits, None)
+    ngrams = Ngrams([[1, 2]], weights=[0.5])
+    mixture = ngrams.mixed(NOTHING, torch.tensor([1]), prediction)
 
     assert mixture[2] == -torch.inf
 

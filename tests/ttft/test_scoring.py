@@ -8,7 +8,8 @@ import torch
 
 from hullft_ops.ttft import reader as reader_module
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.reader import Passage, Prefix, Reader
+from hullft_ops.ttft.question import Question
+from hullft_ops.ttft.reader import Passage, Prediction, Prefix, Reader
 from hullft_ops.ttft.scoring import score, score_text
 from hullft_ops.ttft.techniques.ngrams import Ngrams
 
@@ -46,6 +47,7 @@ def opened_ids(tokenizer, text):
 @torch.no_grad()
 def one_by_one(model, ids, window, first, head=(), ngrams=None):
     """One forward pass for every token, from the context that the window gives it."""
+    nothing = Question("", [], opening=0, start=0, cursor=0)
     total = 0.0
     begin = 0
     for position in range(first, len(ids)):
@@ -56,7 +58,8 @@ def one_by_one(model, ids, window, first, head=(), ngrams=None):
         logits = model(tokens).logits[0, -1]
         log_p = logits.log_softmax(dim=-1)
         if ngrams is not None:
-            log_p = ngrams.mixed(torch.tensor(ids[begin:position]), logits)
+            written = torch.tensor(ids[begin:position])
+            log_p = ngrams.mixed(nothing, written, Prediction(logits, None))
 
         total -= log_p[ids[position]].item()
 

@@ -10,7 +10,7 @@ from hullft_ops.evaluation.measuring import Evaluation, measure_tasks, missing
 from hullft_ops.evaluation.prompts import Prompt
 from hullft_ops.evaluation.report import cells_of
 from hullft_ops.evaluation.statistics import Measurements
-from hullft_ops.ttft import Passage, Prepared, Technique, TTFTConfig
+from hullft_ops.ttft import Draft, Passage, Prepared, Technique, TTFTConfig
 from hullft_ops.ttft.models.weights import trained_parameters
 from hullft_ops.ttft.scoring import score_text
 
@@ -24,13 +24,13 @@ class Favourite:
 
     token: int
 
-    def mixed(self, text, logits):
-        logits = logits.clone()
+    def mixed(self, question, written, prediction):
+        logits = prediction.logits.clone()
         logits[self.token] += 100
         return logits
 
-    def draft(self, text, length):
-        return [], 0
+    def draft(self, question, written, length):
+        return Draft()
 
     def while_writing(self):
         return self

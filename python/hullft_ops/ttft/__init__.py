@@ -18,7 +18,8 @@ with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
     from hullft_ops.ttft.models.memory import keep_freed_memory
-    from hullft_ops.ttft.reader import Mixture, Passage
+    from hullft_ops.ttft.question import Question
+    from hullft_ops.ttft.reader import Draft, Mixture, Passage, Prediction
     from hullft_ops.ttft.retrieval import Neighbours
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
@@ -36,6 +37,7 @@ __all__ = [
     "AdapterConfig",
     "BitsPerByte",
     "Datastore",
+    "Draft",
     "Embedder",
     "IndexConfig",
     "InputError",
@@ -46,7 +48,9 @@ __all__ = [
     "NonFiniteLossError",
     "NothingToScoreError",
     "Passage",
+    "Prediction",
     "Prepared",
+    "Question",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
     "Store",

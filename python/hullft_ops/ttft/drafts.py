@@ -5,7 +5,7 @@ arXiv:2211.17192. He et al., *REST*, arXiv:2311.08252, draft from retrieved text
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from hullft_ops.ttft.models.cache import can_be_cut, copied, grouped_attention
+from hullft_ops.ttft.models.hidden import HiddenStates
+from hullft_ops.ttft.reader import Draft
 
 # No pass verifies more tokens.
 _LONGEST = 15
@@ -24,15 +26,12 @@ _LONGEST = 15
 _SECONDS = [1.0, *(1.08 + 0.014 * size for size in range(1, _LONGEST + 1))]
 _SECONDS_FLOAT32 = [1.0, 1.14, 1.24]
 _SECONDS_FLOAT32 += [min(1.35 + 0.1 * size, 2.2) for size in range(3, _LONGEST + 1)]
-# By the length of the n-gram, how often a drafted token stood: 22 texts of SmolLM2-135M on code, C
-# and documentation, behind retrieved passages. It counts as so many tokens of the text itself.
-_RATES = {0: 0.0, 1: 0.45, 2: 0.45, 4: 0.7, 8: 0.9}
-_RATE_OF_LONGER = 0.98
+# What is known of a kind of drafts before counts as so many verified tokens.
 _PRIOR = 16
 
 
 class Acceptance:
-    """How often drafted tokens stand, by the length of the n-gram that they follow.
+    """How often drafted tokens stand, by the kind of the draft.
 
     Args:
         seconds: how long a pass takes over a token and a draft of 0, 1, 2, ... tokens, in any unit.
@@ -40,18 +39,18 @@ class Acceptance:
 
     def __init__(self, seconds: Sequence[float]) -> None:
         self._seconds = seconds
-        self._verified: Counter[int] = Counter()
-        self._accepted: Counter[int] = Counter()
+        self._verified: Counter[Hashable] = Counter()
+        self._accepted: Counter[Hashable] = Counter()
 
-    def enter(self, length: int, accepted: int, drafted: int) -> None:
+    def enter(self, kind: Hashable, accepted: int, drafted: int) -> None:
         """The first tokens of a draft stood, and one was refused. Those behind it say nothing."""
-        self._verified[length] += min(accepted + 1, drafted)
-        self._accepted[length] += accepted
+        self._verified[kind] += min(accepted + 1, drafted)
+        self._accepted[kind] += accepted
 
-    def best_size(self, length: int) -> int:
-        """How many tokens to draft, for the most tokens a second."""
-        expected = _PRIOR * _RATES.get(length, _RATE_OF_LONGER)
-        rate = (self._accepted[length] + expected) / (self._verified[length] + _PRIOR)
+    def best_size(self, draft: Draft) -> int:
+        """How many tokens of a draft to verify, for the most tokens a second."""
+        accepted = self._accepted[draft.kind] + _PRIOR * draft.rate
+        rate = accepted / (self._verified[draft.kind] + _PRIOR)
         written = accumulate(rate**size for size in range(len(self._seconds)))
         speeds = [
             tokens / seconds
@@ -72,15 +71,16 @@ class DraftedWriting:
 
     Attributes:
         keyword: what the model's forward calls a cache.
-        first: tokens that the first draft begins with.
-        draft: of the tokens so far, up to so many that may come next, and the length of the n-gram
-            that they follow.
+        held: tokens that the first draft begins with.
+        draft: of the tokens so far, up to so many that may come next.
+        states: sees the hidden states of the passes.
         streamer: gets each token.
     """
 
     keyword: str
-    first: Sequence[int]
-    draft: Callable[[Tensor, int], tuple[list[int], int]]
+    held: Sequence[int]
+    draft: Callable[[Tensor, int], Draft]
+    states: HiddenStates
     streamer: Any = None
 
     def __call__(
@@ -93,19 +93,24 @@ class DraftedWriting:
         **arguments: Any,
     ) -> Tensor:
         """The row with what was written; the arguments are those of transformers' own loops."""
-        ids, first = input_ids, [*self.first]
+        ids, held = input_ids, [*self.held]
         self._put(ids)
         with grouped_attention(model) as is_grouped:
             passes = _Passes(model, self.keyword, arguments, is_grouped=is_grouped)
             acceptance = Acceptance(passes.seconds)
             while True:
-                ahead = torch.cat([ids[0], ids.new_tensor(first)])
-                behind, length = self.draft(ahead, passes.longest)
+                ahead = torch.cat([ids[0], ids.new_tensor(held)])
+                behind = self.draft(ahead, passes.longest)
                 room = generation_config.max_length - ids.shape[1] - 1
-                draft = [*first, *behind[: acceptance.best_size(length)]]
+                draft = [*held, *behind.tokens[: acceptance.best_size(behind)]]
                 draft = draft[: min(room, passes.longest)]
                 read = ids.shape[1]
-                for logits, drafted in passes.predictions(ids, draft):
+                predictions = passes.predictions(ids, draft)
+                hidden = self.states.latest
+                for number, (logits, drafted) in enumerate(predictions):
+                    if hidden is not None:
+                        end = hidden.shape[1] - len(draft) + number
+                        self.states.latest = hidden[:, :end]
                     scores = logits_processor(ids, logits)
                     token = _chosen(scores, is_sampled=generation_config.do_sample)
                     ids = torch.cat([ids, token], dim=1)
@@ -118,11 +123,11 @@ class DraftedWriting:
                         break
                 accepted = ids.shape[1] - read - 1
                 passes.cut(len(draft) - accepted)
-                if accepted >= len(first):
+                if accepted >= len(held):
                     acceptance.enter(
-                        length, accepted - len(first), len(draft) - len(first)
+                        behind.kind, accepted - len(held), len(draft) - len(held)
                     )
-                first = []
+                held = []
 
     def _put(self, tokens: Tensor) -> None:
         if self.streamer is not None:

@@ -14,9 +14,18 @@ from hullft_ops.ttft.chat import Prompt, prompt_question
 from hullft_ops.ttft.drafts import DraftedWriting
 from hullft_ops.ttft.healing import HealedStreamer, Healing
 from hullft_ops.ttft.models.cache import copied
+from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
 from hullft_ops.ttft.models.precision import casting_once
-from hullft_ops.ttft.question import Row
-from hullft_ops.ttft.reader import TOKENS_AT_ONCE, Mixture, Prefix, Reader
+from hullft_ops.ttft.question import Question, Row
+from hullft_ops.ttft.reader import (
+    TOKENS_AT_ONCE,
+    Draft,
+    Mixture,
+    Prediction,
+    Prefix,
+    Reader,
+    mixed_logits,
+)
 
 _log = logging.getLogger(__name__)
 # transformers' default. It is named here because the prompt must leave room for it.
@@ -120,7 +129,8 @@ def written(
     )
     mixture = MixtureProcessor(
         [[each.while_writing() for each in prefix.mixtures] for prefix in prefixes],
-        [healing.length - len(row.question.ids) for row in cut],
+        [row.question for row in cut],
+        healing.length,
     )
     if options.get("streamer") is not None:
         options["streamer"] = HealedStreamer(
@@ -137,7 +147,7 @@ def written(
 
 def _taken_back(reader: Reader, row: Row) -> list[int]:
     # A token stays to be continued: one of a passage, or the prompt's first.
-    before = [*row.head[-1:], *row.question.before_cursor]
+    before = [*row.head[-1:], *row.question.before_cursor.tolist()]
     return before[len(before) - reader.vocabulary.taken_back(before) :]
 
 
@@ -196,7 +206,13 @@ def _generated(
     config = _config(reader, options)
     is_alone = len(rows) == 1
     generate: Any = reader.model.generate
-    with reader.reading(), casting_once(reader.model):
+    with (
+        reader.reading(),
+        casting_once(reader.model),
+        seen_hidden_states(
+            reader.model, is_needed=_shows_hidden(config, options, prefixes)
+        ) as mixture.states,
+    ):
         cache = prefixes[0].cache_before(rows[0].ids) if is_alone else None
         if not _reads_again(config, options, prefixes) and (
             cache is not None or reader.keeps_cache
@@ -208,13 +224,23 @@ def _generated(
                 unread = TOKENS_AT_ONCE
                 streamer = options.pop("streamer", None)
                 options["custom_generate"] = DraftedWriting(
-                    reader.keyword, taken[0], mixture.draft, streamer
+                    reader.keyword, taken[0], mixture.draft, mixture.states, streamer
                 )
             cache = reader.read(ids[:, :-unread], mask[:, :-unread], cache)
             if cache is not None:
                 cache.batch_repeat_interleave(config.num_beams or 1)
                 arguments |= {reader.keyword: copied(cache), "use_cache": True}
         return generate(**arguments, **options)
+
+
+def _shows_hidden(
+    config: Any, options: Mapping[str, Any], prefixes: Sequence[Prefix]
+) -> bool:
+    """Whether a mixture may want hidden states, and each pass predicts one token for each row."""
+    mode = config.get_generation_mode(options.get("assistant_model"))
+    is_guided = config.guidance_scale not in (None, 1)
+    has_mixtures = any(prefix.mixtures for prefix in prefixes)
+    return has_mixtures and not is_guided and mode in (*_PLAIN_MODES, *_BEAM_MODES)
 
 
 def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -262,28 +288,44 @@ class MixtureProcessor:
 
     Args:
         mixtures: of each prompt of the batch.
-        starts: where each prompt begins in its row.
+        questions: the prompts.
+        length: how many tokens the model reads before it writes.
     """
 
     def __init__(
-        self, mixtures: Sequence[Sequence[Mixture]], starts: Sequence[int]
+        self,
+        mixtures: Sequence[Sequence[Mixture]],
+        questions: Sequence[Question],
+        length: int,
     ) -> None:
         self._mixtures = mixtures
-        self._starts = starts
+        self._questions = questions
+        self._length = length
+        self.states = HiddenStates()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
         beams = len(scores) // len(self._mixtures)
+        hidden = self.states.taken()
         rows = []
-        for number, (ids, logits) in enumerate(zip(input_ids, scores, strict=True)):
+        for number, (written, logits) in enumerate(
+            zip(input_ids[:, self._length :], scores, strict=True)
+        ):
             prompt = number // beams
-            for mixture in self._mixtures[prompt]:
-                logits = mixture.mixed(ids[self._starts[prompt] :], logits)
-            rows.append(logits)
+            state = None if hidden is None else hidden[number]
+            rows.append(
+                mixed_logits(
+                    self._mixtures[prompt],
+                    self._questions[prompt],
+                    written,
+                    Prediction(logits, state),
+                )
+            )
         return torch.stack(rows)
 
-    def draft(self, ids: Tensor, length: int) -> tuple[list[int], int]:
+    def draft(self, ids: Tensor, length: int) -> Draft:
         """What may come next in a batch of one row ``[T]``; see `Mixture.draft`."""
-        text = ids[self._starts[0] :]
-        drafts = (mixture.draft(text, length) for mixture in self._mixtures[0])
-        return next((draft for draft in drafts if draft[0]), ([], 0))
+        [question], [mixtures] = self._questions, self._mixtures
+        written = ids[self._length :]
+        drafts = (mixture.draft(question, written, length) for mixture in mixtures)
+        return next((draft for draft in drafts if draft.tokens), Draft())

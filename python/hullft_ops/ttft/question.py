@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,10 @@ class Question:
     suffix_start: int = 0
     suffix_end: int = 0
 
-    @property
-    def before_cursor(self) -> Sequence[int]:
-        """The tokens of the text before the cursor, which what is written continues."""
-        return self.ids[self.start : self.cursor]
+    @cached_property
+    def before_cursor(self) -> Tensor:
+        """The tokens of the text before the cursor, ``[T]``, which what is written continues."""
+        return torch.tensor(self.ids[self.start : self.cursor], dtype=torch.long)
 
     def behind_opening(self) -> "Question":
         """What stands behind retrieved passages."""

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -61,29 +61,60 @@ class Prediction:
 
     Attributes:
         logits: ``[vocabulary]``.
-        hidden: ``[d]``, the last hidden state: the input of the output embeddings.
+        hidden: ``[d]``, the last hidden state: the input of the output embeddings. None where
+            nobody sees it: in a compiled model, and where transformers makes more passes than one
+            for a token, with an assistant or with guidance.
     """
 
     logits: Tensor
-    hidden: Tensor
+    hidden: Tensor | None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that may come next, for one pass of the model to verify.
+
+    Attributes:
+        tokens: the tokens.
+        kind: drafts of a kind are accepted equally often.
+        rate: how often a token of this kind stands, as far as is known before any was verified.
+    """
+
+    tokens: Sequence[int] = ()
+    kind: Hashable = None
+    rate: float = 0.0
 
 
 @runtime_checkable
 class Mixture(Protocol):
-    """Changes a model's predictions.
+    """Changes a model's predictions of what follows the text before a question's cursor.
 
-    A ``text`` is its tokens so far, ``[T]``, without retrieved passages.
+    ``written`` is what has followed so far, tokens ``[T]`` on the model's device.
     """
 
-    def mixed(self, text: Tensor, logits: Tensor, /) -> Tensor:
-        """The logits to use in place of a model's for the next token, ``[vocabulary]``."""
+    def mixed(
+        self, question: Question, written: Tensor, prediction: Prediction, /
+    ) -> Tensor:
+        """The logits to use in place of a prediction's, ``[vocabulary]``."""
 
-    def draft(self, text: Tensor, length: int, /) -> tuple[list[int], int]:
-        """Up to ``length`` tokens that may come next, for one pass to verify, and a kind of draft
-        by which their acceptance is counted."""
+    def draft(self, question: Question, written: Tensor, length: int, /) -> Draft:
+        """Up to ``length`` tokens that may come next."""
 
     def while_writing(self) -> "Mixture":
         """The mixture to use while the model writes."""
+
+
+def mixed_logits(
+    mixtures: Sequence[Mixture],
+    question: Question,
+    written: Tensor,
+    prediction: Prediction,
+) -> Tensor:
+    """The logits of a prediction that mixtures change, one after the other."""
+    for mixture in mixtures:
+        logits = mixture.mixed(question, written, prediction)
+        prediction = replace(prediction, logits=logits)
+    return prediction.logits
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
-from hullft_ops.ttft.reader import Mixture, Prefix, Reader
+from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
+from hullft_ops.ttft.question import Question
+from hullft_ops.ttft.reader import Mixture, Prediction, Prefix, Reader, mixed_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,8 +104,10 @@ def score(
         )
     nll = 0.0
     count = 0
-    predictions = _predictions(reader, ids, first, opening, prefix or Prefix())
-    with reader.reading():
+    prefix = prefix or Prefix()
+    sees = bool(prefix.mixtures)
+    with reader.reading(), seen_hidden_states(reader.model, is_needed=sees) as states:
+        predictions = _predictions(reader, ids, first, opening, prefix, states)
         for logits, targets in predictions:
             losses = cross_entropy(logits, targets, reduction="none")
             nll += losses.double().sum().item()
@@ -128,10 +132,11 @@ def _predictions(
     first: int,
     opening: int,
     prefix: Prefix,
+    states: HiddenStates,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits, and the tokens of ``ids`` from ``first`` on that they predict, behind the passages.
 
-    ``opening`` tokens open the text. Take them in `Reader.reading`.
+    ``opening`` tokens open the text. Take them in `Reader.reading`. ``states`` sees the passes.
     """
     head = prefix.before(ids, opening, reader.window)
     # Without passages, only the first window reads the special tokens that open a text.
@@ -139,25 +144,36 @@ def _predictions(
     first -= len(ids) - len(body)
     windows = _windows(first, len(body), reader.window - len(head))
     for begin, start, end in windows:
-        window = body[begin:end]
-        text = torch.tensor(window)
-        place = start - begin
-        for logits, targets in reader.logits(head, window, place, prefix):
-            yield _mixed(prefix.mixtures, text, place, logits), targets
+        before, behind = body[begin:start], torch.tensor(body[start:end])
+        question = Question("", before, opening=0, start=0, cursor=len(before))
+        place = 0
+        predictions = reader.logits(head, body[begin:end], len(before), prefix)
+        for logits, targets in predictions:
+            if prefix.mixtures:
+                logits = _mixed(
+                    prefix.mixtures, question, behind, place, logits, states.latest
+                )
+            yield logits, targets
             place += len(targets)
 
 
 def _mixed(
-    mixtures: Sequence[Mixture], text: Tensor, place: int, logits: Tensor
+    mixtures: Sequence[Mixture],
+    question: Question,
+    behind: Tensor,
+    place: int,
+    logits: Tensor,
+    hidden: Tensor | None,
 ) -> Tensor:
-    """What predicts the tokens ``[T]`` of a text from a place on, with what the mixtures say."""
-    for mixture in mixtures:
-        rows = [
-            mixture.mixed(text[: place + number], row)
-            for number, row in enumerate(logits)
-        ]
-        logits = torch.stack(rows)
-    return logits
+    """What predicts the tokens ``[T]`` behind a question from a place on, with what the mixtures
+    say. ``hidden`` is of all tokens that were read."""
+    rows = []
+    for number, row in enumerate(logits, start=place):
+        # The last one predicts what comes behind the text.
+        state = None if hidden is None else hidden[0, number - len(behind) - 1]
+        prediction = Prediction(row, state)
+        rows.append(mixed_logits(mixtures, question, behind[:number], prediction))
+    return torch.stack(rows)
 
 
 def _windows(first: int, length: int, window: int) -> list[tuple[int, int, int]]:

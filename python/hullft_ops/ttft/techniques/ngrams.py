@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.question import Question
+from hullft_ops.ttft.reader import Draft, Prediction, Reader
 from hullft_ops.ttft.retrieval import (
     Neighbours,
     PoolOptions,
@@ -29,6 +30,10 @@ WEIGHTS = (0.02, 0.07, 0.24, 0.4, 0.68, 0.58)
 _WRITING = 0.5
 # How often an occurrence in the text itself counts, fitted with the weights.
 _IN_TEXT = 8
+# By the length of the n-gram, how often a drafted token stood: 22 texts of SmolLM2-135M on code, C
+# and documentation, behind retrieved passages.
+_RATES = {1: 0.45, 2: 0.45, 4: 0.7, 8: 0.9}
+_RATE_OF_LONGER = 0.98
 # These stand before each of the neighbours and before the text, and equal no token.
 _BOUNDARY = -1
 _TEXT = -2
@@ -94,18 +99,15 @@ class Ngrams:
         other._weights = [_WRITING * weight for weight in self._weights]
         return other
 
-    def mixed(self, text: Tensor, logits: Tensor) -> Tensor:
-        """The logarithms of the mixture's probabilities.
+    def mixed(
+        self, question: Question, written: Tensor, prediction: Prediction
+    ) -> Tensor:
+        """The logarithms of the mixture's probabilities, ``[vocabulary]``; see `Mixture`.
 
-        Args:
-            text: ``[T]``, the tokens so far, without passages that stand before them.
-            logits: ``[vocabulary]``, the model's for the next token. Tokens at -inf stay there.
-
-        Returns:
-            A tensor of the shape of ``logits``.
+        Tokens whose logits are -inf stay there.
         """
-        tokens = self._before(text)
-        mixture = logits.log_softmax(dim=-1)
+        tokens = self._before(question, written)
+        mixture = prediction.logits.log_softmax(dim=-1)
         doubt = math.sqrt(max(0.0, 1 - math.exp(mixture.max().item())))
         rest = 1.0
         followers, shares = [], []
@@ -122,18 +124,16 @@ class Ngrams:
             _add(mixture, np.concatenate(followers), np.concatenate(shares))
         return mixture
 
-    def draft(self, text: Tensor, length: int) -> tuple[list[int], int]:
-        """Up to ``length`` tokens that may come next: those behind the longest n-gram that occurs.
+    def draft(self, question: Question, written: Tensor, length: int) -> Draft:
+        """Up to ``length`` tokens that may come next: what is behind the longest n-gram that
+        occurs. Its length is the draft's kind.
 
         They are what followed last in the text, or most often in the neighbours.
-
-        Returns:
-            The tokens, and how many tokens the n-gram has: a power of 2, or 0 if none occurs.
         """
-        tokens = self._before(text)
+        tokens = self._before(question, written)
         matches = [*self._matches(tokens)]
         if not matches:
-            return [], 0
+            return Draft()
         size, places = matches[-1]
         place = places[-1]
         if place < len(self._neighbours):
@@ -142,11 +142,15 @@ class Ngrams:
             )
             place = places[first[counts.argmax()]]
         draft = tokens[place : place + length]
-        return draft[np.logical_and.accumulate(draft >= 0)].tolist(), size
+        within = draft[np.logical_and.accumulate(draft >= 0)]
+        return Draft(within.tolist(), size, _RATES.get(size, _RATE_OF_LONGER))
 
-    def _before(self, text: Tensor) -> np.ndarray:
-        """The neighbours' tokens and the text's."""
-        return np.concatenate([self._neighbours, text.numpy(force=True)])
+    def _before(self, question: Question, written: Tensor) -> np.ndarray:
+        """The neighbours' tokens, and the text's up to what comes next."""
+        parts = question.before_cursor, written
+        return np.concatenate(
+            [self._neighbours, *(part.numpy(force=True) for part in parts)]
+        )
 
     def _matches(self, tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """1, 2, 4, ..., and the places of what followed as many last tokens, while these occur."""
