@@ -52,7 +52,7 @@ def build_store(
 ) -> tuple[TorchStore, str]:
     """A store of ``count`` passages of torch's source code, and a prompt beside them.
 
-    The lengths are those of the mix, in tokens.
+    The mix gives the lengths, in tokens.
     """
     cut = _cut(tokenizer, _tokens(tokenizer), LENGTHS[mix])
     prompt, *texts = islice(cut, 1 + count)

@@ -54,7 +54,7 @@ def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tenso
     """Pools float32 [DISTINCT, candidates, dim] and queries [DISTINCT, dim], nearest first.
 
     At 200 candidates and 384 dimensions all but the last are real text embeddings, of unit norm.
-    Fewer candidates are the nearest of those. Additional candidates are real ones moved by Gaussian
+    Fewer candidates are the nearest of them. Additional candidates are real ones moved by Gaussian
     noise. More dimensions come from a random isometry, which keeps every inner product, and a
     little Gaussian noise, which gives full rank. A solve of real pools takes every step and holds
     11 to 28 candidates. The last pool is Gaussian and its query is the mean of its rows: there, a

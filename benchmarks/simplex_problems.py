@@ -33,7 +33,7 @@ QUERIES = {"unmixing": 30, "deconvolution": 3}
 def problem(kind: str, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A pool [K, d], or pools [batch, K, d], and queries [batch, d], in float64.
 
-    All problems of a batch are distinct, but for those of text, of which there are six.
+    All problems of a batch are distinct; of text, there are six.
     """
     if kind == "text":
         pools, queries = distinct_pools(200, 384)  # the last is random

@@ -1,8 +1,8 @@
 """Runs the operators elsewhere than where a test's tensors are.
 
 The tests make their tensors on the CPU and compare with an oracle there. ``Elsewhere`` takes the
-place of the operators' CPU kernels, so that every call, compiled ones and those of ``ReplayAdam``
-included, reaches the implementation under test: on a GPU, whole storages are mirrored there (views,
+place of the operators' CPU kernels, so that every call, compiled or by ``ReplayAdam``
+too, reaches the implementation under test: on a GPU, whole storages are mirrored there (views,
 strides, overlaps and freed storages stay what they are) and what was written comes back.
 """
 

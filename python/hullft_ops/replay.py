@@ -210,7 +210,7 @@ class ReplayAdam(Optimizer):
     def reset(self) -> None:
         """Zeroes moments and step counts in place, as if no step had been taken.
 
-        The next steps equal those of a new optimizer with the present options. Nothing is allocated
+        The next steps equal a new optimizer's with the present options. Nothing is allocated
         again.
         """
         tensors = [tensor for state in self.state.values() for tensor in state.values()]

@@ -37,7 +37,7 @@ SLOW = (
 
 @cache
 def imported_in_a_new_process() -> list[str]:
-    """The modules that an import of this package brings beside those of torch."""
+    """The modules that an import of this package brings beside torch's."""
     result = subprocess.run(
         [sys.executable, "-c", IMPORT], capture_output=True, check=True
     )
@@ -107,7 +107,7 @@ def imports_of(folder: Path) -> set[str]:
 
 
 def test_what_is_imported_is_required() -> None:
-    """By an extra that users install; those of tests and documentation are none."""
+    """By an extra that users install, not by the extras of tests and documentation."""
     installed = {"torch"}.union(*map(required, ("sklearn", "ttft", "ray")))
     distributions = importlib.metadata.packages_distributions()
 

@@ -23,7 +23,7 @@ CSRC = HERE.parent.parent / "csrc"
 UNITS = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
 CLANG = "clang++-19"
 _TIMELESS = ["-Xclang", "-fno-pch-timestamp"]
-# Other processors than those of x86_64 always have fused multiply-adds.
+# Processors but x86_64 always have fused multiply-adds.
 _FUSES = ("-mfma",) if platform.machine() == "x86_64" else ()
 _LIBRARIES = ["-lboost_context", "-ldl"]
 _SANITIZERS = ("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment")

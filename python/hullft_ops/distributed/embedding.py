@@ -19,8 +19,8 @@ def load_encoder(name: str, dtype: Precision | None) -> Callable[[Any], np.ndarr
 def ray_embedding(name: str, workers: Workers, dtype: Precision | None = None) -> Embed:
     """What `index_corpus` takes as ``embed``, to embed in workers.
 
-    The groups are those of a single process, and so are the bits of their vectors if it has as
-    many threads. As many batches as there are workers are in memory.
+    A single process makes the same groups, and vectors of the same bits if it has as many
+    threads. As many batches as there are workers are in memory.
 
     Args:
         name: of the embedder, for `load_embedder`, on the workers' machines too.

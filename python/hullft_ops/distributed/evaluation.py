@@ -34,9 +34,9 @@ def ray_rows(
     run: str,
     experiment: Experiment,
 ) -> Iterator[Row]:
-    """The rows of all tasks, measured in workers; those of a prompt arrive together.
+    """The rows of all tasks, measured in workers; a prompt's arrive together.
 
-    Except for seconds and order they are those of a single process with as many threads.
+    Except for seconds and order, a single process with as many threads has the same rows.
 
     Args:
         tasks: what is `missing`.

@@ -66,7 +66,7 @@ CAUSAL = [
 ]
 NO_LOGITS = "which gives no logits of each token"
 AHEAD = "which sees the tokens after the one that it reads"
-# With weights as large as trained ones: those of a new model move logits by one bfloat16 rounding.
+# With weights as large as trained ones: a new model's move logits by one bfloat16 rounding.
 BERT = BertConfig(**SIZES, initializer_range=0.2)
 OTHERS = [
     (BertLMHeadModel, BERT, AHEAD),

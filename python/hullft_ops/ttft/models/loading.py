@@ -45,7 +45,7 @@ def load_model(
     Raises:
         ImportError: a GGUF file, and the package gguf is not installed.
         InputError: there is no such model or device, transformers cannot load the model, or its
-            weights are not those of its configuration.
+            weights do not match its configuration.
     """
     with input_errors(f"device {device}"):
         torch.empty(0, device=device)

@@ -40,8 +40,8 @@ def autocast(
 
 @signal_safe
 def casting_once(model: nn.Module) -> Iterator[None]:
-    """Let autocast keep its copies of all weights: it keeps those of weights with ``requires_grad``
-    alone."""
+    """Let autocast keep its copies of all weights: by itself it keeps only copies of weights
+    with ``requires_grad``."""
     frozen = [
         parameter
         for parameter in model.parameters()

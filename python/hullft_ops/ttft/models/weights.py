@@ -52,7 +52,7 @@ def layer_scale(model: "PreTrainedModel") -> float:
 
 
 def _layers(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """All matrices but those of embeddings and the head, stacked biases and what is quantized."""
+    """All matrices but embeddings, the head, stacked biases and what is quantized."""
     outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is not None:
