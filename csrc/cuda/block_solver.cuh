@@ -8,15 +8,16 @@
 namespace hullft {
 
 // Solver derives from it, and has clear() and update() for all warps, decide(action) for warp 0,
-// column(row of the support), and write(out). Steps: what every lane of warp 0 holds.
-template <typename Solver, typename S, typename State, typename Steps>
+// column(row of the support), and write(out). Steps: what every lane of warp 0 holds. R: of the
+// outputs, and of rows that are not narrower.
+template <typename Solver, typename S, typename State, typename Steps, typename R = S>
 class BlockSolver : protected Steps {
  public:
   // memory: the state's, if it is global. products: of the rows with the query, square: the
   // query's; null where the block makes them. columns: the Gram matrix, or where to keep columns.
   __device__ __forceinline__ BlockSolver(const FwProblem& problem, const SolverPlan& plan,
                                          int64_t query, unsigned char* memory, const State& state,
-                                         const S* products, const S* square, S* columns,
+                                         const S* products, const double* square, S* columns,
                                          FwControl<S>& control, BlockScratch& scratch)
       : p_(problem),
         plan_(plan),
@@ -38,7 +39,7 @@ class BlockSolver : protected Steps {
       resume();
     } else {
       if (sees_nothing(p_.pool, query_)) {
-        write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, scratch_, me_);
+        write_nothing<R>(p_.pool, p_.query, query_, 1, p_.n_select, out, scratch_, me_);
         return;
       }
       n_ = checked_size(p_.pool, query_, me_);
@@ -53,7 +54,8 @@ class BlockSolver : protected Steps {
         ready = false;
       }
       if (action == Action::kResidual)
-        residual_ = exact_residual(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
+        residual_ =
+            exact_residual<R>(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
       if (action == Action::kCorrelate && !correlations_finite()) return fail(out);
       if (action == Action::kCorrelate || action == Action::kStep) self().update();
       __syncthreads();
@@ -64,7 +66,7 @@ class BlockSolver : protected Steps {
     self().write(out);
     const int m = control_.support_size < p_.max_support ? control_.support_size : p_.max_support;
     if (me_.thread == 0)
-      write_scalars<S>(query_, m, residual_, control_.gap, control_.iterations, out);
+      write_scalars<R>(query_, m, R(residual_), R(control_.gap), control_.iterations, out);
   }
 
  protected:
@@ -99,20 +101,20 @@ class BlockSolver : protected Steps {
   const int64_t query_;
   Pause* const pause_;
   const State x_;
-  const S *const products_, *const square_;
+  const S* const products_;
+  const double* const square_;
   S* const columns_;
   FwControl<S>& control_;
   BlockScratch& scratch_;
   const BlockThread me_;
   int n_ = 0;
   S qq_ = 0, residual_ = 0;
-  S* residuals_ = nullptr;  // [d]: q - X^T w, of kRefine
 
  private:
   __device__ __forceinline__ Solver& self() { return static_cast<Solver&>(*this); }
 
   __device__ __forceinline__ void fail(const FwOutputs& out) const {
-    write_failure<S>(query_, p_.n_select, out, me_);
+    write_failure<R>(query_, p_.n_select, out, me_);
   }
 
   // Until the device has computed the column of the picked row.
@@ -129,40 +131,22 @@ class BlockSolver : protected Steps {
     __syncthreads();
   }
 
-  // q - X^T w, of which terms of opposite signs may leave little.
-  __device__ __forceinline__ const float* subtract_support(const Rows<float>& rows) const {
-    const float* q = query_at(rows, p_.query, query_);
-    for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads) {
-      double left = q[i];
-      for (int j = 0; j < control_.support_size; ++j)
-        left -= double(x_.table.weight[j]) * double(rows[x_.table.atom[j]][i]);
-      residuals_[i] = float(left);
-    }
-    __syncthreads();
-    return residuals_;
-  }
-
-  // The rows' products with the query into b, with the residual into u, or with the picked row into
-  // its column, where they are not ready.
+  // The rows' products with the query into b, or with the picked row into its column, where they
+  // are not ready.
   __device__ __forceinline__ void multiply(Action action, bool ready) {
     const bool correlate = action == Action::kCorrelate;
-    const bool refine = residuals_ && action == Action::kRefine;
     if (ready && !correlate) return;
-    S* out = refine ? x_.u : x_.b;
-    if (!correlate && !refine) out = columns_ + int64_t(control_.picked_entry) * p_.pool.width;
+    S* out = correlate ? x_.b : columns_ + int64_t(control_.picked_entry) * p_.pool.width;
     S qq = 0;
-    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
-      const auto* x =
-          correlate || refine ? query_at(rows, p_.query, query_) : rows[control_.picked];
-      if constexpr (std::is_same_v<decltype(x), const float*>)
-        if (refine) x = subtract_support(rows);
-      if ((!products_ && !ready) || refine) multiply_rows(rows, 0, rows.n, x, out, me_);
+    with_rows<R>(p_.pool, query_, n_, [&](const auto& rows) {
+      const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
+      if (!products_ && !ready) multiply_rows(rows, 0, rows.n, x, out, me_);
       if (correlate && !square_) qq = square_of<S>(x, rows.d, me_);
     });
     if (!correlate) return;
     if (products_)
       for (int k = me_.thread; k < n_; k += me_.n_threads) x_.b[k] = products_[k];
-    qq_ = square_ ? *square_ : S(block_sum(qq, scratch_, me_));
+    qq_ = square_ ? S(*square_) : S(block_sum(qq, scratch_, me_));
   }
 
   // A row that is not finite makes its correlation so, whatever the query: no pass of its own.

@@ -15,6 +15,15 @@ struct CorrectiveState : FwState<S> {
   int* place;       // [capacity]: which of the columns is a row's. Past the support, free ones
 };
 
+// Of the products, and the t of core/corrective.h for it.
+HULLFT_HD double rounding_of(const SolverPlan& plan) {
+  return plan.wide_products ? epsilon<double>() : double(epsilon<float>());
+}
+template <typename S>
+HULLFT_HD S shift_of(const SolverPlan& plan, S qq, S square) {
+  return plan.wide_products ? factor_shift(qq, square) : S(factor_shift(float(qq), float(square)));
+}
+
 HULLFT_HD int64_t triangle(int64_t n) { return n * (n + 1) / 2; }
 
 inline int64_t corrective_state_bytes(int64_t width, int64_t capacity, int64_t real_bytes) {
@@ -35,28 +44,22 @@ __device__ __forceinline__ CorrectiveState<S> carve_corrective(unsigned char* me
   return state;
 }
 
-// Where the rows are long: what a batch takes and leaves of the sums over them. Where weights are
-// refined, `residuals` takes this place.
-template <typename S>
+// Where the rows are long: what a batch takes and leaves of the sums over them.
+template <typename R>
 struct LongRows {
-  S* squares;    // [part], of the queries
-  S* weights;    // [part, capacity], of the support
-  int* atoms;    // [part, capacity]
-  S* residuals;  // [part, residuals_size]: q - X^T w, or null
+  double* squares;  // [part], of the queries
+  R* weights;       // [part, capacity], of the support
+  int* atoms;       // [part, capacity]
 };
 
-template <typename S>
-HULLFT_HD LongRows<S> long_rows_of(const CorrectivePlan& plan, void* workspace) {
-  LongRows<S> rows;
-  rows.squares = reinterpret_cast<S*>(static_cast<unsigned char*>(workspace) + plan.long_offset);
-  rows.weights = rows.squares + plan.part;
+template <typename R>
+HULLFT_HD LongRows<R> long_rows_of(const CorrectivePlan& plan, void* workspace) {
+  LongRows<R> rows;
+  rows.squares =
+      reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.long_offset);
+  rows.weights = reinterpret_cast<R*>(rows.squares + plan.part);
   rows.atoms = reinterpret_cast<int*>(rows.weights + plan.part * plan.slots);
-  rows.residuals = plan.residuals_size ? rows.squares : nullptr;
   return rows;
-}
-
-inline double* partial_of(const CorrectivePlan& plan, void* workspace) {
-  return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.partial_offset);
 }
 
 // What every lane of warp 0 holds.
@@ -68,8 +71,8 @@ struct CorrectiveSteps {
   S gap_ = 0;
   FactorTerms<S> terms_{0, 0};
   S y_square_ = 0;
-  int m_ = 0, iterations_ = 0, refinements_ = 0;  // rows of the support; cycles; the last of them
-  bool stops_ = false, fails_ = false, little_left_ = false, settled_ = false;
+  int m_ = 0, iterations_ = 0;  // rows of the support; cycles
+  bool stops_ = false, fails_ = false;
 };
 
 }  // namespace hullft

@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // The same for solves in rounds: the products with the query in the first round, later with the row
-// that it picked.
-template <typename S>
+// that it picked. R: as with_rows takes it.
+template <typename S, typename R = S>
 __global__ void __launch_bounds__(kThreads, 2)
     columns_kernel(PoolView pool, QueryView queries, SolverPlan plan, unsigned char* workspace) {
   const BlockThread me;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   S* columns = reinterpret_cast<S*>(workspace + plan.columns_offset + query * plan.column_stride);
   S* out = starts ? carve_state<S>(state, pool.width, plan.slots).b
                   : columns + int64_t(pause.picked_entry) * pool.width;
-  with_rows<S>(pool, query, n, [&](const auto& rows) {
+  with_rows<R>(pool, query, n, [&](const auto& rows) {
     const auto* x = starts ? query_at(rows, queries, query) : rows[pause.picked];
     multiply_rows(rows, first, last, x, out, me);
   });
@@ -99,8 +99,9 @@ cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* ve
 cudaError_t launch_columns(const PoolView& pool, const QueryView& query, int64_t batch,
                            const SolverPlan& plan, void* workspace, cudaStream_t stream) {
   const dim3 blocks(unsigned(pool.width + kRowsPerBlock - 1) / kRowsPerBlock, unsigned(batch));
-  const bool wide = pool.storage == Storage::kFloat64;
-  const auto kernel = wide ? columns_kernel<double> : columns_kernel<float>;
+  const auto kernel = pool.storage == Storage::kFloat64 ? columns_kernel<double>
+                      : plan.wide                       ? columns_kernel<double, float>
+                                                        : columns_kernel<float>;
   HULLFT_LAUNCH(kernel, blocks, dim3(kThreads), 0, stream, pool, query, plan,
                 static_cast<unsigned char*>(workspace));
   return cudaGetLastError();

@@ -225,6 +225,7 @@ cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, voi
     cudaError_t status = cudaSuccess;
     if (plan.gram && (is_first || plan.column_stride || plan.warp)) {
       GramProblem grams = grams_of(part.pool, part.batch, gram);
+      grams.shares = plan.shares, grams.partial = partial_of(plan, workspace);
       if (plan.warp) add_queries(grams, part.query, part.batch, workspace);
       status = launch_gram(grams, plan.sms, stream);
     }

@@ -12,13 +12,13 @@ namespace hullft {
 
 // ||q - X^T w|| from the rows of the support: near 0 the recurrence loses half its digits. A thread
 // has four rows under way, and a sum for each.
-template <typename S>
+template <typename R, typename S>
 __device__ __forceinline__ S exact_residual(const FwProblem& p, int64_t query, int n,
                                             const FwTable<S>& table, int support_size,
                                             BlockScratch& scratch, const BlockThread& me) {
   const int m = support_size;
   S squared = 0;
-  with_rows<S>(p.pool, query, n, [&](const auto& rows) {
+  with_rows<R>(p.pool, query, n, [&](const auto& rows) {
     const auto* q = query_at(rows, p.query, query);
     for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
       S sums[kTileRows] = {};

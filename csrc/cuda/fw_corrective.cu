@@ -7,7 +7,7 @@ namespace hullft {
 namespace {
 
 // kConstraint: a Constraint, as a number so that the kernel's name can be read.
-template <typename S, bool kSharedState, int kConstraint>
+template <typename S, bool kSharedState, int kConstraint, typename R>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
     fw_corrective_kernel(FwProblem problem, CorrectivePlan plan, unsigned char* workspace,
                          FwOutputs outputs) {
@@ -18,28 +18,40 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
   unsigned char* memory =
       kSharedState ? shared : workspace + plan.states_offset + query * plan.state_bytes;
   const int width = problem.pool.width;
-  FwCorrective<Constraint(kConstraint), S> block(
+  FwCorrective<Constraint(kConstraint), S, R> block(
       problem, plan, query, kSharedState ? nullptr : memory,
       carve_corrective<S>(memory, width, plan.slots),
       reinterpret_cast<const S*>(workspace) + query * width,
       reinterpret_cast<S*>(workspace + plan.columns_offset + query * plan.column_stride),
-      long_rows_of<S>(plan, workspace), control, scratch);
+      long_rows_of<R>(plan, workspace), control, scratch);
   block.solve(outputs);
 }
 
-template <typename S, Constraint kConstraint>
+template <typename S, Constraint kConstraint, typename R = S>
 cudaError_t launch_blocks(const FwProblem& problem, const CorrectivePlan& plan, void* workspace,
                           const FwOutputs& outputs, cudaStream_t stream) {
-  return launch_solver(fw_corrective_kernel<S, true, int(kConstraint)>,
-                       fw_corrective_kernel<S, false, int(kConstraint)>, problem, plan, workspace,
-                       outputs, stream);
+  return launch_solver(fw_corrective_kernel<S, true, int(kConstraint), R>,
+                       fw_corrective_kernel<S, false, int(kConstraint), R>, problem, plan,
+                       workspace, outputs, stream);
+}
+
+// Weights that are dense have float64 state.
+using Launch = cudaError_t (*)(const FwProblem&, const CorrectivePlan&, void*, const FwOutputs&,
+                               cudaStream_t);
+Launch launch_of(const FwProblem& problem, Constraint constraint) {
+  constexpr auto kSum = Constraint::kSimplex, kNone = Constraint::kNonNegative;
+  const bool sum = constraint == kSum;
+  if (problem.pool.storage == Storage::kFloat64)
+    return sum ? launch_blocks<double, kSum> : launch_blocks<double, kNone>;
+  if (!problem.dense) return launch_blocks<float, kSum>;
+  return sum ? launch_blocks<double, kSum, float> : launch_blocks<double, kNone, float>;
 }
 
 // The squares of the queries, or of solved queries the residuals.
-template <typename S>
+template <typename R>
 cudaError_t launch_distances_of(const FwProblem& problem, const CorrectivePlan& plan,
                                 void* workspace, const FwOutputs* solved, cudaStream_t stream) {
-  const LongRows<S> rows = long_rows_of<S>(plan, workspace);
+  const LongRows<R> rows = long_rows_of<R>(plan, workspace);
   DistanceProblem distances{
       problem.pool, problem.query, problem.batch, plan.shares, partial_of(plan, workspace),
       rows.squares};
@@ -52,7 +64,7 @@ cudaError_t launch_distances_of(const FwProblem& problem, const CorrectivePlan& 
 }
 
 // One part of a batch.
-template <typename S>
+template <typename R>
 cudaError_t launch_part(const FwProblem& part, Constraint constraint, const CorrectivePlan& plan,
                         void* workspace, const FwOutputs& out, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
@@ -66,15 +78,12 @@ cudaError_t launch_part(const FwProblem& part, Constraint constraint, const Corr
     status = launch_gram(grams, plan.sms, stream);
   }
   if (status == cudaSuccess && is_long)
-    status = launch_distances_of<S>(part, plan, workspace, nullptr, stream);
-  const auto launch = constraint == Constraint::kSimplex
-                          ? launch_blocks<S, Constraint::kSimplex>
-                          : launch_blocks<S, Constraint::kNonNegative>;
+    status = launch_distances_of<R>(part, plan, workspace, nullptr, stream);
   if (status == cudaSuccess)
     status = plan.warp ? launch_tableau(part, constraint, plan, workspace, out, stream)
-                       : launch(part, plan, workspace, out, stream);
+                       : launch_of(part, constraint)(part, plan, workspace, out, stream);
   if (status == cudaSuccess && is_long)
-    status = launch_distances_of<S>(part, plan, workspace, &out, stream);
+    status = launch_distances_of<R>(part, plan, workspace, &out, stream);
   return status;
 }
 

@@ -8,34 +8,31 @@
 
 namespace hullft {
 
-template <Constraint kConstraint, typename S>
-class FwCorrective
-    : public BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>, CorrectiveSteps<S>> {
-  using Base = BlockSolver<FwCorrective<kConstraint, S>, S, CorrectiveState<S>, CorrectiveSteps<S>>;
+// R: of the outputs.
+template <Constraint kConstraint, typename S, typename R>
+class FwCorrective : public BlockSolver<FwCorrective<kConstraint, S, R>, S, CorrectiveState<S>,
+                                        CorrectiveSteps<S>, R> {
+  using Base =
+      BlockSolver<FwCorrective<kConstraint, S, R>, S, CorrectiveState<S>, CorrectiveSteps<S>, R>;
   friend Base;
   using Base::columns_, Base::control_, Base::me_, Base::n_, Base::p_, Base::plan_, Base::qq_;
   using Base::fails_, Base::gap_, Base::holds_top_, Base::it_, Base::iterations_, Base::m_;
-  using Base::little_left_, Base::query_, Base::refinements_, Base::residual_, Base::residuals_;
-  using Base::settled_, Base::stops_, Base::terms_, Base::top_, Base::x_, Base::y_square_;
+  using Base::query_, Base::residual_, Base::stops_, Base::terms_, Base::top_, Base::x_;
+  using Base::y_square_;
 
  public:
   __device__ __forceinline__ FwCorrective(const FwProblem& problem, const CorrectivePlan& plan,
                                           int64_t query, unsigned char* memory,
                                           const CorrectiveState<S>& state, const S* products,
-                                          S* columns, const LongRows<S>& rows,
+                                          S* columns, const LongRows<R>& rows,
                                           FwControl<S>& control, BlockScratch& scratch)
       : Base(problem, plan, query, memory, state, plan.gram ? products : nullptr,
              plan.shares.count > 0 ? rows.squares + query : nullptr, columns, control, scratch),
-        long_(rows) {
-    if (rows.residuals) residuals_ = rows.residuals + query * plan.residuals_size;
-  }
+        long_(rows) {}
 
  private:
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
   static constexpr int kColumnsAtOnce = 8;
-  // Weights are refined where the others leave no more of a row, until they move by no more.
-  static constexpr S kLittleLeft = S(0.01), kSettled = 512 * epsilon<S>();
-  static constexpr int kMostRefinements = 16;
 
   __device__ __forceinline__ bool is_long() const { return Base::square_ != nullptr; }
 
@@ -78,8 +75,6 @@ class FwCorrective
     Action next = action;
     if (action == Action::kCorrelate || action == Action::kStep) next = begin_cycle();
     if (action == Action::kResidual) next = after_residual();
-    if constexpr (sizeof(S) == 4)
-      if (action == Action::kRefine) next = refine();
     const bool has_column = plan_.gram || action == Action::kColumn;
     if (next == Action::kColumn && has_column) next = enter();
     if (me_.lane != 0) return;
@@ -124,13 +119,13 @@ class FwCorrective
   __device__ __forceinline__ bool is_last() const {
     if (holds_top_ || m_ >= plan_.slots || iterations_ >= p_.max_iter) return true;
     if (double(gap_) <= rules().gap_floor) return true;
-    const Atom<S> top{top_.value, x_.u[top_.index], S(0)};
-    return is_optimal<kConstraint>(kSimplex ? gap_ : top_.value, top, it_);
+    const S slope = kSimplex ? gap_ : top_.value, u = x_.u[top_.index];
+    if (plan_.wide_products) return is_optimal<kConstraint, S>(slope, {top_.value, u, S(0)}, it_);
+    return is_optimal<kConstraint, float>(float(slope), {float(top_.value), float(u), 0.0f},
+                                          {float(it_.wb), float(it_.wu)});
   }
 
   __device__ __forceinline__ Action after_residual() const {
-    const bool may_refine = residuals_ && little_left_ && iterations_ < p_.max_iter;
-    if (stops_ && may_refine && double(gap_) > rules().gap_floor) return Action::kRefine;
     const bool within_tol = double(residual_) < rules().residual;
     return stops_ || within_tol ? Action::kDone : Action::kColumn;
   }
@@ -138,7 +133,7 @@ class FwCorrective
   // The top row joins. On the simplex the first one has all of the weight.
   __device__ __forceinline__ Action enter() {
     const bool first = kSimplex && m_ == 0;
-    if (first) terms_ = {qq_, factor_shift(qq_, column_of_top()[top_.index])};
+    if (first) terms_ = {qq_, shift_of(plan_, qq_, column_of_top()[top_.index])};
     bool goes_on = join();
     if (first) {
       if (me_.lane == 0) x_.table.weight[0] = 1;
@@ -175,7 +170,7 @@ class FwCorrective
     __syncwarp();
     const Products products = solve_lower(row);
     const S left = square - products.squares;
-    const S pivot = pivot_of(left, square, m_);
+    const S pivot = pivot_of(left, square, m_, S(rounding_of(plan_)));
     const S diagonal = sqrt(pivot);
     const S y = (factor_target<kConstraint>(b, terms_) - products.with_y) / diagonal;
     if (me_.lane == 0) {
@@ -185,7 +180,6 @@ class FwCorrective
     }
     __syncwarp();
     if (!finite(left)) fails_ = true;
-    little_left_ = little_left_ || left < kLittleLeft * square;
     if (!(pivot > S(0))) return false;
     y_square_ += y * y;
     ++m_;
@@ -314,67 +308,32 @@ class FwCorrective
     __syncwarp();
   }
 
-  // A step by the correlations c = X (q - X^T w) from the rows, in u. They are small, and so is
-  // their rounding; that of the factor leaves hundredths of the error to the next step. After a
-  // step that hardly moves, a row may join.
-  __device__ __forceinline__ Action refine() {
-    S mean = 0, furthest = 0, moved = 0, total = 0;
-    for (int i = me_.lane; i < m_; i += kWarp) mean += x_.table.weight[i] * x_.u[x_.table.atom[i]];
-    mean = kSimplex ? warp_sum(mean) : S(0);
-    for (int i = me_.lane; i < m_; i += kWarp) {
-      S& c = x_.u[x_.table.atom[i]];
-      x_.y[i] = c - mean, c = S(-1e38);  // no row to join
-      furthest = larger(S(fabs(x_.y[i])), furthest);
-    }
-    __syncwarp();
-    Best<S> best = no_best<S>();
-    for (int k = me_.lane; k < n_; k += kWarp) see(best, x_.u[k], k);
-    top_ = warp_best(best);
-    const S slope = top_.value - mean;
-    gap_ = larger(warp_top(furthest).value, slope);
-    if (!finite(slope) || !finite(gap_)) return Action::kFail;
-    const S rounding = 2 * epsilon<S>() * residual_ * S(sqrt(column_of_top()[top_.index]));
-    const bool joins = settled_ && m_ < plan_.slots && slope > rounding;
-    little_left_ = (joins || !settled_) && refinements_++ < kMostRefinements;
-    if (!little_left_ || iterations_ >= p_.max_iter) return Action::kResidual;
-    ++iterations_;
-    if (joins && join() && me_.lane == 0) x_.y[m_ - 1] = slope;
-    __syncwarp();
-    solve_lower(x_.y);
-    solve_upper();
-    for (int i = me_.lane; i < m_; i += kWarp) {
-      moved += S(fabs(x_.solution[i]));
-      total += x_.solution[i] += x_.table.weight[i];
-    }
-    moved = warp_sum(moved), total = warp_sum(total);
-    settled_ = take_solution(kSimplex ? 1 / total : S(1)) && moved <= kSettled * total;
-    return fails_ ? Action::kFail : Action::kRefine;
-  }
-
   // ---- all warps
 
   __device__ __forceinline__ void write(const FwOutputs& out) {
     const int m = control_.support_size;
-    if (kSimplex && out.indices)
-      Base::write_selection(x_.y - x_.b, out);
-    else
-      write_dense(m, out);
+    bool dense = true;
+    if constexpr (std::is_same_v<S, R>) {
+      dense = !out.indices;
+      if (!dense) Base::write_selection(x_.y - x_.b, out);
+    }
+    if (dense) write_dense(m, out);
     if (!is_long()) return;
     for (int i = me_.thread; i < m; i += me_.n_threads) {
-      long_.weights[query_ * plan_.slots + i] = x_.table.weight[i];
+      long_.weights[query_ * plan_.slots + i] = R(x_.table.weight[i]);
       long_.atoms[query_ * plan_.slots + i] = x_.table.atom[i];
     }
   }
 
   __device__ __forceinline__ void write_dense(int m, const FwOutputs& out) const {
-    S* weights = static_cast<S*>(out.weights) + query_ * p_.pool.width;
+    R* weights = static_cast<R*>(out.weights) + query_ * p_.pool.width;
     for (int k = me_.thread; k < p_.pool.width; k += me_.n_threads) weights[k] = 0;
     __syncthreads();
     for (int i = me_.thread; i < m; i += me_.n_threads)
-      weights[x_.table.atom[i]] = x_.table.weight[i];
+      weights[x_.table.atom[i]] = R(x_.table.weight[i]);
   }
 
-  const LongRows<S> long_;
+  const LongRows<R> long_;
 };
 
 }  // namespace hullft

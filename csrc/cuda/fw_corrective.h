@@ -6,19 +6,15 @@
 
 #include "../core/corrective.h"
 #include "frank_wolfe.h"
-#include "gram_grid.h"
 
 namespace hullft {
 
-// The workspace begins with the products of the rows with their query, if there are Gram matrices.
-// `warp` is the solver of fw_tableau.cu.
+// float64 where the weights are dense, whatever the rows are. The workspace begins with the
+// products of the rows with their query, if there are Gram matrices. `warp` is the solver of
+// fw_tableau.cu.
 struct CorrectivePlan : SolverPlan {
-  bool wide;               // products are float64 where the rows are not
-  Shares shares;           // of long rows, over which the device sums up products and squares
-  int64_t states_offset;   // after the products
-  int64_t partial_offset;  // after the columns: the sums of the shares
-  int64_t long_offset;     // after them: what a solve takes and leaves of its long rows
-  int64_t residuals_size;  // or numbers for q - X^T w of a query whose weights are refined, else 0
+  int64_t states_offset;  // after the products
+  int64_t long_offset;    // after the sums of the shares: what solves take and leave of long rows
 };
 
 CorrectivePlan plan_corrective(const FwProblem& problem, const LaunchLimits& limits);

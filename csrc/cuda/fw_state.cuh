@@ -33,7 +33,6 @@ enum class Action : int {
   kColumn,     // products of all rows with the atom that was picked
   kResidual,   // the residual from the rows: the recurrence cannot tell it from 0
   kStep,       // apply the step
-  kRefine,     // products of all rows with the residual
   kDone,
   kFail,
 };

@@ -11,13 +11,13 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 
-// P: of the products. kRows: at least those of the pool.
-template <Constraint kConstraint, typename S, typename P, int kRows>
+// S: of the outputs. kRows: at least those of the pool.
+template <Constraint kConstraint, typename S, int kRows>
 class FwTableau {
  public:
   // row [kWarp]: of this warp.
   __device__ __forceinline__ FwTableau(const FwProblem& problem, const CorrectivePlan& plan,
-                                       int64_t query, const P* products, const P* gram,
+                                       int64_t query, const double* products, const double* gram,
                                        const LongRows<S>& long_rows, double* row)
       : p_(problem),
         plan_(plan),
@@ -33,10 +33,10 @@ class FwTableau {
     const int64_t n = p_.pool.sizes ? p_.pool.sizes[query_] : int64_t(p_.pool.width);
     if (n < 0 || n > p_.pool.width) return write_failure<S>(query_, p_.n_select, out, me_);
     n_ = int(n), is_row_ = me_.lane < n_;
-    b_ = is_row_ ? double(products_[me_.lane]) : 0.0;
-    qq_ = plan_.shares.count ? double(long_.squares[query_]) : distance(0);
-    const double square = is_row_ ? double(gram_[me_.lane * (p_.pool.width + 1)]) : 0.0;
-    if (__any_sync(kFullWarp, !finite(S(qq_)) || !finite(b_) || !finite(square)))
+    b_ = is_row_ ? products_[me_.lane] : 0.0;
+    qq_ = plan_.shares.count ? long_.squares[query_] : distance(0);
+    const double square = is_row_ ? gram_[me_.lane * (p_.pool.width + 1)] : 0.0;
+    if (__any_sync(kFullWarp, !finite(qq_) || !finite(b_) || !finite(square)))
       return write_failure<S>(query_, p_.n_select, out, me_);
     bool goes_on = n_ > 0 && start(square);
     while (goes_on) goes_on = step();
@@ -57,8 +57,8 @@ class FwTableau {
   // where that is the query, and 0.
   __device__ __forceinline__ bool start(double square) {
     const int first = warp_best(is_row_ ? Best<double>{b_, me_.lane} : no_best<double>()).index;
-    const P of_first = P(__shfl_sync(kFullWarp, square, first));
-    const FactorTerms<double> terms{qq_, double(factor_shift(P(qq_), of_first))};
+    const double of_first = __shfl_sync(kFullWarp, square, first);
+    const FactorTerms<double> terms{qq_, shift_of(plan_, qq_, of_first)};
     shift_ = terms.shift;
     square_ = factor_entry<kConstraint>(square, b_, b_, terms);
     const double largest = warp_top(is_row_ ? square_ : 0.0).value;
@@ -69,7 +69,7 @@ class FwTableau {
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const bool has = is_row_ && j < n_;
-      const double product = has ? double(gram_[j * p_.pool.width + me_.lane]) : 0.0;
+      const double product = has ? gram_[j * p_.pool.width + me_.lane] : 0.0;
       tableau_[j] = has ? scale_ * factor_entry<kConstraint>(product, b_, row_[j], terms) : 0.0;
     }
     left_ = square_ *= scale_;
@@ -105,8 +105,7 @@ class FwTableau {
 
   // False where nothing of the row is left.
   __device__ __forceinline__ bool join(int k) {
-    const P left = P(left_), least = pivot_of(left, P(square_), m_);
-    const double mine = left < least ? double(least) : left_;
+    const double mine = pivot_of(left_, square_, m_, rounding_of(plan_));
     const double pivot = __shfl_sync(kFullWarp, mine, k);
     if (!(pivot > 0)) return false;
     if (me_.lane == k) raised_ = pivot - left_;
@@ -139,11 +138,17 @@ class FwTableau {
   __device__ __forceinline__ bool is_optimal(const Best<double>& top) const {
     const double gap = kSimplex ? top.value * shift_ / sum_ : top.value / scale_;
     if (p_.gap_tol > 0 && gap <= p_.gap_tol) return true;
-    if (gap > 128 * double(epsilon<P>()) * size_) return false;  // what follows takes longer
+    if (gap > 128 * rounding_of(plan_) * size_) return false;  // what follows takes longer
     const double wb = kSimplex ? warp_sum(scaled(weight_) * b_) : 0.0;
     // <w, c> = <q, q - X^T w> - t (1 - sum) / sum, for the sum of weights that are not scaled
     const double mean = kSimplex ? qq_ - wb - scale_ * shift_ * shift_ / sum_ + shift_ : 0.0;
     const double u = __shfl_sync(kFullWarp, b_, top.index) - mean - gap;
+    return plan_.wide_products ? is_optimal<double>(gap, mean, u, wb)
+                               : is_optimal<float>(gap, mean, u, wb);
+  }
+
+  template <typename P>
+  static __device__ __forceinline__ bool is_optimal(double gap, double mean, double u, double wb) {
     return hullft::is_optimal<kConstraint, P>(P(gap), {P(mean + gap), P(u), P(0)},
                                               {P(wb), P(wb - mean)});
   }
@@ -170,7 +175,7 @@ class FwTableau {
   __device__ __forceinline__ double distance(unsigned support) {
     constexpr int kAtOnce = 8;  // columns of a lane
     share(weight_);
-    P squared = 0;
+    double squared = 0;
     with_rows<S>(p_.pool, query_, p_.pool.width, [&](const auto& rows) {
       const auto* q = query_at(rows, p_.query, query_);
       for (int64_t first = me_.lane; first < rows.d; first += kAtOnce * kWarp) {
@@ -191,10 +196,10 @@ class FwTableau {
         }
 #pragma unroll
         for (int e = 0; e < kAtOnce; ++e)
-          if (e == 0 || at[e] != first) squared += P(left[e]) * P(left[e]);
+          if (e == 0 || at[e] != first) squared += double(left[e]) * double(left[e]);
       }
     });
-    return double(warp_sum(squared));
+    return warp_sum(squared);
   }
 
   // c = b - G w from the Gram matrix, whatever rounding has made of the tableau.
@@ -203,7 +208,7 @@ class FwTableau {
     double c = b_;
     for (unsigned more = support; more; more &= more - 1) {
       const int k = __ffs(int(more)) - 1;
-      if (is_row_) c -= row_[k] * double(gram_[k * p_.pool.width + me_.lane]);
+      if (is_row_) c -= row_[k] * gram_[k * p_.pool.width + me_.lane];
     }
     return c;
   }
@@ -211,7 +216,7 @@ class FwTableau {
   // ||q - X^T w||^2 = <q, q> - <w, b> - <w, c>, 0 where that is rounding. float32 rows round more.
   __device__ __forceinline__ double distance_by_products(double wc) const {
     const double squared = qq_ - warp_sum(weight_ * b_) - wc;
-    return squared > 128 * double(epsilon<P>()) * qq_ ? squared : 0.0;
+    return squared > 128 * epsilon<double>() * qq_ ? squared : 0.0;
   }
 
   __device__ __forceinline__ void write(const FwOutputs& out) {
@@ -226,7 +231,7 @@ class FwTableau {
     const double gap = n_ > 0 ? top - (kSimplex ? wc : 0.0) : 0.0;
     const bool is_long = plan_.shares.count > 0;
     double squared = 0;
-    if constexpr (sizeof(P) > sizeof(S))
+    if (sizeof(S) == 4 && plan_.wide_products)
       squared = distance_by_products(wc);
     else if (!is_long)
       squared = distance(support);
@@ -242,7 +247,7 @@ class FwTableau {
   const FwProblem& p_;
   const CorrectivePlan& plan_;
   const int64_t query_;
-  const P *const products_, *const gram_;
+  const double *const products_, *const gram_;
   const LongRows<S> long_;
   double* const row_;
   BlockThread me_;
@@ -257,7 +262,7 @@ class FwTableau {
   bool fails_ = false;
 };
 
-template <typename S, typename P, int kConstraint, int kRows>
+template <typename S, int kConstraint, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows <= 16 ? 4 : 2)
     fw_tableau_kernel(FwProblem problem, CorrectivePlan plan, unsigned char* workspace,
                       FwOutputs outputs) {
@@ -266,20 +271,18 @@ __global__ void __launch_bounds__(kThreads, kRows <= 16 ? 4 : 2)
   const int64_t query = int64_t(blockIdx.x) * kWarps + warp;
   if (query >= problem.batch) return;
   const unsigned char* gram = workspace + plan.columns_offset + query * plan.column_stride;
-  FwTableau<Constraint(kConstraint), S, P, kRows> solver(
-      problem, plan, query, reinterpret_cast<const P*>(workspace) + query * problem.pool.width,
-      reinterpret_cast<const P*>(gram), long_rows_of<S>(plan, workspace), rows[warp]);
+  FwTableau<Constraint(kConstraint), S, kRows> solver(
+      problem, plan, query, reinterpret_cast<const double*>(workspace) + query * problem.pool.width,
+      reinterpret_cast<const double*>(gram), long_rows_of<S>(plan, workspace), rows[warp]);
   solver.solve(outputs);
 }
 
-template <typename S, typename P>
+template <typename S>
 auto kernel_of(Constraint constraint, int width) {
   constexpr int kSum = int(Constraint::kSimplex), kNone = int(Constraint::kNonNegative);
   if (constraint == Constraint::kSimplex)
-    return width <= 16 ? fw_tableau_kernel<S, P, kSum, 16>
-                       : fw_tableau_kernel<S, P, kSum, kTableauRows>;
-  return width <= 16 ? fw_tableau_kernel<S, P, kNone, 16>
-                     : fw_tableau_kernel<S, P, kNone, kTableauRows>;
+    return width <= 16 ? fw_tableau_kernel<S, kSum, 16> : fw_tableau_kernel<S, kSum, kTableauRows>;
+  return width <= 16 ? fw_tableau_kernel<S, kNone, 16> : fw_tableau_kernel<S, kNone, kTableauRows>;
 }
 
 }  // namespace
@@ -289,9 +292,8 @@ cudaError_t launch_tableau(const FwProblem& problem, Constraint constraint,
                            cudaStream_t stream) {
   const int width = problem.pool.width;
   const auto kernel = problem.pool.storage == Storage::kFloat64
-                          ? kernel_of<double, double>(constraint, width)
-                      : plan.wide ? kernel_of<float, double>(constraint, width)
-                                  : kernel_of<float, float>(constraint, width);
+                          ? kernel_of<double>(constraint, width)
+                          : kernel_of<float>(constraint, width);
   const int64_t blocks = (problem.batch + kWarps - 1) / kWarps;
   HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem, plan,
                 static_cast<unsigned char*>(workspace), outputs);

@@ -83,8 +83,8 @@ class FwWarp {
       __syncthreads();
       const Action action = shared_.control.action;
       if (action == Action::kFail) return write_failure<S>(query_, p_.n_select, out, me_);
-      residual_ = exact_residual(p_, query_, n_, table(), shared_.control.support_size,
-                                 shared_.scratch, me_);
+      residual_ = exact_residual<S>(p_, query_, n_, table(), shared_.control.support_size,
+                                    shared_.scratch, me_);
       if (action == Action::kDone || double(residual_) < stopping_.residual) return write(out);
     }
   }

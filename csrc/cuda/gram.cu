@@ -236,9 +236,10 @@ cudaError_t launch_tiles(void (*kernel)(GramProblem, Tiles), const GramProblem& 
 
 // The products of every share, and their sums.
 cudaError_t launch_long_gram(const GramProblem& problem, cudaStream_t stream) {
+  const auto wide = [](auto x) { return gram_float64_kernel<decltype(x), true>; };
   const cudaError_t status =
-      problem.pool.storage == Storage::kFloat64
-          ? launch_tiles(gram_float64_kernel<double, true>, problem, kWideSide, stream)
+      has_wide_products(problem.pool, problem.wide)
+          ? launch_tiles(for_storage(problem.pool.storage, wide), problem, kWideSide, stream)
           : launch_gram_blocks(problem, kLongWarpTiles, stream);
   return status == cudaSuccess ? launch_gram_sum(problem, stream) : status;
 }
@@ -250,9 +251,9 @@ cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t st
   if (problem.shares.count) return launch_long_gram(problem, stream);
   const Storage storage = problem.pool.storage;
   const auto wide = [](auto x) { return gram_float64_kernel<decltype(x), false>; };
-  if (storage == Storage::kFloat64 || problem.wide)
+  if (has_wide_products(problem.pool, problem.wide))
     return launch_tiles(for_storage(storage, wide), problem, kWideSide, stream);
-  const GramPlan plan = plan_gram(problem.pool, problem.pools, problem.queries, sms);
+  const GramPlan plan = plan_gram(problem.pool, false, problem.pools, problem.queries, sms);
   if (plan.warp_tiles) return launch_gram_blocks(problem, plan.warp_tiles, stream);
   const auto spread = [](auto x) { return gram_spread_kernel<decltype(x)>; };
   return launch_tiles(for_narrow_storage(storage, spread), problem, kTileSide, stream);

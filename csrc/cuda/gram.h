@@ -17,7 +17,7 @@ struct GramProblem {
   void* products;   // [pools, queries, width], of the rows with the queries of their pool
   Shares shares;    // of long rows, whose products are summed up here:
   void* partial;    // [pools, shares, width + queries, width], float64
-  bool wide;        // products in float64, whatever the rows are
+  bool wide;        // products as float64, whatever the rows are
 };
 
 // The matrices of a batch, without queries. Each query of a shared pool reads the corner that it
@@ -32,8 +32,9 @@ inline void add_queries(GramProblem& grams, const QueryView& query, int64_t batc
   grams.query = query, grams.products = products, grams.queries = int(batch / grams.pools);
 }
 
-// float64 for float64 pools and float32 for all others. Gram matrices are symmetric bit for bit.
-// Rows past a pool's size are left unset. Aligned vectors: pool.vectors speaks for the queries too.
+// float64 for float64 pools and where that is asked for, else float32. Gram matrices are symmetric
+// bit for bit. Rows past a pool's size are left unset. Aligned vectors: pool.vectors speaks for the
+// queries too.
 cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t stream);
 
 // The launch of tiles by blocks, see gram_blocks.cu. warp_tiles: of a warp. Of long rows, the
@@ -50,11 +51,11 @@ struct DistanceProblem {
   QueryView query;
   int64_t batch;
   Shares shares;
-  double* partial;                    // [batch, shares]
-  void* out;                          // [batch], of the type of the outputs
-  const int* support = nullptr;       // [batch, slots], or null
-  const void* weights = nullptr;      // [batch, slots], of the type of the outputs
-  const int64_t* sizes = nullptr;     // of the supports
+  double* partial;                 // [batch, shares]
+  void* out;                       // [batch], of the type of the outputs; float64 without supports
+  const int* support = nullptr;    // [batch, slots], or null
+  const void* weights = nullptr;   // [batch, slots], of the type of the outputs
+  const int64_t* sizes = nullptr;  // of the supports
   const int64_t* num_iter = nullptr;  // below 0: the query has failed, and keeps its output
   int slots = 0;
 };

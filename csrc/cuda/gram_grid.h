@@ -77,14 +77,17 @@ struct Shares {
 };
 
 constexpr int64_t kLongRow = int64_t(1) << 15;
-constexpr int64_t kLeastShare = 1024;  // whole slices of every dtype
+constexpr int64_t kLongWideRow = int64_t(1) << 12;  // where few blocks make float64 products
+constexpr int64_t kLeastShare = 1024;               // whole slices of every dtype
 constexpr int64_t kMostShares = 512;
 
 // So many columns that a share's products are an eighth of its rows' bytes at most.
-inline Shares shares_of(int64_t d, int width) {
-  if (d < kLongRow) return {d, 0};
+inline Shares shares_of(int64_t d, int width, bool wide) {
+  constexpr int64_t kWorthIt = 4;
+  if (d < (wide ? kLongWideRow : kLongRow)) return {d, 0};
   const int64_t least = std::max({kLeastShare, int64_t(16) * width, d / kMostShares});
   const int64_t columns = (least + kLeastShare - 1) / kLeastShare * kLeastShare;
+  if (d < kLongRow && d <= (kWorthIt - 1) * columns) return {d, 0};
   return {columns, int((d + columns - 1) / columns)};
 }
 

@@ -94,7 +94,10 @@ __global__ void __launch_bounds__(kThreads, 4) distance_sum_kernel(DistanceProbl
   for (int s = me.thread; s < problem.shares.count; s += kThreads) total += partial[s];
   total = block_sum(total, scratch, me);
   if (me.thread != 0 || (problem.support && problem.num_iter[query] < 0)) return;
-  static_cast<S*>(problem.out)[query] = S(problem.support ? sqrt(total) : total);
+  if (problem.support)
+    static_cast<S*>(problem.out)[query] = S(sqrt(total));
+  else
+    static_cast<double*>(problem.out)[query] = total;
 }
 
 template <typename S>
@@ -112,7 +115,7 @@ cudaError_t launch(const DistanceProblem& problem, cudaStream_t stream) {
 
 cudaError_t launch_gram_sum(const GramProblem& problem, cudaStream_t stream) {
   const int64_t width = problem.pool.width, products = (width + problem.queries) * width;
-  const bool wide = problem.pool.storage == Storage::kFloat64;
+  const bool wide = problem.wide || problem.pool.storage == Storage::kFloat64;
   const auto kernel = wide ? gram_sum_kernel<double> : gram_sum_kernel<float>;
   const int64_t blocks = (products + kWarp - 1) / kWarp * problem.pools;
   HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem);

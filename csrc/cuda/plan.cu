@@ -70,13 +70,6 @@ bool fits_tableau(const FwProblem& problem) {
   return problem.dense && problem.pool.width <= kTableauRows;
 }
 
-// Products of one pool with all queries take little longer in float64, and keep what it keeps.
-bool wants_wide_products(const FwProblem& problem) {
-  constexpr int64_t kMostColumns = 4096;  // of which few blocks make the Gram matrix
-  return fits_tableau(problem) && problem.pool.d <= kMostColumns &&
-         n_pools(problem.pool, problem.batch) == 1;
-}
-
 // Of a column of every query.
 double column_cycles(const PoolView& pool, int64_t batch, int64_t sms, bool in_rounds) {
   const double row_bytes = double(pool.d) * double(bytes_of(pool.storage));
@@ -101,14 +94,14 @@ void add_rounds(SolverPlan& plan, const FwProblem& p, const LaunchLimits& limits
 // What all plans begin with, for a state of so many bytes.
 template <typename Plan>
 Plan plan_of_state(const PoolView& pool, int64_t batch, const LaunchLimits& limits, bool gram,
-                   int64_t state_bytes) {
+                   bool wide, int64_t state_bytes) {
   Plan plan{};
-  plan.gram = gram, plan.sms = limits.sms;
+  plan.gram = gram, plan.wide = wide, plan.sms = limits.sms;
   plan.state_bytes = state_bytes;
   plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
   plan.shared_state = state_bytes <= plan.shared_limit;
   plan.threads =
-      solver_threads(pool.width, pool.storage, batch, plan.shared_state ? state_bytes : 0, limits);
+      solver_threads(pool.width, wide, batch, plan.shared_state ? state_bytes : 0, limits);
   return plan;
 }
 
@@ -131,6 +124,13 @@ int64_t lay_out(SolverPlan& plan, const PoolView& pool, int64_t batch, const Lau
   return aligned_bytes(plan.columns_offset + plan.part * plan.column_stride + all_bytes);
 }
 
+// The products of every share: of the rows with one another and with the query.
+Behind bytes_of_shares(const SolverPlan& plan, const PoolView& pool, int64_t batch) {
+  const int64_t of_row = plan.shares.count * pool.width * int64_t(sizeof(double));
+  const bool is_shared = plan.gram && n_pools(pool, batch) == 1;
+  return {of_row * (is_shared ? 1 : pool.width + 1), is_shared ? of_row * pool.width : 0};
+}
+
 }  // namespace
 
 cudaError_t device_limits(LaunchLimits* limits) {
@@ -144,8 +144,8 @@ cudaError_t device_limits(LaunchLimits* limits) {
   return status;
 }
 
-GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms) {
-  if (pool.storage == Storage::kFloat64) {
+GramPlan plan_gram(const PoolView& pool, bool wide, int64_t pools, int queries, int64_t sms) {
+  if (has_wide_products(pool, wide)) {
     constexpr int kWideSide = 32;
     const int64_t tiles = tiles_of(pool.width, queries, kWideSide).all;
     const double products = double(tiles * kWideSide * kWideSide);
@@ -164,7 +164,7 @@ GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms
 }
 
 bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, const SolverPlan& plan) {
-  const double gram = plan_gram(pool, n_pools(pool, batch), 0, plan.sms).cycles;
+  const double gram = plan_gram(pool, plan.wide, n_pools(pool, batch), 0, plan.sms).cycles;
   const double computed = std::min(double(pool.width), double(columns));
   const bool in_rounds = plan.rounds > 0 && plan.rounds < kMostRounds;
   return gram < computed * column_cycles(pool, batch, plan.sms, in_rounds);
@@ -178,15 +178,20 @@ FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
 FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
   const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
   const int slots = int(std::min(width, int64_t(p.max_support) + 1));
-  FwPlan plan = plan_of_state<FwPlan>(p.pool, p.batch, limits, gram,
-                                      fw_state_bytes(width, slots, real_bytes));
+  FwPlan plan =
+      plan_of_state<FwPlan>(p.pool, p.batch, limits, gram, p.pool.storage == Storage::kFloat64,
+                            fw_state_bytes(width, slots, real_bytes));
   plan.slots = slots;
   add_rounds(plan, p, limits);
   plan.warp = gram && warp && width <= kWarpCandidates;
   if (plan.warp) plan.threads = fw_warp_threads(p.batch, limits.full_device());
   const int64_t product_bytes = plan.warp ? aligned_bytes(width * real_bytes) : 0;
-  plan.workspace_bytes = lay_out(plan, p.pool, p.batch, limits, product_bytes,
-                                 (gram ? width : slots) * width * real_bytes, {0, 0});
+  plan.shares = gram ? shares_of(p.pool.d, p.pool.width, false) : Shares{p.pool.d, 0};
+  const Behind partial = bytes_of_shares(plan, p.pool, p.batch);
+  plan.partial_offset = lay_out(plan, p.pool, p.batch, limits, product_bytes,
+                                (gram ? width : slots) * width * real_bytes, partial);
+  plan.workspace_bytes =
+      plan.partial_offset + aligned_bytes(plan.part * partial.query + partial.all);
   return plan;
 }
 
@@ -200,31 +205,28 @@ CorrectivePlan plan_corrective(const FwProblem& p, const LaunchLimits& limits) {
 }
 
 CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& limits, bool gram) {
-  const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
+  const int64_t width = p.pool.width;
+  const bool wide = p.dense || p.pool.storage == Storage::kFloat64;
+  const int64_t real_bytes = wide ? sizeof(double) : sizeof(float);
   // At most d + 1 rows are affinely independent, and one more joins before another leaves.
   const int slots = int(std::min({width, p.pool.d + 2, int64_t(p.max_support)}));
   CorrectivePlan plan = plan_of_state<CorrectivePlan>(
-      p.pool, p.batch, limits, gram, corrective_state_bytes(width, slots, real_bytes));
+      p.pool, p.batch, limits, gram, wide, corrective_state_bytes(width, slots, real_bytes));
   plan.slots = slots;
   add_rounds(plan, p, limits);
-  plan.warp = gram && fits_tableau(p), plan.wide = gram && wants_wide_products(p);
-  plan.shares = gram ? shares_of(p.pool.d, p.pool.width) : Shares{p.pool.d, 0};
-  const int64_t gram_bytes = plan.wide ? sizeof(double) : real_bytes;
-  const int64_t product_bytes = gram ? aligned_bytes(width * gram_bytes) : 0;
-  const bool is_shared = gram && n_pools(p.pool, p.batch) == 1;
-  // Every share's products of the rows, with one another and with the query.
-  const int64_t share_bytes = plan.shares.count * width * int64_t(sizeof(double));
-  const int64_t partial_bytes = share_bytes * (is_shared ? 1 : width + 1);
-  const int64_t shared_partial_bytes = is_shared ? share_bytes * width : 0;
-  if (p.dense && gram && !plan.warp && !plan.shares.count && p.pool.storage == Storage::kFloat32)
-    plan.residuals_size = aligned_bytes(p.pool.d * real_bytes) / real_bytes;
-  int64_t long_bytes = plan.residuals_size * real_bytes;
-  if (plan.shares.count) long_bytes = real_bytes + slots * (real_bytes + int64_t(sizeof(int)));
+  plan.warp = gram && fits_tableau(p);
+  plan.wide_products = wide && (!gram || has_wide_products(p.pool, wide));
+  plan.shares = gram ? shares_of(p.pool.d, p.pool.width, wide) : Shares{p.pool.d, 0};
+  const int64_t product_bytes = gram ? aligned_bytes(width * real_bytes) : 0;
+  const Behind partial = bytes_of_shares(plan, p.pool, p.batch);
+  // The square, and what it takes to find the residual of a support.
+  const int64_t support_bytes = slots * (real_bytes_of(p.pool.storage) + int64_t(sizeof(int)));
+  const int64_t long_bytes = plan.shares.count ? int64_t(sizeof(double)) + support_bytes : 0;
   plan.partial_offset = lay_out(plan, p.pool, p.batch, limits, product_bytes,
-                                (gram ? width * gram_bytes : slots * real_bytes) * width,
-                                {partial_bytes + long_bytes, shared_partial_bytes});
+                                (gram ? width : slots) * width * real_bytes,
+                                {partial.query + long_bytes, partial.all});
   plan.states_offset = plan.part * product_bytes;
-  plan.long_offset = plan.partial_offset + plan.part * partial_bytes + shared_partial_bytes;
+  plan.long_offset = plan.partial_offset + plan.part * partial.query + partial.all;
   plan.workspace_bytes = plan.long_offset + aligned_bytes(plan.part * long_bytes);
   return plan;
 }
@@ -235,9 +237,10 @@ SiftPlan plan_sift(const SiftProblem& p, const LaunchLimits& limits) {
 
 SiftPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, bool gram) {
   const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
-  SiftPlan plan = plan_of_state<SiftPlan>(
-      p.pool, p.batch, limits, gram, sift_state_bytes(width, p.n_select, p.n_targets, real_bytes));
-  plan.threads = threads_for(p.pool.width, p.pool.storage);
+  SiftPlan plan =
+      plan_of_state<SiftPlan>(p.pool, p.batch, limits, gram, p.pool.storage == Storage::kFloat64,
+                              sift_state_bytes(width, p.n_select, p.n_targets, real_bytes));
+  plan.threads = threads_for(p.pool.width, plan.wide);
   const int64_t conditional_bytes = p.n_select * width * real_bytes;
   plan.conditional_offset = lay_out(plan, p.pool, p.batch, limits, 0,
                                     gram ? width * width * real_bytes : 0, {conditional_bytes, 0});

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "gram_grid.h"
 #include "pool_view.h"
 
 namespace hullft {
@@ -23,9 +24,11 @@ struct LaunchLimits {
 // Where a solver that gives a query a block keeps what. csrc/cuda/README.md has the arithmetic
 // behind the choices.
 struct SolverPlan {
-  bool gram;          // whole Gram matrices before the solve, or columns as rows are picked
-  bool shared_state;  // the state of a query in shared or in global memory
-  bool warp;          // one warp takes the steps: few rows with their Gram matrix and products
+  bool gram;           // whole Gram matrices before the solve, or columns as rows are picked
+  bool shared_state;   // the state of a query in shared or in global memory
+  bool warp;           // one warp takes the steps: few rows with their Gram matrix and products
+  bool wide;           // state and products are float64, whatever the rows are
+  bool wide_products;  // and so is the rounding of products, or it is that of float32
   int threads;
   int slots;               // rows of the support at most
   int64_t shared_limit;    // bytes of the largest state that lies in shared memory
@@ -34,13 +37,19 @@ struct SolverPlan {
   int64_t columns_offset;  // into the workspace, after the states or products that lie there
   int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
-  int64_t sms;  // of the device
-  int rounds;   // for each, the device computes a column of every query; 0: blocks compute them
-  int round;    // that is launched
+  int64_t sms;    // of the device
+  int rounds;     // for each, the device computes a column of every query; 0: blocks compute them
+  int round;      // that is launched
+  Shares shares;  // of long rows, over which the device sums up products and squares
+  int64_t partial_offset;  // after the columns: the sums of the shares
 };
 
 // At the end of a state, in plans with rounds, for what a round leaves to the next.
 constexpr int64_t kPauseBytes = 256;
+
+inline double* partial_of(const SolverPlan& plan, void* workspace) {
+  return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.partial_offset);
+}
 
 // Limits of the current device.
 cudaError_t device_limits(LaunchLimits* limits);
@@ -50,13 +59,19 @@ inline int64_t n_pools(const PoolView& pool, int64_t batch) {
   return pool.batch_stride == 0 && !pool.candidates ? 1 : batch;
 }
 
+// Whether products and their sums are float64 throughout. Those of long float32 rows have float32's
+// rounding.
+inline bool has_wide_products(const PoolView& pool, bool wide) {
+  return pool.storage == Storage::kFloat64 || (wide && pool.d < kLongRow);
+}
+
 struct GramPlan {
   int warp_tiles;  // of a warp of gram_blocks.cu, or 0: each tile has a block of its own
   double cycles;   // predicted
 };
 
 // queries: of each pool.
-GramPlan plan_gram(const PoolView& pool, int64_t pools, int queries, int64_t sms);
+GramPlan plan_gram(const PoolView& pool, bool wide, int64_t pools, int queries, int64_t sms);
 
 // Whether whole Gram matrices take less time than `columns` columns a query as they are wanted, by
 // a plan for that.

@@ -9,6 +9,7 @@
 namespace hullft {
 
 constexpr int kTileRows = 4;
+constexpr int kColumnsOfSum = 1024;  // after which float32 sums go into float64
 
 template <typename T>
 struct Rows {
@@ -40,12 +41,12 @@ __device__ __forceinline__ const T* query_at(const Rows<T>&, const QueryView& qu
   return static_cast<const T*>(queries.base) + query * queries.stride;
 }
 
-// body(Rows<T>) for the storage type. float64 pools have float64 state and the others float32, so
-// each instantiation holds the types of its state alone.
-template <typename S, typename Body>
+// body(Rows<T>) for the storage type. R: of the outputs, float64 for float64 pools alone, so that
+// an instantiation holds no other types.
+template <typename R, typename Body>
 __device__ __forceinline__ void with_rows(const PoolView& pool, int64_t query, int n,
                                           const Body& body) {
-  if constexpr (sizeof(S) == 8) {
+  if constexpr (sizeof(R) == 8) {
     body(rows_of<double>(pool, query, n));
   } else {
     switch (pool.storage) {
@@ -82,23 +83,31 @@ __device__ __forceinline__ int checked_size(const PoolView& pool, int64_t query,
 // the tile it falls in, or equal rows would cease to tie.
 template <typename S, typename T, typename X>
 __device__ __forceinline__ void dot_lane(const T* const (&rows)[kTileRows], const X* x, int64_t d,
-                                         bool vectors, int lane, S (&sums)[kTileRows]) {
+                                         bool vectors, int lane, double (&sums)[kTileRows]) {
   constexpr int kStep = kVector<T>;
   const int64_t whole = vectors ? d / kStep * kStep : 0;
+  int64_t i = int64_t(lane) * kStep;
+  while (i < whole) {
+    const int64_t end = i + kColumnsOfSum < whole ? i + kColumnsOfSum : whole;
+    S of_columns[kTileRows] = {};
 #pragma unroll 1  // four rows are enough in flight; unrolled it spills (nvcc 13.0)
-  for (int64_t i = int64_t(lane) * kStep; i < whole; i += kWarp * kStep) {
-    S wide[kTileRows][kStep], other[kStep];
+    for (; i < end; i += kWarp * kStep) {
+      S wide[kTileRows][kStep], other[kStep];
 #pragma unroll
-    for (int r = 0; r < kTileRows; ++r) load_words<kStep>(rows[r] + i, wide[r]);
-    load_words<kStep>(x + i, other);
+      for (int r = 0; r < kTileRows; ++r) load_words<kStep>(rows[r] + i, wide[r]);
+      load_words<kStep>(x + i, other);
+#pragma unroll
+      for (int r = 0; r < kTileRows; ++r)
+#pragma unroll
+        for (int j = 0; j < kStep; ++j) of_columns[r] += wide[r][j] * other[j];
+    }
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) sums[r] += double(of_columns[r]);
+  }
+  for (i = whole + lane; i < d; i += kWarp)
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)
-#pragma unroll
-      for (int j = 0; j < kStep; ++j) sums[r] += wide[r][j] * other[j];
-  }
-  for (int64_t i = whole + lane; i < d; i += kWarp)
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) sums[r] += widen_to<S>(rows[r][i]) * widen_to<S>(x[i]);
+      sums[r] += double(widen_to<S>(rows[r][i]) * widen_to<S>(x[i]));
 }
 
 // out[k] = <rows[k], x> for k in first .. last - 1, by all warps of the block. The caller
@@ -108,16 +117,13 @@ __device__ __forceinline__ void multiply_rows(const Rows<T>& rows, int first, in
                                               S* out, const BlockThread& me) {
   for (int k = first + me.warp * kTileRows; k < last; k += me.n_warps * kTileRows) {
     const T* tile[kTileRows];
-    S sums[kTileRows];
+    double sums[kTileRows] = {};
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) tile[r] = rows[k + r < last ? k + r : last - 1];
+    dot_lane<S>(tile, x, rows.d, rows.vectors, me.lane, sums);
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) {
-      tile[r] = rows[k + r < last ? k + r : last - 1];
-      sums[r] = 0;
-    }
-    dot_lane(tile, x, rows.d, rows.vectors, me.lane, sums);
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
-      const S total = warp_sum(sums[r]);
+      const S total = warp_sum(S(sums[r]));
       if (me.lane == 0 && k + r < last) out[k + r] = total;
     }
   }

@@ -32,8 +32,7 @@ class LstsqSolution(NamedTuple):
     """int64 [..]: how many weights are above 0."""
     num_iter: Tensor
     """int64 [..]: cycles, in each of which a row or a block of rows entered the support; rounds of
-    exchanges, where a small pool is shared by a batch. On CUDA, steps that refine float32 weights
-    count too."""
+    exchanges, where a small pool is shared by a batch."""
 
 
 def simplex_lstsq(

@@ -204,3 +204,20 @@ def gram_plan(library: Library, seed: int) -> None:
         (1, 300, 52, 3, 4),
     ):
         assert library.warp_tiles(pools, candidates, dim, sms) == warp_tiles
+
+
+@case_of_values
+def products_of_long_rows(library: Library, seed: int) -> None:
+    """Of a vanilla selection, from Gram matrices and without, and of a step: equal entries, which
+    float32 alone would add up with an error that grows with their number."""
+    pool, query = torch.zeros(1, 2, 10**6), torch.full((1, 10**6), 0.05)
+    pool[:, 0] = 0.1
+    for gram in (True, False):
+        launch = Launch(seed, gram)
+        answer = library.frank_wolfe(pool, query, 2, max_iter=0, launch=launch)
+
+        assert abs(answer.gap / 5000 - 1) <= 1e-6
+
+    step = library.lmo(pool, pool[:, 0], query, launch=Launch(seed))
+
+    assert abs(step.correlation / 5000 - 1) <= 1e-6

@@ -288,7 +288,7 @@ void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select, 
 int32_t sim_warp_tiles(int64_t pools, int32_t candidates, int64_t dim, int64_t sms) {
   hullft::PoolView pool{};
   pool.d = dim, pool.width = candidates, pool.storage = hullft::Storage::kFloat32;
-  return hullft::plan_gram(pool, pools, 1, sms).warp_tiles;
+  return hullft::plan_gram(pool, false, pools, 1, sms).warp_tiles;
 }
 
 const char* sim_knn(const KnnCase* c, const driver::Schedule* schedule) {

@@ -285,11 +285,11 @@ MUTANTS = {
         "x_.place[m_] = 0 * freed;",
         ("corrective_kinds",),
     ),
-    "a refinement that goes nowhere": Mutant(
+    "dependence by the rounding of float32": Mutant(
         "fw_corrective",
         "cuda/fw_corrective.cuh",
-        "x_.y[i] = c - mean",
-        "x_.y[i] = 0 * mean",
+        "S(rounding_of(plan_))",
+        "S(epsilon<float>())",
         ("corrective_spectra",),
     ),
     "a row that leaves as it joined": Mutant(

@@ -176,6 +176,8 @@ class Plan:
     gram: c_bool
     shared_state: c_bool
     warp: c_bool
+    wide: c_bool
+    wide_products: c_bool
     threads: c_int
     slots: c_int
     shared_limit: c_int64
@@ -187,6 +189,9 @@ class Plan:
     sms: c_int64
     rounds: c_int
     round: c_int
+    share_columns: c_int64
+    share_count: c_int
+    partial_offset: c_int64
 
 
 def storage_elements(tensor: torch.Tensor) -> int:
