@@ -17,13 +17,13 @@ def check_selection() -> None:
     pool = pool / pool.norm(dim=-1, keepdim=True)
     query = pool[:8].mean(0)
     selected = hullft_ops.fw_select(pool, query, 9)
-    indexed = hullft_ops.fw_select_indexed(pool, torch.arange(60), query, 9)
+    of_rows = hullft_ops.fw_select(pool, query, 9, candidates=torch.arange(60))
     m = int(selected.support_size)
     wide, weights = (pool.double(), query.double()), torch.ones(6)
     for ours, expected in (
         (selected.indices[:m], reference.fw_select(pool, query, 9).indices),
         (selected.counts[:m], reference.fw_select(pool, query, 9).counts),
-        (indexed.counts, selected.counts),
+        (of_rows.counts, selected.counts),
         (
             hullft_ops.simplex_lstsq(*wide).weights,
             reference.simplex_lstsq(pool, query).weights,

@@ -86,13 +86,13 @@ def _selections(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Ca
     rows, picked = [pool, query], _picked(pool, query)
     tolerance = _tolerance(pool.dtype)
     options: dict[str, Any] = {"n_select": n, "max_iter": _STEPS}
-    indexed = partial(hullft_ops.fw_select_indexed, **options)
     sift = partial(hullft_ops.sift_select, n_select=n)
-    sift_indexed = partial(hullft_ops.sift_select_indexed, n_select=n)
     named = {
-        "fw_select_indexed": Call(indexed, picked, tolerance),
+        "fw_select candidates": Call(
+            _of_candidates(partial(hullft_ops.fw_select, **options)), picked, tolerance
+        ),
         "sift_select": Call(sift, rows, tolerance),
-        "sift_select_indexed": Call(sift_indexed, picked, tolerance),
+        "sift_select candidates": Call(_of_candidates(sift), picked, tolerance),
     }
     for variant in ("vanilla", "corrective"):
         run = partial(hullft_ops.fw_select, variant=variant, **options)
@@ -109,13 +109,11 @@ def _many(seed: int, dtype: torch.dtype) -> dict[str, Call]:
     queries = query + 0.2 * _normal(seed + 2, dtype, batch, 16)
     generator = torch.Generator().manual_seed(seed)
     picked = torch.rand(batch, rows, generator=generator).argsort()[:, :candidates]
-    correct = partial(
-        hullft_ops.fw_select_indexed, n_select=candidates, variant="corrective"
-    )
+    correct = partial(hullft_ops.fw_select, n_select=candidates, variant="corrective")
     shared = [pool[0], queries]
     return {
-        "fw_select_indexed corrective": Call(
-            correct, [pool[0], picked, queries], _tolerance(dtype)
+        "fw_select candidates corrective": Call(
+            _of_candidates(correct), [pool[0], picked, queries], _tolerance(dtype)
         ),
         "simplex_lstsq": Call(hullft_ops.simplex_lstsq, shared, _tolerance(dtype)),
         "nnls": Call(hullft_ops.nnls, shared, _tolerance(dtype)),
@@ -131,14 +129,24 @@ def _others(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Call]:
         return [hullft_ops.integerize(x, q, w, n)]
 
     nearest = partial(hullft_ops.knn_select, n_select=n)
-    nearest_indexed = partial(hullft_ops.knn_select_indexed, n_select=n)
     current = pool[:, 1].contiguous()
     return {
         "knn_select": Call(nearest, [pool, query], tolerance),
-        "knn_select_indexed": Call(nearest_indexed, _picked(pool, query), tolerance),
+        "knn_select candidates": Call(
+            _of_candidates(nearest), _picked(pool, query), tolerance
+        ),
         "integerize": Call(integerize, [pool, query, weights], tolerance),
         "fw_lmo": Call(hullft_ops.fw_lmo, [pool, query, current], tolerance),
     }
+
+
+def _of_candidates(select: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """That selection of a pool, candidates and queries."""
+
+    def run(pool: torch.Tensor, rows: torch.Tensor, query: torch.Tensor) -> Outputs:
+        return select(pool, query, candidates=rows)
+
+    return run
 
 
 def _picked(pool: torch.Tensor, query: torch.Tensor) -> list[torch.Tensor]:

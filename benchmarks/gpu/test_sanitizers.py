@@ -14,7 +14,7 @@ _SECONDS = {"memcheck": 150, "initcheck": 150, "synccheck": 150, "racecheck": 44
 _TIMED_OUT = 124  # of the command timeout
 _CALLS = "equals_the_cpu and float32 and not many"
 # Pools by candidates read sizes that torch's kernels wrote, which a filter by name does not see.
-_CALLS_OF = {"initcheck": f"{_CALLS} and not indexed"}
+_CALLS_OF = {"initcheck": f"{_CALLS} and not candidates"}
 
 
 @pytest.mark.timeout(max(_SECONDS.values()) + 30)

@@ -81,7 +81,7 @@ SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int
                                     const std::optional<Tensor>& pool_sizes,
                                     const std::optional<Tensor>& candidates) {
   const SelectionArguments arguments =
-      check_selection("knn_select", "knn_select_indexed", pool, query, pool_sizes, candidates);
+      check_selection("knn_select", pool, query, pool_sizes, candidates);
   check_range(arguments.op, "n_select", n_select, 1);
   check_enough_rows(arguments, n_select);
   check_memory(arguments, n_select, selection_bytes(arguments, n_select));

@@ -79,15 +79,15 @@ class Sizes {
   }
 
   void check_candidates(const SelectionArguments& arguments, int64_t b) const {
-    const int64_t n = (*this)[b], n_embeddings = arguments.pool.size(0);
+    const int64_t n = (*this)[b], n_rows = arguments.pool.size(0);
     for (int64_t k = 0; k < n; ++k) {
       const int64_t row = (*candidates_)(b, k);
-      if (row >= 0 && row < n_embeddings) continue;
+      if (row >= 0 && row < n_rows) continue;
       const char* advice = row != -1 ? ""
                            : sizes_  ? "; without pool_sizes, -1 at the end is absent"
                                      : "; -1 is absent at the end alone";
       value_error(arguments.op, "candidates has ", row, " at position ", k, " for query ", b,
-                  ", embeddings has ", n_embeddings, " rows", advice);
+                  ", pool has ", n_rows, " rows", advice);
     }
   }
 

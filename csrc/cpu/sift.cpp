@@ -234,8 +234,8 @@ class SiftSolver {
 PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                double noise, const std::optional<Tensor>& pool_sizes,
                                const std::optional<Tensor>& candidates) {
-  const SelectionArguments arguments = check_selection("sift_select", "sift_select_indexed", pool,
-                                                       query, pool_sizes, candidates, true);
+  const SelectionArguments arguments =
+      check_selection("sift_select", pool, query, pool_sizes, candidates, true);
   const SiftOptions options = check_sift_options(arguments, n_select, noise);
   const int64_t batch = arguments.batch;
   const Sizes sizes(arguments);

@@ -14,7 +14,7 @@ SelectionTensors::Tuple knn_select(const Tensor& pool, const Tensor& query, int6
                                    const std::optional<Tensor>& pool_sizes,
                                    const std::optional<Tensor>& candidates) {
   const SelectionArguments arguments =
-      check_selection("knn_select", "knn_select_indexed", pool, query, pool_sizes, candidates);
+      check_selection("knn_select", pool, query, pool_sizes, candidates);
   const char* op = arguments.op;
   check_range(op, "n_select", n_select, 1);
   check_enough_rows(arguments, n_select);

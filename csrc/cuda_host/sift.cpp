@@ -13,8 +13,8 @@ namespace {
 PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                double noise, const std::optional<Tensor>& pool_sizes,
                                const std::optional<Tensor>& candidates) {
-  const SelectionArguments arguments = check_selection("sift_select", "sift_select_indexed", pool,
-                                                       query, pool_sizes, candidates, true);
+  const SelectionArguments arguments =
+      check_selection("sift_select", pool, query, pool_sizes, candidates, true);
   const char* op = arguments.op;
   const SiftOptions options = check_sift_options(arguments, n_select, noise);
   check_launch(arguments);

@@ -46,22 +46,19 @@ inline SelectionArguments check_arguments(const char* op, const char* pool_name,
   return {op, pool_name, sizes_name, pool, query, sizes, batch, width, dim};
 }
 
-// The public function of an operator with candidates is `indexed_op`.
-inline SelectionArguments check_selection(const char* op, const char* indexed_op,
-                                          const Tensor& pool, const Tensor& query,
+inline SelectionArguments check_selection(const char* op, const Tensor& pool, const Tensor& query,
                                           const std::optional<Tensor>& sizes,
                                           const std::optional<Tensor>& candidates,
                                           bool several_targets = false) {
-  if (!candidates)
-    return check_arguments(op, "pool", pool, query, "pool_sizes", sizes, several_targets);
-  check_dim(indexed_op, "embeddings", pool, 2);
+  if (candidates) check_dim(op, "pool", pool, 2);
   SelectionArguments arguments =
-      check_arguments(indexed_op, "embeddings", pool, query, "pool_sizes", sizes, several_targets);
-  check_dim(indexed_op, "candidates", *candidates, 2);
+      check_arguments(op, "pool", pool, query, "pool_sizes", sizes, several_targets);
+  if (!candidates) return arguments;
+  check_dim(op, "candidates", *candidates, 2);
   arguments.width = candidates->size(1);
-  check_tensor(indexed_op, "candidates", *candidates, ScalarType::Long,
-               {arguments.batch, arguments.width}, "embeddings", pool);
-  check_range(indexed_op, "the number of candidates", arguments.width, 1);
+  check_tensor(op, "candidates", *candidates, ScalarType::Long, {arguments.batch, arguments.width},
+               "pool", pool);
+  check_range(op, "the number of candidates", arguments.width, 1);
   arguments.candidates = candidates;
   return arguments;
 }

@@ -11,15 +11,8 @@ from hullft_ops.gradient_cache import GradientCache
 from hullft_ops.lmo import LmoStep, fw_lmo
 from hullft_ops.lstsq import LstsqSolution, nnls, simplex_lstsq
 from hullft_ops.replay import ReplayAdam, ReplayAdamW
-from hullft_ops.selection import (
-    Selection,
-    fw_select,
-    fw_select_indexed,
-    integerize,
-    knn_select,
-    knn_select_indexed,
-)
-from hullft_ops.sift import SiftSelection, sift_select, sift_select_indexed
+from hullft_ops.selection import Selection, fw_select, integerize, knn_select
+from hullft_ops.sift import SiftSelection, sift_select
 
 __version__: str = _build_info()["version"]
 
@@ -33,12 +26,9 @@ __all__ = [
     "SiftSelection",
     "fw_lmo",
     "fw_select",
-    "fw_select_indexed",
     "integerize",
     "knn_select",
-    "knn_select_indexed",
     "nnls",
     "sift_select",
-    "sift_select_indexed",
     "simplex_lstsq",
 ]

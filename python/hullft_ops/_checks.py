@@ -172,24 +172,20 @@ def check_gram(op: str, gram: Any, products: Any, square: Any) -> None:
         )
 
 
-def check_embeddings(
-    op: str,
-    embeddings: Tensor,
-    candidates: Tensor,
-    query: Tensor,
-    *,
-    targets: bool = False,
-) -> Tensor:
-    """Check embeddings [M, d], candidates [K] or [B, K], and query as in `check_pool`.
+def check_candidates(
+    op: str, candidates: Tensor | None, pool: Tensor, query: Tensor
+) -> Tensor | None:
+    """Candidates [K] or [B, K], rows of a pool [M, d], as int64.
 
-    Candidates have a batch exactly if the query has one. They come back as int64.
+    They have a batch exactly if the query has one. The operator checks their values.
     """
-    if check_tensor(op, "embeddings", embeddings).dim() != 2:
-        raise ValueError(
-            f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}"
-        )
-    check_pool(op, "embeddings", embeddings, query, targets=targets)
+    if candidates is None:
+        return None
     candidates = check_integers(op, "candidates", candidates)
+    if pool.dim() != 2:
+        raise ValueError(
+            f"{op}: pool must have shape [M, d] with candidates, got {list(pool.shape)}"
+        )
     batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
     if candidates.dim() != len(batch) + 1 or candidates.shape[:-1] != batch:
         raise ValueError(

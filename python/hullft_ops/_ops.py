@@ -69,14 +69,10 @@ def _is_differentiated(op: str, arguments: Sequence[Any]) -> bool:
 
 
 def call(op: str, *arguments: Any, **options: Any) -> Any:
-    """The results of the operator that a public function is named for.
-
-    The functions that end in _indexed are the same operator with candidates.
-    """
-    name = op.removesuffix("_indexed")
-    operator = getattr(ops, name)
-    if not options and _is_differentiated(name, arguments):
-        operator = partial(gradients.get(name, Undifferentiable).apply, name)
+    """The results of the operator that a public function is named for."""
+    operator = getattr(ops, op)
+    if not options and _is_differentiated(op, arguments):
+        operator = partial(gradients.get(op, Undifferentiable).apply, op)
     if torch.compiler.is_compiling():
         return operator(*arguments, **options)
     try:
@@ -201,8 +197,8 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
 def _vmap_rule(operator: Any) -> Callable[..., Any]:
     """Several batches become one: ``register_vmap`` calls this with a dimension of each tensor.
 
-    The first argument may be shared by the batch, all others have one value a query. Embeddings
-    with candidates have to be shared.
+    The first argument may be shared by the batch, all others have one value a query. A
+    pool with candidates has to be shared.
     """
 
     def run(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:

@@ -108,6 +108,7 @@ def fw_select(
     query: Tensor,
     n_select: int,
     *,
+    candidates: Tensor | None = None,
     max_iter: int = 250,
     tol: float = 1e-5,
     gap_tol: float = 0.0,
@@ -150,12 +151,16 @@ def fw_select(
     and reports residual and gap of both. "corrective" keeps to one.
 
     Args:
-        pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
-            float16; the state is float64 on the CPU. Any strides; only a last dimension that is
-            not dense is copied.
+        pool: [K, d], shared by a batch of queries, or [B, K, d]; with ``candidates`` [M, d], all
+            embeddings. float32, float64, bfloat16 or float16; the state is float64 on the CPU. Any
+            strides; only a last dimension that is not dense is copied.
         query: [d] or [B, d], of the pool's dtype and device.
         n_select: the sum of the counts, and the largest support unless ``max_support`` is less. It
             may exceed K.
+        candidates: integers [K] or [B, K], as the query is batched: each query's pool is these rows
+            of ``pool``, read in place. The answer is that of ``pool[candidates]``: ``indices`` are
+            positions in ``candidates``, and `Selection.rows` gives the rows of ``pool``. -1 at the
+            end, with which FAISS pads, is an absent candidate; before a row it is an error.
         max_iter: the largest number of steps, or of cycles of "corrective".
         tol: stop when the residual norm is below this share of the query's norm; for a query of 0
             it never stops.
@@ -168,7 +173,8 @@ def fw_select(
             ``n_select``.
         pool_sizes: integers [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool. If
             it sees none, its support is empty: -1, counts and weights of 0, a gap of 0, and the
-            query's norm as the residual.
+            query's norm as the residual. Of candidates, none of the first ``pool_sizes[b]`` is -1,
+            and those behind them may hold any value.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -180,85 +186,6 @@ def fw_select(
     """
     op = "fw_select"
     _checks.check_pool(op, "pool", pool, query)
-    return _frank_wolfe(
-        op,
-        pool,
-        query,
-        None,
-        n_select=n_select,
-        max_iter=max_iter,
-        tol=tol,
-        gap_tol=gap_tol,
-        variant=variant,
-        swap_passes=swap_passes,
-        max_support=max_support,
-        pool_sizes=pool_sizes,
-    )
-
-
-def fw_select_indexed(
-    embeddings: Tensor,
-    candidates: Tensor,
-    query: Tensor,
-    n_select: int,
-    *,
-    max_iter: int = 250,
-    tol: float = 1e-5,
-    gap_tol: float = 0.0,
-    variant: Variant = "vanilla",
-    swap_passes: int = 2,
-    max_support: int | None = None,
-    pool_sizes: Tensor | None = None,
-) -> Selection:
-    """`fw_select` on pools that are rows of one embedding matrix, which it reads in place.
-
-    The answer equals ``fw_select(embeddings[candidates], query, ...)``: its ``indices`` are
-    positions in ``candidates``, and ``selection.rows(candidates)`` are rows of ``embeddings``.
-
-    Args:
-        embeddings: [M, d], in any dtype that a pool may have.
-        candidates: integers [K] or [B, K]: rows of ``embeddings``, for example from a search. -1 at
-            the end, with which FAISS pads, is an absent candidate; before a row it is an error.
-        query: [d] or [B, d], with a batch exactly if ``candidates`` has one.
-        pool_sizes: integers [B]: reads only the first ``pool_sizes[b]`` candidates of query b, none
-            of which is -1. What comes after them may hold any value.
-
-    The other arguments and the errors are as in `fw_select`.
-    """
-    op = "fw_select_indexed"
-    candidates = _checks.check_embeddings(op, embeddings, candidates, query)
-    return _frank_wolfe(
-        op,
-        embeddings,
-        query,
-        candidates,
-        n_select=n_select,
-        max_iter=max_iter,
-        tol=tol,
-        gap_tol=gap_tol,
-        variant=variant,
-        swap_passes=swap_passes,
-        max_support=max_support,
-        pool_sizes=pool_sizes,
-    )
-
-
-def _frank_wolfe(
-    op: str,
-    pool: Tensor,
-    query: Tensor,
-    candidates: Tensor | None,
-    *,
-    n_select: int,
-    max_iter: int,
-    tol: float,
-    gap_tol: float,
-    variant: Variant,
-    swap_passes: int,
-    max_support: int | None,
-    pool_sizes: Tensor | None,
-) -> Selection:
-    """Check the options and run the operator."""
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     if max_support is not None:
         max_support = _checks.check_integer(op, "max_support", max_support, 1)
@@ -278,7 +205,7 @@ def _frank_wolfe(
         swap_passes=_checks.check_integer(op, "swap_passes", swap_passes, 0),
         max_support=max_support,
         pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
-        candidates=candidates,
+        candidates=_checks.check_candidates(op, candidates, pool, query),
     )
     return Selection(*results)
 
@@ -346,6 +273,7 @@ def knn_select(
     query: Tensor,
     n_select: int,
     *,
+    candidates: Tensor | None = None,
     pool_sizes: Tensor | None = None,
 ) -> Selection:
     """The ``n_select`` nearest rows of the pool by inner product, each once and with equal weight.
@@ -356,38 +284,7 @@ def knn_select(
     """
     op = "knn_select"
     _checks.check_pool(op, "pool", pool, query)
-    return _nearest(op, pool, query, None, n_select=n_select, pool_sizes=pool_sizes)
-
-
-def knn_select_indexed(
-    embeddings: Tensor,
-    candidates: Tensor,
-    query: Tensor,
-    n_select: int,
-    *,
-    pool_sizes: Tensor | None = None,
-) -> Selection:
-    """`knn_select` on pools that are rows of one embedding matrix, which it reads in place.
-
-    The arguments are as in `fw_select_indexed`, result and errors as in `knn_select`.
-    """
-    op = "knn_select_indexed"
-    candidates = _checks.check_embeddings(op, embeddings, candidates, query)
-    return _nearest(
-        op, embeddings, query, candidates, n_select=n_select, pool_sizes=pool_sizes
-    )
-
-
-def _nearest(
-    op: str,
-    pool: Tensor,
-    query: Tensor,
-    candidates: Tensor | None,
-    *,
-    n_select: int,
-    pool_sizes: Tensor | None,
-) -> Selection:
-    """Check the options and run the operator."""
+    candidates = _checks.check_candidates(op, candidates, pool, query)
     sizes = _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     rows = pool.shape[-2] if candidates is None else candidates.shape[-1]

@@ -54,6 +54,7 @@ def sift_select(
     query: Tensor,
     n_select: int,
     *,
+    candidates: Tensor | None = None,
     noise: float = 0.01,
     pool_sizes: Tensor | None = None,
 ) -> SiftSelection:
@@ -71,6 +72,7 @@ def sift_select(
             query. The picks lower the sum of the targets' variances. Residual and gap refer to the
             mean of the targets.
         n_select: the number of picks. It may exceed K.
+        candidates: as in `fw_select`; ``picks`` too are positions in them.
         noise: the variance of the noise, the paper's lambda. It is absolute: for vectors ``s``
             times as long, ``s**2`` times the noise gives the same picks. The smaller it is, the
             less a second pick of the same row helps. Below some 1e-28 of the rows' squared norms,
@@ -82,47 +84,6 @@ def sift_select(
     """
     op = "sift_select"
     _checks.check_pool(op, "pool", pool, query, targets=True)
-    return _sift(op, pool, query, None, n_select, noise, pool_sizes)
-
-
-def sift_select_indexed(
-    embeddings: Tensor,
-    candidates: Tensor,
-    query: Tensor,
-    n_select: int,
-    *,
-    noise: float = 0.01,
-    pool_sizes: Tensor | None = None,
-) -> SiftSelection:
-    """`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
-
-    ``indices`` and ``picks`` are positions in ``candidates``, as in `fw_select_indexed`.
-
-    Args:
-        embeddings: as in `fw_select_indexed`.
-        candidates: as in `fw_select_indexed`.
-        query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
-        pool_sizes: as in `fw_select_indexed`.
-
-    The other arguments and the errors are as in `sift_select`.
-    """
-    op = "sift_select_indexed"
-    candidates = _checks.check_embeddings(
-        op, embeddings, candidates, query, targets=True
-    )
-    return _sift(op, embeddings, query, candidates, n_select, noise, pool_sizes)
-
-
-def _sift(
-    op: str,
-    pool: Tensor,
-    query: Tensor,
-    candidates: Tensor | None,
-    n_select: int,
-    noise: float,
-    pool_sizes: Tensor | None,
-) -> SiftSelection:
-    """Check the options and run the operator."""
     results = call_batched(
         op,
         pool,
@@ -130,6 +91,6 @@ def _sift(
         n_select=_checks.check_integer(op, "n_select", n_select, 1),
         noise=_checks.check_number(op, "noise", noise, is_positive=True),
         pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
-        candidates=candidates,
+        candidates=_checks.check_candidates(op, candidates, pool, query),
     )
     return SiftSelection(*results)

@@ -12,12 +12,10 @@ from forked import forked, status_of
 from hullft_ops import (
     fw_lmo,
     fw_select,
-    fw_select_indexed,
     integerize,
     knn_select,
     nnls,
     sift_select,
-    sift_select_indexed,
     simplex_lstsq,
 )
 
@@ -27,7 +25,6 @@ ANY = 2**31 - 1
 ONES = torch.ones(1, 1, 1)
 POOL = torch.ones(4, 3)
 QUERIES = ONES[0].expand(4096, 3)
-ROWS = torch.zeros(1, 1, dtype=torch.int64).expand(4096, 4)
 MANY = 2**40
 MANY_QUERIES = ONES[0].expand(MANY, 3)
 LONG = ONES[0].expand(2**22, 1)
@@ -37,10 +34,8 @@ COLUMNS = torch.ones(1, 1).expand(2**20, 2**30)
 COUNTED = r"n_select .* needs [0-9]+ GiB, this machine has [0-9]+$"
 REFUSED: list[tuple[Callable[..., object], tuple[object, ...], str]] = [
     (fw_select, (POOL, QUERIES, ANY), COUNTED),
-    (fw_select_indexed, (POOL, ROWS, QUERIES, ANY), COUNTED),
     (knn_select, (POOL, MANY_QUERIES, 3), COUNTED),
     (sift_select, (POOL, QUERIES, ANY), COUNTED),
-    (sift_select_indexed, (POOL, ROWS, QUERIES, ANY), COUNTED),
     (integerize, (LONG, torch.ones(1), LONG[:, 0], 3), COUNTED),
     (fw_lmo, (POOL, MANY_QUERIES, MANY_QUERIES), "1099511627776 queries: .* 20480 GiB"),
     (simplex_lstsq, (POOL, MANY_QUERIES), "1099511627776 queries of 4 rows needs 3"),

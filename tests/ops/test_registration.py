@@ -168,12 +168,14 @@ FUNCTIONS: dict[str, Callable] = {
     "nnls": lambda p, q: hullft_ops.nnls(p, q),
     "of_gram": of_gram,
     "multiset": lambda p, q: hullft_ops.fw_select(p, q, 5).multiset(),
-    "fw_select_indexed": lambda p, q: hullft_ops.fw_select_indexed(p[0], rows(q), q, 5),
+    "fw_select candidates": lambda p, q: hullft_ops.fw_select(
+        p[0], q, 5, candidates=rows(q)
+    ),
     "fw_lmo": lambda p, q: hullft_ops.fw_lmo(p, q, p[:, 1]),
     "knn_select": lambda p, q: hullft_ops.knn_select(p, q, 5),
     "sift_select": lambda p, q: hullft_ops.sift_select(p, q, 5, noise=0.2),
-    "sift_select_indexed": lambda p, q: hullft_ops.sift_select_indexed(
-        p[0], rows(q), q, 5
+    "sift_select candidates": lambda p, q: hullft_ops.sift_select(
+        p[0], q, 5, candidates=rows(q)
     ),
     "integerize": lambda p, q: hullft_ops.integerize(p, q, torch.ones(p.shape[:2]), 5),
 }
@@ -206,8 +208,8 @@ def plain(outputs: Any) -> Any:
         for name in FUNCTIONS
         for in_dims in [(0, 0), (None, 0), (0, None)]
         if name != "multiset"
-        # Embeddings have to be shared.
-        and not (name.endswith("_indexed") and in_dims[0] == 0)
+        # A pool with candidates has to be shared.
+        and not (name.endswith("candidates") and in_dims[0] == 0)
     ],
 )
 def test_vmap_is_one_batch(name: str, in_dims: tuple) -> None:

@@ -152,7 +152,7 @@ def test_ids_of_a_search_in_and_out() -> None:
     ids = torch.tensor([[7, 2, 29, 4], [-1, -1, -1, -1], [3, 0, -1, -1]])
 
     for dtype in (torch.int64, torch.int32, torch.int8):
-        selection = hullft_ops.fw_select_indexed(pool[0], ids.to(dtype), query, 4)
+        selection = hullft_ops.fw_select(pool[0], query, 4, candidates=ids.to(dtype))
         rows = selection.rows(ids.to(dtype))
 
         assert rows.dtype == torch.int64
@@ -165,7 +165,7 @@ def test_ids_of_a_search_in_and_out() -> None:
             assert set(rows[b, :m].tolist()) <= set(found)
             assert rows[b, m:].eq(-1).all()
 
-            alone = hullft_ops.fw_select_indexed(pool[0], ids[b], query[b], 4)
+            alone = hullft_ops.fw_select(pool[0], query[b], 4, candidates=ids[b])
 
             assert all(map(torch.equal, alone, of_query(selection, b)))
 
@@ -184,7 +184,7 @@ def test_sizes_take_the_place_of_missing_ids() -> None:
     pool, query = make_problem(4, 2, 30, 6)
     ids = torch.tensor([[7, 2, 29, 4], [3, 0, 10**12, -1]])
     sizes = torch.tensor([3, 2])
-    select = partial(hullft_ops.fw_select_indexed, pool[0], query=query, n_select=4)
+    select = partial(hullft_ops.fw_select, pool[0], query, n_select=4)
     padded = torch.tensor([[7, 2, 29, -1], [3, 0, -1, -1]])
 
     of_sizes = select(candidates=ids, pool_sizes=sizes)

@@ -23,8 +23,8 @@ def picks_of_real_texts(
     texts = real_texts().to(dtype)
     queries = texts[recorded["queries"]]
     candidates = recorded["candidates"]
-    return hullft_ops.sift_select_indexed(
-        texts, candidates, queries, 50, noise=noise
+    return hullft_ops.sift_select(
+        texts, queries, 50, candidates=candidates, noise=noise
     ).picks
 
 

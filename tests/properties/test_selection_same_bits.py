@@ -222,27 +222,30 @@ def test_copies_of_candidates_at_the_end(
     assert_same_bits(run(with_copies), run(problem))
 
 
-def indexed(
+def of_candidates(
     operator: str,
     problem: Problem,
     embeddings: torch.Tensor,
     candidates: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    arguments = (embeddings, candidates, problem.query, problem.n_select)
+    arguments = (embeddings, problem.query, problem.n_select)
     if operator == "sift":
-        return hullft_ops.sift_select_indexed(*arguments)
+        return hullft_ops.sift_select(*arguments, candidates=candidates)
 
     if operator == "knn":
-        return hullft_ops.knn_select_indexed(*arguments)
+        return hullft_ops.knn_select(*arguments, candidates=candidates)
 
-    return hullft_ops.fw_select_indexed(
-        *arguments, variant=operator, max_iter=problem.max_iter
+    return hullft_ops.fw_select(
+        *arguments,
+        candidates=candidates,
+        variant=operator,
+        max_iter=problem.max_iter,
     )
 
 
 @pytest.mark.parametrize("operator", SELECTIONS)
 @given(problem=problems(), data=st.data())
-def test_indexed_equals_gathered(
+def test_candidates_equal_gathered_pools(
     operator: str, problem: Problem, data: st.DataObject
 ) -> None:
     """Candidates in any order and more than once, padded with -1, in a view."""
@@ -261,9 +264,9 @@ def test_indexed_equals_gathered(
 
     viewed = candidates.t().contiguous().t()
 
-    assert_same_bits(indexed(operator, problem, embeddings, viewed), expected)
+    assert_same_bits(of_candidates(operator, problem, embeddings, viewed), expected)
 
     for b in range(problem.batch):
         of_query = replace(problem, query=problem.query[b])
-        alone = indexed(operator, of_query, embeddings, candidates[b])
+        alone = of_candidates(operator, of_query, embeddings, candidates[b])
         assert_same_bits(tuple(alone), tuple(t[b] for t in expected))

@@ -72,7 +72,7 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
                                    const std::optional<Tensor>& pool_sizes,
                                    const std::optional<Tensor>& candidates) {
   const SelectionArguments arguments =
-      check_selection("fw_select", "fw_select_indexed", pool, query, pool_sizes, candidates);
+      check_selection("fw_select", pool, query, pool_sizes, candidates);
   const FwOptions options = check_fw_options(arguments.op, n_select, max_iter, tol, gap_tol,
                                              variant, swap_passes, max_support);
   const int64_t batch = arguments.batch;
