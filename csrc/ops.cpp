@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "nnls(Tensor pool, Tensor query, float gap_tol=0.0, int? max_iter=None, "
       "Tensor? pool_sizes=None, bool is_gram=False) -> "
       "(Tensor weights, Tensor residual, Tensor gap, Tensor support_size, Tensor num_iter)");
-  // What their gradients are made of.
+  // What their gradients are made of, in float64: the solution of the support's system.
   m.def(
       "lstsq_adjoint(Tensor pool, Tensor weights, Tensor gradient, bool is_gram, bool on_simplex) "
       "-> "

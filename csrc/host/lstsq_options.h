@@ -1,10 +1,11 @@
-// The options of simplex_lstsq and nnls.
+// The options of simplex_lstsq and nnls, and the tensors of their adjoint.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 
 #include "selection_arguments.h"
+#include "selection_tensors.h"
 
 namespace hullft {
 
@@ -29,6 +30,22 @@ inline int64_t check_max_iter(const SelectionArguments& arguments,
                               const std::optional<int64_t>& max_iter) {
   if (max_iter) check_range(arguments.op, "max_iter", *max_iter, 0);
   return max_iter.value_or(3 * arguments.width);
+}
+
+// The tensors of lstsq_adjoint. The query of the arguments is the weights.
+inline SelectionArguments check_adjoint(const Tensor& pool, const Tensor& weights,
+                                        const Tensor& gradient, bool is_gram) {
+  const char* op = "lstsq_adjoint";
+  check_floating(op, "pool", pool);
+  check_dim(op, "weights", weights, 2);
+  if (pool.dim() != 3) check_dim(op, "pool", pool, 2);
+  check_storage(op, "pool", pool);
+  const int64_t batch = pool.dim() == 3 ? pool.size(0) : weights.size(0);
+  const int64_t width = pool.size(pool.dim() - 2), dim = pool.size(pool.dim() - 1);
+  if (is_gram && width != dim) value_error(op, "gram must be square");
+  check_tensor(op, "weights", weights, real_type(pool), {batch, width}, "pool", pool);
+  check_tensor(op, "gradient", gradient, ScalarType::Double, {batch, width}, "pool", pool);
+  return {op, "pool", "", pool, weights, std::nullopt, batch, width, dim};
 }
 
 }  // namespace hullft

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
 from hullft_ops import _C, _checks  # noqa: F401 (the import of _C registers the operators)
@@ -46,8 +47,11 @@ class Undifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         raise NotImplementedError(
-            f"{ctx.op}: has no gradient; detach the tensors that it takes as constants"
+            f"{ctx.op}: has no gradient, nor a jvp; detach the tensors that it takes as "
+            "constants"
         )
+
+    jvp = backward
 
 
 # Of the operators that take part in every backward pass. The others' results require no gradient,
@@ -55,11 +59,21 @@ class Undifferentiable(torch.autograd.Function):
 gradients: dict[str, type[Undifferentiable]] = {}
 
 
+def _in_forward_mode() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
 def _is_differentiated(op: str, arguments: Sequence[Any]) -> bool:
-    if torch._C._are_functorch_transforms_active():
-        if torch.compiler.is_compiling():
-            return op in gradients
+    if _in_forward_mode():
+        return True
+    if _is_transformed():
         # Tensors that vmap makes do not say what they require.
+        if op in gradients or torch.compiler.is_compiling():
+            return True
         transforms = {level.key() for level in _functorch.get_interpreter_stack()}
         return transforms != {_functorch.TransformType.Vmap}
     if op not in gradients or not torch.is_grad_enabled():
@@ -74,6 +88,11 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
     if not options and _is_differentiated(op, arguments):
         operator = partial(gradients.get(op, Undifferentiable).apply, op)
     if torch.compiler.is_compiling():
+        from hullft_ops import _in_graph  # noqa: F401 (slow to import)
+
+        if _in_forward_mode() and not _is_transformed():
+            # A graph drops tangents.
+            operator = torch.compiler.disable(operator)  # type: ignore[no-untyped-call]
         return operator(*arguments, **options)
     try:
         return operator(*arguments, **options)
@@ -112,7 +131,7 @@ def call_batched(
         results = [results]
     if is_batch:
         return results
-    if results[0].requires_grad or torch._C._are_functorch_transforms_active():
+    if results[0].requires_grad or _in_forward_mode() or _is_transformed():
         return [result.squeeze(0) for result in results]
     # In place: a view of each result would take as long as the smallest solve.
     return [result.squeeze_(0) for result in results]
@@ -177,7 +196,7 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
             return None
         pool = arguments[names[0]]
         if name in ("integerize", "lstsq_adjoint"):
-            dtype = torch.int64 if name == "integerize" else arguments["weights"].dtype
+            dtype = torch.int64 if name == "integerize" else torch.float64
             return pool.new_empty(arguments["weights"].shape, dtype=dtype)
         real = torch.float64 if pool.dtype == torch.float64 else torch.float32
         batch = arguments["query"].shape[0]

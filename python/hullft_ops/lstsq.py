@@ -66,11 +66,12 @@ def simplex_lstsq(
     query first: it does not change the solution. Squares below the smallest normal number are lost:
     the longest vector must be at least 1e-146 in float64.
 
-    Weights and residual are differentiable with respect to pool, query, gram, products and square;
-    the gap, which is 0 but for rounding, is not. The gradient is that of the weights on their
-    support, which a small change leaves as it is. Where a row is about to enter or to leave, the
-    weights have a kink, and this is the gradient of one side. Where rows of the support depend on
-    one another it is that of least norm. A residual of 0 has the gradient 0.
+    Weights and residual are differentiable with respect to pool, query, gram, products and square,
+    in both modes and to any order; the gap, which is 0 but for rounding, is not. The gradient is
+    that of the weights on their support, which a small change leaves as it is. Where a row is about
+    to enter or to leave, the weights have a kink, and this is the gradient of one side. Where rows
+    of the support depend on one another it is that of least norm. A residual of 0 has the gradient
+    0.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or

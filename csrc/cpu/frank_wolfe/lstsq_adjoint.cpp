@@ -9,7 +9,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../../host/selection_tensors.h"
+#include "../../host/lstsq_options.h"
 #include "../batch.h"
 #include "../simd/dot_kernels.h"
 #include "../wide_vectors.h"
@@ -138,24 +138,9 @@ class AdjointSystem {
   SupportFactor<1> factor_;
 };
 
-SelectionArguments check_adjoint(const Tensor& pool, const Tensor& weights, const Tensor& gradient,
-                                 bool is_gram) {
-  const char* op = "lstsq_adjoint";
-  check_floating(op, "pool", pool);
-  check_dim(op, "weights", weights, 2);
-  if (pool.dim() != 3) check_dim(op, "pool", pool, 2);
-  check_storage(op, "pool", pool);
-  const int64_t batch = pool.dim() == 3 ? pool.size(0) : weights.size(0);
-  const int64_t width = pool.size(pool.dim() - 2), dim = pool.size(pool.dim() - 1);
-  if (is_gram && width != dim) value_error(op, "gram must be square");
-  check_tensor(op, "weights", weights, real_type(pool), {batch, width}, "pool", pool);
-  check_tensor(op, "gradient", gradient, real_type(pool), {batch, width}, "pool", pool);
-  return {op, "pool", "", pool, weights, std::nullopt, batch, width, dim};
-}
-
 template <typename T>
 void solve_each(const SelectionArguments& arguments, const Tensor& gradient, bool is_gram,
-                bool on_simplex, const RealOutput& out) {
+                bool on_simplex, double* out) {
   const int64_t width = arguments.width;
   const Pool<T> pool(arguments);
   const RealInput weights(arguments.query), gradients(gradient);
@@ -173,7 +158,7 @@ void solve_each(const SelectionArguments& arguments, const Tensor& gradient, boo
         w.support.clear(), w.values.clear();
         int64_t origin = 0;  // of the largest weight
         for (int64_t k = 0; k < width; ++k) {
-          out.set(b * width + k, 0.0);
+          out[b * width + k] = 0;
           const double weight = weights[b * width + k];
           if (!(weight > 0)) continue;
           if (origin < int64_t(w.support.size()) &&
@@ -187,8 +172,7 @@ void solve_each(const SelectionArguments& arguments, const Tensor& gradient, boo
         else
           w.system.multiply(w.rows, w.support, arguments.dim, origin);
         w.system.solve(w.values);
-        for (size_t i = 0; i < w.support.size(); ++i)
-          out.set(b * width + w.support[i], w.values[i]);
+        for (size_t i = 0; i < w.support.size(); ++i) out[b * width + w.support[i]] = w.values[i];
         return true;
       });
 }
@@ -196,10 +180,11 @@ void solve_each(const SelectionArguments& arguments, const Tensor& gradient, boo
 Tensor lstsq_adjoint(const Tensor& pool, const Tensor& weights, const Tensor& gradient,
                      bool is_gram, bool on_simplex) {
   const SelectionArguments arguments = check_adjoint(pool, weights, gradient, is_gram);
-  const Tensor adjoint =
-      empty_beside(pool, std::array<int64_t, 2>{arguments.batch, arguments.width}, real_type(pool));
+  const Tensor adjoint = empty_beside(
+      pool, std::array<int64_t, 2>{arguments.batch, arguments.width}, ScalarType::Double);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
-    solve_each<decltype(t)>(arguments, gradient, is_gram, on_simplex, RealOutput(adjoint));
+    solve_each<decltype(t)>(arguments, gradient, is_gram, on_simplex,
+                            adjoint.mutable_data_ptr<double>());
   });
   return adjoint;
 }
