@@ -37,13 +37,13 @@ def train(
                 optimizer.step()
 
 
-def assert_close(ours: Model, theirs: Model) -> None:
+def assert_models_close(ours: Model, theirs: Model) -> None:
     """Float64 arithmetic in two orders, through a model that amplifies differences a little."""
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-def assert_same_bits(ours: Model, theirs: Model) -> None:
+def assert_same_models(ours: Model, theirs: Model) -> None:
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(p, q)
 

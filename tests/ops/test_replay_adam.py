@@ -1,128 +1,366 @@
-"""ReplayAdam trains as a torch.optim.Optimizer does."""
+"""ReplayAdam and its operator against torch's Adam and AdamW, and the definition in float64."""
 
 import copy
+import io
+import itertools
 import math
+import pickle
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from adam_training import (
-    assert_close,
+from adam_problems import (
+    OPS,
+    OPTIONS,
+    AdamTensors,
+    adam_replay,
     assert_same_bits,
+    assert_within,
+    make_tensors,
+    torch_adam,
+)
+from adam_training import (
+    Model,
+    OptimizerClass,
+    assert_models_close,
+    assert_same_models,
     backward,
     grouped,
     make_model,
     train,
 )
-from hullft_ops import GradientCache, ReplayAdam, ReplayAdamW
+from hullft_ops import GradientCache, ReplayAdam, ReplayAdamW, reference
+from problems import DTYPES
 
-BOTH = [ReplayAdam, torch.optim.Adam]
+REPEATS = [1, 2, 3, 7, 64]
+DECAYS = {
+    "Adam": {},
+    "Adam coupled": {"weight_decay": 0.1},
+    "AdamW": {"weight_decay": 0.1, "decoupled": True},
+    "maximize": {"weight_decay": 0.1, "maximize": True},
+}
+# 1003 elements: whole vectors of every width and a tail.
+SIZES = [1003, 0, 17, 1]
+
+
+def check_against_torch(
+    tensors: AdamTensors, repeats: int, **options: float | bool
+) -> None:
+    """Within 2 eps and half an eps a step, in float64 at most 1e-14.
+
+    torch rounds its square root and one division more than we do, 2 eps of a move, and 0.5 eps of
+    the parameter at each step. Both are relative to how far a parameter started from zero and
+    travelled, since it may end near zero; moments to the largest they have been.
+    """
+    ours = adam_replay(tensors, repeats, **options)
+    theirs = torch_adam(tensors, repeats, **options)
+    eps = torch.finfo(tensors.params[0].dtype).eps
+    bound = (2 + repeats / 2) * eps
+    if eps < 1e-15:
+        assert bound < 1e-14
+
+    assert_step_counts(ours, tensors, repeats)
+
+    for i, path in enumerate(theirs.path):
+        assert_within(ours.params[i], theirs.after.params[i], bound * path)
+
+        gradient = tensors.grads[i].abs() + options.get("weight_decay", 0.0) * path
+        largest = torch.maximum(tensors.exp_avgs[i].abs(), gradient)
+
+        assert_within(ours.exp_avgs[i], theirs.after.exp_avgs[i], 3 * eps * largest)
+
+        largest = torch.maximum(tensors.exp_avg_sqs[i], gradient**2)
+        assert_within(ours.exp_avg_sqs[i], theirs.after.exp_avg_sqs[i], bound * largest)
+
+
+def assert_step_counts(after: AdamTensors, before: AdamTensors, repeats: int) -> None:
+    for count, count_before in zip(after.steps, before.steps, strict=True):
+        assert count.dtype == count_before.dtype
+        assert count.item() == count_before.item() + repeats
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("repeats", REPEATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equals_torch(
+    simd_level: str, dtype: torch.dtype, repeats: int, decay: str
+) -> None:
+    """Each tensor has its own step count, of either dtype."""
+    for steps_done in (0.0, 1000.0):
+        tensors = make_tensors(SIZES, dtype, steps_done=steps_done, seed=repeats)
+        tensors.steps[2:] = [torch.tensor(5.0), torch.tensor(7.0, dtype=torch.float64)]
+        check_against_torch(tensors, repeats, **DECAYS[decay])
+
+
+def test_any_number_of_tensors() -> None:
+    """Sizes from 0, first and last empty, one large enough for several threads."""
+    sizes = [(7 * i) % 61 if i % 5 else 0 for i in range(301)]
+    sizes[150] = 40_000
+    tensors = make_tensors(sizes, torch.float32, steps_done=1000.0)
+    check_against_torch(tensors, 3)
+
+
+def test_many_repeats() -> None:
+    """Past some 360 steps with these betas the corrections are exactly 1 and stay so."""
+    tensors = make_tensors([5], torch.float64)
+    at_once = adam_replay(tensors, 10_000, beta2=0.9)
+    options = {**OPTIONS, "beta2": 0.9}
+    [row] = zip(*tensors, strict=True)
+    expected = reference.adam_replay(*row, repeats=10_000, **options)
+
+    torch.testing.assert_close(at_once.params[0], expected.param, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("t", [1, 7, 15, 26, 1000, 12_345])
+def test_bias_corrections_are_rounded_once(t: int) -> None:
+    """With a first moment of g and a second of 1, the step is the correction alone."""
+    one = torch.ones(1, dtype=torch.float64)
+    tensors = AdamTensors([0 * one], [one], [one], [one], [(t - 1) * one])
+    after = adam_replay(tensors, 1, lr=1.0, beta1=0.0, eps=0.0)
+
+    power = float(Fraction(OPTIONS["beta2"]) ** t)
+    assert after.params[0].item() == -math.sqrt(1 - power)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_rate_for_each_tensor(
+    simd_level: str, dtype: torch.dtype, decay: str
+) -> None:
+    """As if each stood in a call of its own. Two in a row have one schedule."""
+    scales = [0.5, 3.0, 0.0, 0.0, 0.5]
+    tensors = make_tensors([1003, 0, 17, 4, 5], dtype, steps_done=7.0)
+    rates = torch.tensor(scales, dtype=torch.float64)
+    options = DECAYS[decay] | {"lr_scales": rates}
+    together = adam_replay(tensors, 3, **options)
+
+    for i, scale in enumerate(scales):
+        alone = AdamTensors(*[column[i : i + 1] for column in tensors])
+        rate = DECAYS[decay] | {"lr": scale * OPTIONS["lr"]}
+        expected = adam_replay(alone, 3, **rate)
+
+        assert torch.equal(together.params[i], expected.params[0])
+        assert torch.equal(together.exp_avgs[i], expected.exp_avgs[0])
+
+    options |= {
+        "lr": 0.0,
+        "lr_tensor": torch.tensor(OPTIONS["lr"], dtype=torch.float64),
+    }
+    assert_same_bits(adam_replay(tensors, 3, **options), together)
+
+
+@pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(simd_level: str, dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
+    """Rounded to the parameter's dtype once, from arithmetic in float32 or float64."""
+    options = {**OPTIONS, "weight_decay": 0.1}
+    tensors = make_tensors(SIZES, dtype, grad_dtype=grad_dtype, steps_done=10.0)
+    after = adam_replay(tensors, 4, **options)
+
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    wide_grads = [grad.to(arithmetic) for grad in tensors.grads]
+    same_gradient = tensors._replace(grads=wide_grads)
+    after_same_gradient = adam_replay(same_gradient, 4, **options)
+
+    assert_same_bits(after, after_same_gradient)
+
+    rows = zip(*same_gradient, strict=True)
+    exact = [reference.adam_replay(*row, repeats=4, **options) for row in rows]
+    rounding = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+    def assert_rounded(
+        value: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor
+    ) -> None:
+        assert value.dtype == dtype
+
+        arithmetic_error = 8 * torch.finfo(arithmetic).eps * scale
+        bound = rounding * exact.abs() + arithmetic_error + smallest
+        assert_within(value, exact, bound)
+
+    for i, start in enumerate(tensors.params):
+        path = start.double().abs() + 4 * OPTIONS["lr"]
+        assert_rounded(after.params[i], exact[i].param, path)
+
+        gradient = tensors.grads[i].double().abs() + 0.1 * path
+        scale = gradient + tensors.exp_avgs[i].abs()
+
+        assert_rounded(after.exp_avgs[i], exact[i].exp_avg, scale)
+
+        scale = gradient**2 + tensors.exp_avg_sqs[i]
+        assert_rounded(after.exp_avg_sqs[i], exact[i].exp_avg_sq, scale)
+
+
+def test_dtypes_may_be_mixed_in_a_call() -> None:
+    mixed = AdamTensors([], [], [], [], [])
+    alone = []
+
+    for dtype in DTYPES:
+        tensors = make_tensors([130], dtype, grad_dtype=torch.float32)
+        alone.append(adam_replay(tensors, 3))
+        for column, tensor in zip(mixed, tensors, strict=True):
+            column.extend(tensor)
+
+    together = adam_replay(mixed, 3)
+    for value, expected in zip(together.params, alone, strict=True):
+        assert torch.equal(value, expected.params[0])
+
+
+def test_strided_parameters_that_require_grad_in_grad_mode() -> None:
+    """Memory between their elements is not touched."""
+    tensors = make_tensors([(6, 4)])
+    expected = adam_replay(tensors, 2).params[0]
+
+    wide = torch.full((6, 9), 7.0)
+    leaf = wide[:, 2:6].detach().copy_(tensors.params[0]).requires_grad_()
+    OPS.adam_replay_(*tensors._replace(params=[leaf]), repeats=2, **OPTIONS)
+
+    assert leaf.is_leaf
+    assert torch.equal(leaf.detach(), expected)
+    assert (wide[:, [0, 1, 6, 7, 8]] == 7).all()
+
+
+def test_what_is_not_finite_stays_where_it_is(simd_level: str) -> None:
+    tensors = make_tensors([50])
+    tensors.grads[0][[3, 20, 49]] = torch.tensor([math.nan, math.inf, -math.inf])
+    ours = adam_replay(tensors, 3)
+    theirs = torch_adam(tensors, 3).after
+
+    for column in ("params", "exp_avgs", "exp_avg_sqs"):
+        value = getattr(ours, column)[0]
+        expected = getattr(theirs, column)[0]
+
+        assert torch.equal(value.isnan(), expected.isnan())
+        assert torch.equal(value.isinf(), expected.isinf())
+        assert value.isfinite().sum() == 47
+
+
+def test_gradients_may_share_memory_with_each_other() -> None:
+    tensors = make_tensors([(5, 7), (5, 7)])
+    shared = torch.tensor(0.5).expand(5, 7)
+    dense = tensors._replace(grads=[torch.full((5, 7), 0.5) for _ in range(2)])
+    expected = adam_replay(dense, 2)
+    tensors = tensors._replace(grads=[shared, shared])
+    OPS.adam_replay_(*tensors, repeats=2, **OPTIONS)
+
+    assert_same_bits(tensors, expected)
+
+
+def test_a_rate_that_only_float64_holds_is_taken_for_float64() -> None:
+    tensors = make_tensors([3], torch.float64)
+    assert adam_replay(tensors, 1, lr=1e39).params[0].isfinite().all()
+
+
+SCALES = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"repeats": 2, "lr_scales": SCALES}),
+        (torch.float32, {"repeats": 2, "lr_scales": SCALES, "weight_decay": 0.1}),
+        (torch.float32, {"repeats": 1, "repeats_tensor": torch.tensor(3)}),
+        (torch.bfloat16, {"repeats": 2, "seed": 3, "lr_tensor": torch.tensor(1e-3)}),
+    ],
+)
+def test_opcheck(dtype: torch.dtype, options: dict[str, object]) -> None:
+    tensors = make_tensors([(3, 4), 0, 5], dtype, grad_dtype=torch.bfloat16)
+    options = {**OPTIONS, **options}
+    torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
+
+
+Optimizer = torch.optim.Optimizer
+Adam = torch.optim.Adam
+POSITIONAL = (1e-2, (0.8, 0.9), 1e-7, 0.1)
+
+
+def plain(model: Model, kind: OptimizerClass, **options: object) -> Optimizer:
+    return kind(model.parameters(), *POSITIONAL, **options)
+
+
+def decoupled_by_group(model: Model, kind: OptimizerClass) -> Optimizer:
+    groups = [
+        {"params": model[0].parameters(), "decoupled_weight_decay": True},
+        {"params": model[2].parameters()},
+    ]
+    return kind(groups, lr=1e-2, weight_decay=0.2)
+
+
+def one_cycle(optimizer: Optimizer) -> Any:
+    """It changes the momentum too."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=12)
+
+
+def exponential(optimizer: Optimizer) -> Any:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
+# How an optimizer is made, and the schedule of its rates.
+TRAININGS: dict[str, tuple[Callable[..., Optimizer], Callable | None]] = {
+    "plain": (plain, None),
+    "fused": (partial(plain, fused=True, foreach=False), None),
+    "groups": (grouped, None),
+    "decoupled": (decoupled_by_group, None),
+    "one cycle": (plain, one_cycle),
+    "exponential": (grouped, exponential),
+}
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
-def test_trains_as_adam_with_groups(repeats: int) -> None:
-    ours = make_model()
-    theirs = make_model()
-    train(ours, grouped(ours, ReplayAdam), range(10), repeats)
-    train(theirs, grouped(theirs, torch.optim.Adam), range(10), repeats)
+@pytest.mark.parametrize(
+    ("training", "ours", "theirs"),
+    [
+        *((name, ReplayAdam, Adam) for name in TRAININGS),
+        ("plain", ReplayAdamW, torch.optim.AdamW),
+    ],
+)
+def test_trains_as_torch(
+    training: str, ours: OptimizerClass, theirs: OptimizerClass, repeats: int
+) -> None:
+    make, schedule = TRAININGS[training]
+    models = [make_model(), make_model()]
+    for model, kind in zip(models, (ours, theirs), strict=True):
+        optimizer = make(model, kind)
+        scheduler = schedule(optimizer) if schedule else None
 
-    assert_close(ours, theirs)
+        for seed in range(10):
+            train(model, optimizer, range(seed, seed + 1), repeats)
+            if scheduler:
+                scheduler.step()
 
-
-def test_trains_as_adamw() -> None:
-    ours = make_model()
-    theirs = make_model()
-    positional = (1e-2, (0.8, 0.9), 1e-7, 0.1)
-    optimizer = ReplayAdamW(ours.parameters(), *positional)
-    peer = torch.optim.AdamW(theirs.parameters(), *positional)
-    train(ours, optimizer, range(10), 3)
-    train(theirs, peer, range(10), 3)
-
-    assert_close(ours, theirs)
+    assert_models_close(*models)
 
 
 def test_defaults_are_those_of_torch() -> None:
     params = [torch.zeros(3, requires_grad=True)]
 
-    assert ReplayAdam(params).defaults == torch.optim.Adam(params).defaults
+    assert ReplayAdam(params).defaults == Adam(params).defaults
     assert ReplayAdamW(params).defaults == torch.optim.AdamW(params).defaults
-
-
-def test_options_of_torch_that_ask_for_nothing_else() -> None:
-    ours = make_model()
-    theirs = make_model()
-    positional = (1e-2, (0.8, 0.9), 1e-7, 0.1, False)
-    options = {"foreach": False, "fused": True, "differentiable": False}
-    optimizer = ReplayAdam(ours.parameters(), *positional, **options)
-    peer = torch.optim.Adam(theirs.parameters(), *positional, **options)
-
-    assert optimizer.defaults == peer.defaults
-
-    train(ours, optimizer, range(5), 2)
-    train(theirs, peer, range(5), 2)
-
-    assert_close(ours, theirs)
-
-    peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    optimizer.load_state_dict(copy.deepcopy(peer.state_dict()))
-
-
-def test_decoupled_weight_decay_by_group() -> None:
-    models = [make_model(), make_model()]
-    for model, optimizer_class in zip(models, BOTH, strict=True):
-        groups = [
-            {"params": model[0].parameters(), "decoupled_weight_decay": True},
-            {"params": model[2].parameters()},
-        ]
-        optimizer = optimizer_class(groups, lr=1e-2, weight_decay=0.2)
-        train(model, optimizer, range(5), 2)
-
-    assert_close(*models)
-
-
-def one_cycle(optimizer: torch.optim.Optimizer) -> object:
-    """It changes the momentum too."""
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=12)
-
-
-def exponential(optimizer: torch.optim.Optimizer) -> object:
-    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-
-
-@pytest.mark.parametrize("schedule", [one_cycle, exponential])
-def test_schedulers(schedule: Callable) -> None:
-    models = [make_model(), make_model()]
-    for model, optimizer_class in zip(models, BOTH, strict=True):
-        optimizer = optimizer_class(model.parameters(), lr=1e-2)
-        scheduler = schedule(optimizer)
-
-        for seed in range(10):
-            train(model, optimizer, range(seed, seed + 1), 2)
-            scheduler.step()
-
-    assert_close(*models)
 
 
 def test_add_param_group() -> None:
     models = [make_model(), make_model()]
-    for model, optimizer_class in zip(models, BOTH, strict=True):
-        optimizer = optimizer_class(model[0].parameters(), lr=1e-2)
+    for model, kind in zip(models, (ReplayAdam, Adam), strict=True):
+        optimizer = kind(model[0].parameters(), lr=1e-2)
         train(model, optimizer, range(3), 2)
         optimizer.add_param_group({"params": model[2].parameters(), "lr": 1e-3})
         train(model, optimizer, range(3, 6), 2)
 
-    assert_close(*models)
+    assert_models_close(*models)
 
 
 def test_lr_as_a_tensor_is_read_at_every_step() -> None:
-    ours = make_model()
-    theirs = make_model()
+    ours, theirs = make_model(), make_model()
     lr = torch.tensor(1e-2, dtype=torch.float64)
     optimizer = ReplayAdam(ours.parameters(), lr=lr)
-    peer = torch.optim.Adam(theirs.parameters())
+    peer = Adam(theirs.parameters())
 
     for seed in range(4):
         peer.param_groups[0]["lr"] = float(lr)
@@ -130,14 +368,13 @@ def test_lr_as_a_tensor_is_read_at_every_step() -> None:
         train(theirs, peer, range(seed, seed + 1), 2)
         lr *= 0.5
 
-    assert_close(ours, theirs)
+    assert_models_close(ours, theirs)
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_lr_scales_of_a_group(is_compiled: bool) -> None:
     """As a group for each parameter. One has no gradient once, and one rate changes."""
-    ours = make_model()
-    theirs = make_model()
+    ours, theirs = make_model(), make_model()
     scales = [0.5, 3.0, 2.0]
     group = {"params": ours.parameters(), "lr_scales": scales}
     optimizer = ReplayAdam([group], lr=1e-2)
@@ -162,7 +399,7 @@ def test_lr_scales_of_a_group(is_compiled: bool) -> None:
         step(repeats=2)
         twin.step(repeats=2)
 
-    assert_same_bits(ours, theirs)
+    assert_same_models(ours, theirs)
 
 
 def test_a_compiled_step_follows_a_schedule_in_two_graphs() -> None:
@@ -172,10 +409,7 @@ def test_a_compiled_step_follows_a_schedule_in_two_graphs() -> None:
     for model, is_compiled in zip(models, (False, True), strict=True):
         optimizer = ReplayAdam(model.parameters(), lr=1e-2)
         scheduler = exponential(optimizer)
-
-        def step(optimizer: ReplayAdam = optimizer) -> None:
-            optimizer.step(repeats=2)
-
+        step = partial(optimizer.step, repeats=2)
         if is_compiled:
             step = torch.compile(step, backend=backend)
 
@@ -184,14 +418,13 @@ def test_a_compiled_step_follows_a_schedule_in_two_graphs() -> None:
             step()
             scheduler.step()
 
-    assert_same_bits(*models)
+    assert_same_models(*models)
 
     assert backend.frame_count == 2
 
 
 def test_closure_runs_once_with_gradients() -> None:
-    ours = make_model()
-    theirs = make_model()
+    ours, theirs = make_model(), make_model()
     optimizer = ReplayAdam(ours.parameters(), lr=1e-2)
     calls = []
 
@@ -208,8 +441,8 @@ def test_closure_runs_once_with_gradients() -> None:
     assert loss.item() == before
     assert len(calls) == 1
 
-    train(theirs, torch.optim.Adam(theirs.parameters(), lr=1e-2), range(1), 3)
-    assert_close(ours, theirs)
+    train(theirs, Adam(theirs.parameters(), lr=1e-2), range(1), 3)
+    assert_models_close(ours, theirs)
 
 
 def test_parameters_without_gradient_are_left_alone() -> None:
@@ -229,15 +462,14 @@ def test_parameters_without_gradient_are_left_alone() -> None:
 
 
 def test_gradients_in_place_of_grad() -> None:
-    ours = make_model()
-    theirs = make_model()
+    ours, theirs = make_model(), make_model()
     backward(ours, 0)
     gradient = ours[0].weight.grad.float()
     ReplayAdam(ours.parameters()).step(repeats=2, grads={ours[0].weight: gradient})
     theirs[0].weight.grad = gradient.double()
     ReplayAdam(theirs.parameters()).step(repeats=2)
 
-    assert_same_bits(ours, theirs)
+    assert_same_models(ours, theirs)
 
 
 def step_counts(optimizer: ReplayAdam) -> list[float]:
@@ -245,8 +477,7 @@ def step_counts(optimizer: ReplayAdam) -> list[float]:
 
 
 def test_repeats_of_a_group() -> None:
-    ours = make_model()
-    theirs = make_model()
+    ours, theirs = make_model(), make_model()
     optimizer = grouped(ours, ReplayAdam)
     optimizer.param_groups[0]["repeats"] = np.int64(3)
     twin = grouped(theirs, ReplayAdam)
@@ -261,10 +492,10 @@ def test_repeats_of_a_group() -> None:
         twin.step(grads={last: grads.pop(last)})
         twin.step(repeats=3, grads=grads)
 
-    assert_same_bits(ours, theirs)
+    assert_same_models(ours, theirs)
 
     backward(ours, 5)
-    optimizer.step(repeats=2)  # of all groups
+    optimizer.step(repeats=torch.tensor(2))  # of all groups
 
     assert step_counts(optimizer) == [11, 11, 5]
 
@@ -288,58 +519,213 @@ def test_no_repeats_change_nothing() -> None:
 
     assert optimizer.step(lambda: 5.0, repeats=0) == 5.0
     assert not optimizer.state
-    assert_same_bits(ours, theirs)
+    assert_same_models(ours, theirs)
 
     optimizer.step()
 
     assert step_counts(optimizer) == [1] * len(optimizer.param_groups[0]["params"])
 
 
-def test_repeats_in_a_tensor() -> None:
-    ours = make_model()
-    theirs = make_model()
-    optimizer = grouped(ours, ReplayAdam)
-    twin = grouped(theirs, ReplayAdam)
-    repeats = torch.tensor(0)
-
-    for seed in range(1, 4):
-        backward(ours, seed)
-        optimizer.step(repeats=repeats.fill_(seed))
-
-        backward(theirs, seed)
-        twin.step(repeats=seed)
-
-    assert_same_bits(ours, theirs)
-
-
-def test_repeats_of_a_group_with_a_scaler_and_a_schedule() -> None:
-    ours = make_model(torch.float32)
-    theirs = make_model(torch.float32)
-    optimizer = ReplayAdam(ours.parameters(), lr=1e-2)
-    optimizer.param_groups[0]["repeats"] = 2
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+def test_a_scaler_skips_a_step_that_overflowed() -> None:
+    """And calls step() without arguments: repeats are a group's option."""
+    ours, theirs = make_model(torch.float32), make_model(torch.float32)
+    optimizer = ReplayAdam(ours.parameters(), lr=1e-2, repeats=2)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    twin = ReplayAdam(theirs.parameters())
+    backward(theirs, 0)
+    ReplayAdam(theirs.parameters(), lr=1e-2).step(repeats=2)
 
-    for seed, lr in enumerate((1e-2, 5e-3, 2.5e-3)):
-        ours.zero_grad()
-        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+    for overflow in (0.0, math.inf):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
         scaler.scale(ours(x).square().sum()).backward()
+        ours[0].bias.grad[0] += overflow
         scaler.step(optimizer)
         scaler.update()
-        schedule.step()
-
-        twin.param_groups[0]["lr"] = lr
-        train(theirs, twin, range(seed, seed + 1), 2)
 
     torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+    assert step_counts(optimizer) == [2, 2, 2]
 
-    # The scaler skips a step whose gradients overflowed, as a whole.
-    before = copy.deepcopy(ours)
-    scaler.scale(ours(x).square().sum()).backward()
-    ours[0].bias.grad[0] = math.inf
-    scaler.step(optimizer)
 
-    assert step_counts(optimizer) == [6, 6, 6]
+OURS = partial(ReplayAdam, lr=1e-2, weight_decay=0.1)
+OURS_DECOUPLED = partial(OURS, decoupled_weight_decay=True)
+PEERS = [
+    (partial(Adam, lr=1e-2, weight_decay=0.1), OURS),
+    (partial(Adam, lr=1e-2, weight_decay=0.1, fused=True), OURS),
+    (partial(Adam, lr=1e-2, weight_decay=0.1, foreach=True), OURS),
+    (partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1), OURS_DECOUPLED),
+]
 
-    assert_same_bits(ours, before)
+
+@pytest.mark.parametrize(
+    ("first", "second"), [*PEERS, *(pair[::-1] for pair in PEERS), (OURS, OURS)]
+)
+def test_a_state_goes_on_in_another_optimizer(
+    first: OptimizerClass, second: OptimizerClass
+) -> None:
+    """Half way with one, then on with the other, whose own options do not matter."""
+    model = make_model()
+    before = first(model.parameters())
+    train(model, before, range(5), 2)
+
+    twin = copy.deepcopy(model)
+    after = second(twin.parameters(), lr=0.5)
+    file = io.BytesIO()
+    torch.save(before.state_dict(), file)
+    file.seek(0)
+    after.load_state_dict(torch.load(file, weights_only=True))
+
+    for trained, optimizer in ((model, before), (twin, after)):
+        train(trained, optimizer, range(5, 10), 2)
+
+    assert_models_close(model, twin)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))]
+)
+def test_copies_go_on_alike(duplicate: Callable) -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    train(model, optimizer, range(3), 2)
+    twin_model, twin = duplicate((model, optimizer))
+    train(model, optimizer, range(3, 6), 2)
+    train(twin_model, twin, range(3, 6), 2)
+
+    assert_same_models(model, twin_model)
+
+
+def test_options_of_our_own_go_with_the_state() -> None:
+    """Also through torch's Adam, which keeps them; a state without them leaves the seed."""
+    optimizer = ReplayAdam(make_model().parameters(), repeats=2)
+    peer = Adam(make_model().parameters(), lr=0.5)
+    peer.load_state_dict(optimizer.state_dict())
+    after = ReplayAdam(make_model().parameters(), rounding_seed=7)
+    after.load_state_dict(peer.state_dict())
+
+    assert after.param_groups[0]["repeats"] == 2
+
+    after.load_state_dict(Adam(make_model().parameters(), lr=0.5).state_dict())
+
+    assert "repeats" not in after.param_groups[0]
+    assert after.param_groups[0]["rounding_seed"] == 7
+    assert after.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        (partial(Adam, amsgrad=True), "amsgrad must be False"),
+        (partial(Adam, differentiable=True), "differentiable must be False"),
+        (torch.optim.SGD, ".* must have 'betas', got"),
+    ],
+)
+def test_states_that_cannot_be_continued(foreign: OptimizerClass, message: str) -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    train(model, optimizer, range(2), 2)
+    before = copy.deepcopy(optimizer.state_dict())
+
+    with pytest.raises(ValueError, match=f"^ReplayAdam: {message}"):
+        optimizer.load_state_dict(foreign(make_model().parameters()).state_dict())
+
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+    assert len(optimizer.state_dict()["state"]) == 3
+
+
+def pointers(optimizer: ReplayAdam) -> list[int]:
+    states = optimizer.state.values()
+    return [tensor.data_ptr() for state in states for tensor in state.values()]
+
+
+def test_state_made_ahead_or_reset_is_that_of_a_new_optimizer() -> None:
+    """In the same buffers, whatever they hold."""
+    model = make_model(torch.float32)
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    optimizer.reset()
+
+    assert not optimizer.state
+
+    optimizer.make_state()
+    buffers = pointers(optimizer)
+
+    assert len(optimizer.state) == len(list(model.parameters()))
+
+    for prepare in (optimizer.make_state, optimizer.reset):
+        prepare()
+        twin = copy.deepcopy(model)
+        train(model, optimizer, range(3), 2)
+        train(twin, ReplayAdam(twin.parameters(), lr=1e-2), range(3), 2)
+
+        assert_same_models(model, twin)
+
+        for state in optimizer.state.values():
+            state["exp_avg"].fill_(math.nan)
+
+    optimizer.make_state()
+
+    assert optimizer.state[model[0].weight]["exp_avg"].isnan().all()
+    assert pointers(optimizer) == buffers
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_reset_is_one_operator_for_all_tensors_of_a_device() -> None:
+    """On a GPU each would be a launch."""
+    optimizer = ReplayAdam(make_model(torch.float32).parameters())
+    optimizer.make_state()
+
+    with Operators() as operators:
+        optimizer.reset()
+
+    assert operators.names == ["_foreach_zero_"]
+
+
+@pytest.mark.parametrize("complete", [0, 1, 2])
+def test_a_step_cut_short_while_it_makes_its_state_takes_nothing_away_from_the_next(
+    complete: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters())
+    zeros_like = torch.zeros_like
+    calls = itertools.count()
+
+    def interrupted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(calls) == complete:
+            raise KeyboardInterrupt
+
+        return zeros_like(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, optimizer, range(1), 1)
+
+    twin = make_model()
+    train(model, optimizer, range(3), 2)
+    train(twin, ReplayAdam(twin.parameters()), range(3), 2)
+
+    assert_same_models(model, twin)
+
+
+def test_options_that_numpy_made() -> None:
+    """A schedule in NumPy's arithmetic gives rates that are no floats, and states with them."""
+    theirs = torch.ones(3, requires_grad=True)
+    ours = torch.ones(3, requires_grad=True)
+    before = Adam([theirs], lr=np.float32(0.25))
+    after = ReplayAdam([ours], lr=np.float32(0.5), eps=np.float64(1e-8))
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+
+    for param, optimizer in ((theirs, before), (ours, after)):
+        param.grad = torch.ones(3)
+        optimizer.step()
+
+    torch.testing.assert_close(ours, theirs)
