@@ -69,7 +69,8 @@ class Answer(TextStreamer):
     def put(self, value: Any) -> None:
         if self.is_abandoned:
             raise StoppedError("the client has gone")
-        self.tokens += value.numel() if self.has_seen_prompt else 0
+        # One call for each token; the end of the prompt, written again, is none.
+        self.tokens += self.has_seen_prompt
         self.has_seen_prompt = True
         super().put(value)
 

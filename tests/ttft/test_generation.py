@@ -4,6 +4,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from hullft_ops.ttft import TestTimeFinetuner, generation, load_model
 from hullft_ops.ttft.chat import chat_prompt, prompt_question
@@ -52,7 +53,7 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
         assert chat_prompt(tokenizers[kind], messages) == message
 
 
-def read_rows(reader, rows, prefixes, **options):
+def read_rows(reader, rows, prefixes, request):
     """In place of what a model writes, what it reads."""
     return [reader.tokenizer.decode(row.ids) for row in rows]
 
@@ -61,7 +62,7 @@ def test_the_nearest_passages_that_fit_stand_before_the_message(
     gpt2, tokenizer, make, store_of, monkeypatch
 ):
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
-    monkeypatch.setattr(generation, "written", read_rows)
+    monkeypatch.setattr(generation, "generate_rows", read_rows)
     finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
     with finetuner.adapted("the cat") as adaptation:
         passages = [each.text for each in adaptation.passages]
@@ -84,7 +85,7 @@ def test_passages_stand_before_the_last_message_of_the_user(
 ):
     template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    monkeypatch.setattr(generation, "written", read_rows)
+    monkeypatch.setattr(generation, "generate_rows", read_rows)
     dynamic_llama.config.max_position_embeddings = 256
     options = {"n_select": 0, "context": 1}
     finetuner = TestTimeFinetuner(
@@ -106,7 +107,7 @@ def test_a_template_that_writes_the_message_twice_has_passages_before_it_all(
 ):
     template = "{% for m in messages %}{{ m.content }};{{ m.content }}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    monkeypatch.setattr(generation, "written", read_rows)
+    monkeypatch.setattr(generation, "generate_rows", read_rows)
     store = store_of(["a tree"])
     finetuner = make(dynamic_llama, store=store, n_select=0, context=1)
 
@@ -215,7 +216,7 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
 
 
 def test_of_a_prompt_that_is_too_long_the_end_is_read(gpt2, tokenizer, monkeypatch):
-    monkeypatch.setattr(generation, "written", read_rows)
+    monkeypatch.setattr(generation, "generate_rows", read_rows)
     reader = Reader(gpt2, tokenizer, 10)
     with pytest.warns(UserWarning, match="has 11 tokens: the model reads the last 2"):
         [text] = continue_prompts(reader, [PROMPT], [Prefix()], max_new_tokens=8)
@@ -250,7 +251,15 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
         ("", {}, "prompt must have a token, got ''"),
         ("a", {"max_new_tokens": 32}, r"max_new_tokens must be in 1\.\.31, got 32"),
         ("a", {"max_new_tokens": "3"}, "max_new_tokens must be an int, got str"),
-        ("a", {"max_length": 9}, "max_new_tokens must be passed, not max_length"),
+        (
+            "a",
+            {"max_length": 9},
+            "max_length must be None: max_new_tokens counts behind",
+        ),
+        ("a", {"custom_generate": print}, "custom_generate must be None: the loop is"),
+        ("a", {"stop_strings": [5]}, "stop_strings must be a str, got int"),
+        ("a", {"stop_strings": "\ud800"}, "stop_strings must be valid Unicode"),
+        ("\ud800", {}, "prompt must be valid Unicode"),
         ("a", {"num_return_sequences": 2}, "num_return_sequences must be 1"),
         ([{"content": "a"}], {}, "a conversation must have messages with a role"),
         ([{"role": "system", "content": "a"}], {}, "a conversation must have messages"),
@@ -263,13 +272,76 @@ def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
         continue_prompts(Reader(gpt2, tokenizer), [prompt], [Prefix()], **options)
 
 
+class Favourites:
+    """Processors that prefer tokens: those of the prompts, one of text, and the end."""
+
+    def __init__(self, tokenizer, *prompts):
+        self.scores = torch.zeros(320)
+        self.scores[tokenizer("".join(prompts))["input_ids"]] = 50
+        self.scores[40] = 100
+        self.scores[tokenizer.eos_token_id] = 150
+        self.text = tokenizer.decode([40])
+
+    def __call__(self, ids, scores):
+        return scores + self.scores
+
+
+@pytest.mark.parametrize("options", [{}, {"token_healing": False}], ids=str)
+def test_the_least_number_of_tokens_counts_behind_each_prompt(
+    gpt2, tokenizer, make, options
+):
+    prompts = ["the", "a dog ran", "to the pa", "1234"]
+    favourites = Favourites(tokenizer, *prompts)
+    options |= {"min_new_tokens": 3, "logits_processor": [favourites]}
+    finetuner = make(gpt2, n_select=0)
+
+    assert finetuner.generate(prompts, **OPTIONS | options) == [favourites.text * 3] * 4
+    assert finetuner.generate("the c", **OPTIONS | options).endswith(
+        favourites.text * 2
+    )
+
+
+def test_a_text_that_has_ended_is_filled_with_no_text(gpt2, tokenizer, make):
+    favourites = Favourites(tokenizer, "1234")
+
+    def ends_first(ids, scores):
+        return torch.cat([favourites(ids, scores[:1]), scores[1:]])
+
+    options = {"pad_token_id": 41, "logits_processor": [ends_first], **OPTIONS}
+    texts = make(gpt2, n_select=0).generate(["1", "234"], **options)
+
+    assert texts[0] == ""
+    assert texts[1]
+
+
+def test_the_last_token_of_a_text_can_be_given(gpt2, tokenizer, make):
+    options = {"forced_eos_token_id": 40, **OPTIONS}
+    texts = make(gpt2, n_select=0).generate(["the ca", "a dog", "1"], **options)
+
+    assert all(text.endswith(tokenizer.decode([40])) for text in texts)
+
+
+def test_a_configuration_is_heard_as_options_are(gpt2, make):
+    finetuner = make(gpt2, n_select=0)
+    options = {"do_sample": False, "max_new_tokens": 7, "stop_strings": ["no"]}
+    text = finetuner.generate("the", generation_config=GenerationConfig(**options))
+
+    assert text == finetuner.generate("the", **options)
+    assert text != finetuner.generate("the", **options | {"max_new_tokens": 6})
+
+
+def test_a_streamer_takes_one_prompt(gpt2, make):
+    with pytest.raises(ValueError, match="streamer must be None for several prompts"):
+        make(gpt2, n_select=0).generate(["the", "a"], streamer=object())
+
+
 def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
     tokenizer = tokenizers["byte_fallback_bos"]
     new = tokenizer("the cat sat", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(
         gpt2,
         "generate",
-        lambda input_ids, **_: torch.cat([input_ids, torch.tensor([new])], dim=1),
+        lambda ids, **_: torch.cat([ids, torch.tensor([new])], dim=1),
     )
 
     reader = Reader(gpt2, tokenizer)

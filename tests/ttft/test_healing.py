@@ -4,11 +4,13 @@ from itertools import chain
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.adaptation import prefix_of
-from hullft_ops.ttft.generation import written
-from hullft_ops.ttft.healing import Healing, Vocabulary
+from hullft_ops.ttft.generation import generate_rows, request_of
+from hullft_ops.ttft.healing import Healing, Limits, Vocabulary
 from hullft_ops.ttft.question import Question, Row
 
 # Every kind of end that a prompt may have: within a word, behind spaces, tabs and newlines, and in
@@ -82,7 +84,8 @@ def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, s
             [], Question(prompt, tokens[:cursor], opening=0, start=0, cursor=cursor)
         )
         prefix = prefix_of(copier._prepare(copier.retrieve(text)))
-        [cut] = written(reader, [row], [prefix], token_healing=False, **options)
+        request = request_of(reader, options | {"token_healing": False})
+        [cut] = generate_rows(reader, [row], [prefix], request)
 
     before = reader.tokenizer.decode(row.ids, skip_special_tokens=True).lstrip()
     # A character may be cut, too.
@@ -99,7 +102,7 @@ def test_what_is_held_is_written_whatever_else_is_forbidden(copier):
     tokens = copier.reader.tokens("the cat sat").ids
     count = vocabulary.taken_back(tokens)
     held = vocabulary.content(tokens[-count:])
-    healing = Healing(vocabulary, [held], len(tokens) - count, new_tokens=1, stops=[])
+    healing = Healing(vocabulary, [held], len(tokens) - count, Limits(longest=1))
     scores = healing(torch.tensor([tokens[:-count]]), torch.full((1, 320), -torch.inf))
     [allowed] = scores.isfinite()
 
@@ -127,17 +130,9 @@ def test_limits_count_from_the_end_of_the_prompt(copier, text, length, options):
     prompt = text[:length]
     torch.manual_seed(0)
     options = {"max_new_tokens": 10, "do_sample": False} | options
-    texts = []
-
-    class Streamer:
-        def put(self, value):
-            texts.append(value.flatten().tolist())
-
-        def end(self):
-            texts.append(None)
-
+    streamer = Streamer()
     if "num_beams" not in options:
-        options["streamer"] = Streamer()
+        options["streamer"] = streamer
 
     with copier.adapted(text) as adaptation:
         answer = adaptation.generate(prompt, **options)
@@ -151,8 +146,8 @@ def test_limits_count_from_the_end_of_the_prompt(copier, text, length, options):
         # Not where it begins in the prompt; a token may go on behind it.
         assert "red" not in answer[:-4]
 
-    if texts:
-        reads, *writes, end = texts
+    if streamer.puts:
+        reads, *writes, end = streamer.puts
 
         assert len(writes) <= options["max_new_tokens"]
 
@@ -162,6 +157,49 @@ def test_limits_count_from_the_end_of_the_prompt(copier, text, length, options):
 
         assert [each.lstrip() for each in decoded] == [prompt, prompt + answer]
         assert end is None
+
+
+class Streamer:
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.puts = []
+
+    def put(self, value):
+        self.puts.append(value.flatten().tolist())
+
+    def end(self):
+        self.puts.append(None)
+
+
+def test_a_stream_has_the_text_where_tokens_split_a_character(
+    dynamic_llama, store_of, embedder
+):
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # The second stands for a space and the first two bytes of a quotation mark.
+    names = [*characters, "Ġâ", "ĠâĢ"]
+    vocabulary = {name: token for token, name in enumerate(names)}
+    model = models.BPE(vocabulary, [("Ġ", "â"), ("Ġâ", "Ģ")])
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    new = tokenizer("a “")["input_ids"][1:]
+    finetuner = TestTimeFinetuner(
+        dynamic_llama, tokenizer, context=0, ngrams=0, train_on_prompt=0, n_select=0
+    )
+    streamer = Streamer()
+    answer = finetuner.generate(
+        "a ",
+        streamer=streamer,
+        max_new_tokens=len(new),
+        prefix_allowed_tokens_fn=lambda _, row: [new[len(row) - 1]],
+    )
+
+    assert new[0] == 257
+    assert answer == "“"
+    assert tokenizer.decode(list(chain(*streamer.puts[1:-1]))) == answer
+    assert len(streamer.puts) == 2 + len(new)
 
 
 def test_a_list_and_a_chat_are_healed_too(copier, text, monkeypatch):

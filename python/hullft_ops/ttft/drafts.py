@@ -96,21 +96,16 @@ class DraftedWriting:
         ids, held = input_ids, [*self.held]
         self._put(ids)
         with grouped_attention(model) as is_grouped:
-            passes = _Passes(model, self.keyword, arguments, is_grouped=is_grouped)
-            acceptance = Acceptance(passes.seconds)
+            verifier = _Verifier(model, self.keyword, arguments, is_grouped=is_grouped)
+            acceptance = Acceptance(verifier.seconds)
             while True:
                 ahead = torch.cat([ids[0], ids.new_tensor(held)])
-                behind = self.draft(ahead, passes.longest)
+                behind = self.draft(ahead, verifier.longest)
+                tokens = [*held, *behind.tokens[: acceptance.best_size(behind)]]
                 room = generation_config.max_length - ids.shape[1] - 1
-                draft = [*held, *behind.tokens[: acceptance.best_size(behind)]]
-                draft = draft[: min(room, passes.longest)]
-                read = ids.shape[1]
-                predictions = passes.predictions(ids, draft)
-                hidden = self.states.latest
-                for number, (logits, drafted) in enumerate(predictions):
-                    if hidden is not None:
-                        end = hidden.shape[1] - len(draft) + number
-                        self.states.latest = hidden[:, :end]
+                tokens = tokens[: min(room, verifier.longest)]
+                accepted = 0
+                for logits, drafted in verifier.predictions(ids, tokens, self.states):
                     scores = logits_processor(ids, logits)
                     token = _chosen(scores, is_sampled=generation_config.do_sample)
                     ids = torch.cat([ids, token], dim=1)
@@ -121,12 +116,10 @@ class DraftedWriting:
                         return ids
                     if int(token) != drafted:
                         break
-                accepted = ids.shape[1] - read - 1
-                passes.cut(len(draft) - accepted)
-                if accepted >= len(held):
-                    acceptance.enter(
-                        behind.kind, accepted - len(held), len(draft) - len(held)
-                    )
+                    accepted += 1
+                verifier.cut(len(tokens) - accepted)
+                if not held:
+                    acceptance.enter(behind.kind, accepted, len(tokens))
                 held = []
 
     def _put(self, tokens: Tensor) -> None:
@@ -134,8 +127,8 @@ class DraftedWriting:
             self.streamer.put(tokens.cpu())
 
 
-class _Passes:
-    """The passes of a model behind a cache, which begins with that of a loop's ``arguments``.
+class _Verifier:
+    """A model that reads drafts behind a cache, which begins with that of a loop's ``arguments``.
 
     Attributes:
         longest: how many tokens may be drafted.
@@ -158,10 +151,11 @@ class _Passes:
         self._casts_one = not (is_cpu and is_cast and is_grouped and self.longest)
 
     def predictions(
-        self, ids: Tensor, draft: Sequence[int]
+        self, ids: Tensor, draft: Sequence[int], states: HiddenStates
     ) -> Iterator[tuple[Tensor, int | None]]:
         """Read what is unread of ``ids`` ``[1, T]``, and a draft. The logits ``[1, vocabulary]``
-        behind each of the last tokens, and the drafted one; None behind the draft."""
+        behind each of the last tokens, and the drafted one; None behind the draft. The states end
+        there, too."""
         drafted = torch.tensor([draft], dtype=ids.dtype, device=ids.device)
         unread = torch.cat([ids[:, self._cache.get_seq_length() :], drafted], dim=1)
         count = len(draft) + 1
@@ -171,8 +165,10 @@ class _Passes:
         is_cast = self._casts_one or unread.shape[1] > 1
         with nullcontext() if is_cast else torch.autocast(self._device, enabled=False):
             output = self._model(input_ids=unread, use_cache=True, **options)
-        logits = output.logits[:, -count:].float().unbind(1)
-        return zip(logits, [*draft, None], strict=True)
+        logits, hidden = output.logits[:, -count:].float(), states.taken(count)
+        for place, token in enumerate([*draft, None]):
+            states.latest = None if hidden is None else hidden[:, : place + 1]
+            yield logits[:, place], token
 
     def cut(self, count: int) -> None:
         """Take the last tokens out of the cache again."""

@@ -1,18 +1,18 @@
-"""Continuing prompts behind retrieved passages: from a boundary of tokens, with drafts."""
+"""Writing at a question's cursor: a request, what is held, a loop, a text."""
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hullft_ops._checks import check_integer
+from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.chat import Prompt, prompt_question
 from hullft_ops.ttft.drafts import DraftedWriting
-from hullft_ops.ttft.healing import HealedStreamer, Healing
+from hullft_ops.ttft.healing import HealedStreamer, Healing, Limits
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
 from hullft_ops.ttft.models.precision import casting_once
@@ -27,12 +27,78 @@ from hullft_ops.ttft.reader import (
     mixed_logits,
 )
 
-_log = logging.getLogger(__name__)
-# transformers' default. It is named here because the prompt must leave room for it.
-NEW_TOKENS = 20
+# Of what ``generate`` takes. The number of tokens is transformers' default.
+_DEFAULTS = {"max_new_tokens": 20, "token_healing": True}
+_FIXED = {
+    "num_return_sequences": (1, "only one continuation is returned"),
+    "return_dict_in_generate": (False, "only one continuation is returned"),
+    "max_length": (None, "max_new_tokens counts behind the prompt"),
+    "custom_generate": (None, "the loop is this package's"),
+}
 # Modes of transformers in which drafts give the same text, and others that go on behind a cache.
 _PLAIN_MODES = ("greedy_search", "sample")
 _BEAM_MODES = ("beam_search", "beam_sample")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``generate`` is asked for.
+
+    Attributes:
+        limits: where a text ends.
+        heals: whether the end of a prompt is written again; see `healing`.
+        streamer: gets the prompt and what is written; None for none.
+        config: the other options that transformers configures.
+        arguments: for ``model.generate``.
+    """
+
+    limits: Limits
+    heals: bool
+    streamer: Any
+    config: Any
+    arguments: Mapping[str, Any]
+
+
+def request_of(reader: Reader, options: Mapping[str, Any]) -> Request:
+    """Understand the options of ``generate``: those of its ``generation_config``, and others."""
+    given = options.get("generation_config")
+    given = {} if given is None else vars(given)
+    asked = {name: value for name, value in given.items() if value is not None}
+    asked = _DEFAULTS | asked | dict(options)
+    asked.pop("generation_config", None)
+    for name, (value, reason) in _FIXED.items():
+        if asked.pop(name, value) != value:
+            raise ValueError(f"generate: {name} must be {value}: {reason}")
+    new_tokens = asked.pop("max_new_tokens")
+    check_integer("generate", "max_new_tokens", new_tokens, 1, reader.window - 1)
+    stops = asked.pop("stop_strings", None) or []
+    stops = [stops] if isinstance(stops, str) else stops
+    for stop in stops:
+        check_text("generate", "stop_strings", stop)
+    least, last = asked.pop("min_new_tokens", 0), asked.pop("forced_eos_token_id", None)
+    heals, streamer = asked.pop("token_healing"), asked.pop("streamer", None)
+    config: Any = deepcopy(reader.model.generation_config)
+    arguments = {"tokenizer": reader.tokenizer} | config.update(**asked)
+    if not reader.vocabulary:
+        # Without the bytes of tokens, transformers looks for them.
+        config.stop_strings, stops = stops or None, []
+    # Fills rows that have ended, and must not become text.
+    ids = reader.tokenizer.pad_token_id, reader.tokenizer.eos_token_id
+    config.pad_token_id = next((i for i in ids if i is not None), config.pad_token_id)
+    limits = Limits(
+        longest=new_tokens,
+        shortest=least or 0,
+        ending=_tokens_of(config.eos_token_id),
+        last=_tokens_of(last),
+        stops=[stop.encode() for stop in stops if stop],
+    )
+    return Request(limits, heals, streamer, config, arguments)
+
+
+def _tokens_of(option: int | Sequence[int] | None) -> Sequence[int]:
+    if option is None:
+        return []
+    return [option] if isinstance(option, int) else option
 
 
 def continue_prompts(
@@ -60,24 +126,17 @@ def continue_prompts(
             template.
         RuntimeError: the model is in use elsewhere.
     """
-    for name, value in {
-        "num_return_sequences": 1,
-        "return_dict_in_generate": False,
-    }.items():
-        if generate_kwargs.setdefault(name, value) != value:
-            raise ValueError(
-                f"generate: {name} must be {value}: only one continuation is returned"
-            )
-    if generate_kwargs.get("max_length") is not None:
-        raise ValueError("generate: max_new_tokens must be passed, not max_length")
-    new_tokens = generate_kwargs.setdefault("max_new_tokens", NEW_TOKENS)
-    check_integer("generate", "max_new_tokens", new_tokens, 1, reader.window - 1)
-    room = reader.window - new_tokens
+    request = request_of(reader, generate_kwargs)
+    if request.streamer is not None and len(prompts) > 1:
+        raise ValueError(
+            f"generate: streamer must be None for several prompts, got {len(prompts)}"
+        )
+    room = reader.window - request.limits.longest
     rows = [
         _row(reader, prompt, prefix, room, chat=chat)
         for prompt, prefix in zip(prompts, prefixes, strict=True)
     ]
-    return written(reader, rows, prefixes, **generate_kwargs)
+    return generate_rows(reader, rows, prefixes, request)
 
 
 def _row(
@@ -99,91 +158,46 @@ def _row(
     return Row(head, question.fitted(room))
 
 
-def written(
-    reader: Reader,
-    rows: Sequence[Row],
-    prefixes: Sequence[Prefix],
-    *,
-    max_new_tokens: int,
-    token_healing: bool = True,
-    **options: Any,
+def generate_rows(
+    reader: Reader, rows: Sequence[Row], prefixes: Sequence[Prefix], request: Request
 ) -> list[str]:
-    """What the model writes behind each prompt, in one batch, without special tokens.
+    """What the model writes at each cursor, in one batch, without special tokens.
 
     Args:
         reader: the model.
-        rows: each has at most ``window - max_new_tokens`` tokens.
+        rows: each has room for the request's tokens in the window.
         prefixes: what was prepared for each.
-        max_new_tokens: how many tokens to write at most.
-        token_healing: whether to write the last tokens of each prompt again; see `healing`.
-        options: others of ``model.generate``.
+        request: how to write.
     """
-    taken = [_taken_back(reader, row) if token_healing else [] for row in rows]
-    cut = [row.without_end(len(end)) for row, end in zip(rows, taken, strict=True)]
+    ends = [_end_to_heal(reader, row) if request.heals else [] for row in rows]
+    cut = [row.without_end(len(end)) for row, end in zip(rows, ends, strict=True)]
     healing = Healing(
         reader.vocabulary,
-        held=[reader.vocabulary.content(end) for end in taken],
+        held=[reader.vocabulary.content(end) for end in ends],
         length=max(len(row.ids) for row in cut),
-        new_tokens=max_new_tokens,
-        stops=_stops(reader, options),
+        limits=request.limits,
     )
-    mixture = MixtureProcessor(
-        [[each.while_writing() for each in prefix.mixtures] for prefix in prefixes],
-        [row.question for row in cut],
-        healing.length,
-    )
-    if options.get("streamer") is not None:
-        options["streamer"] = HealedStreamer(
-            options["streamer"], rows[0].ids, healing, reader.tokenizer
-        )
-    _extend(options, reader, healing, mixture, max(map(len, taken)))
-    output = _generated(reader, cut, prefixes, taken, mixture, options)
-    texts = healing.texts(output)
+    if request.streamer is not None:
+        prompt = rows[0].before_cursor
+        streamer = HealedStreamer(request.streamer, prompt, healing)
+        request = replace(request, streamer=streamer)
+    output = _written(reader, cut, prefixes, ends[0], healing, request)
     return [
-        _behind(reader, row.ids, before.ids + new)
-        for row, before, new in zip(rows, cut, texts, strict=True)
+        _text_behind(reader, row.before_cursor, [*before.before_cursor, *new])
+        for row, before, new in zip(rows, cut, healing.texts(output), strict=True)
     ]
 
 
-def _taken_back(reader: Reader, row: Row) -> list[int]:
-    # A token stays to be continued: one of a passage, or the prompt's first.
-    before = [*row.head[-1:], *row.question.before_cursor.tolist()]
-    return before[len(before) - reader.vocabulary.taken_back(before) :]
+def _end_to_heal(reader: Reader, row: Row) -> list[int]:
+    """The last tokens before the cursor, which are written again."""
+    # A token stays to be continued: one of a passage, a mark, or the prompt's first.
+    start = max(1, len(row.head) + row.question.start)
+    before = row.before_cursor
+    count = reader.vocabulary.taken_back(before[start - 1 :])
+    return before[len(before) - count :]
 
 
-def _stops(reader: Reader, options: dict[str, Any]) -> list[bytes]:
-    """The texts to stop at. transformers would find them across the end of the prompt, too."""
-    if not reader.vocabulary:
-        options.setdefault("tokenizer", reader.tokenizer)
-        return []
-    stops = options.pop("stop_strings", None) or []
-    stops = [stops] if isinstance(stops, str) else stops
-    return [stop.encode() for stop in stops if stop]
-
-
-def _extend(
-    options: dict[str, Any],
-    reader: Reader,
-    healing: Healing,
-    mixture: "MixtureProcessor",
-    taken: int,
-) -> None:
-    """Add the mixture and what is held to the options, behind up to ``taken`` tokens less."""
-    # What is held comes last, so that the mixture is that of a text without it.
-    processors = options.get("logits_processor") or []
-    options["logits_processor"] = [*processors, mixture, healing]
-    criteria = options.get("stopping_criteria") or []
-    options["stopping_criteria"] = [*criteria, healing.is_done]
-    # What was taken back may be written byte by byte.
-    longest = healing.new_tokens + max(map(len, healing.held))
-    options["max_new_tokens"] = min(longest, reader.window - healing.length)
-    if options.get("min_new_tokens"):
-        options["min_new_tokens"] += taken
-    if reader.tokenizer.pad_token_id is None:
-        options.setdefault("pad_token_id", reader.tokenizer.eos_token_id)
-
-
-def _behind(reader: Reader, prompt: list[int], ids: list[int]) -> str:
+def _text_behind(reader: Reader, prompt: list[int], ids: list[int]) -> str:
     """The text of ``ids`` behind a prompt's."""
     # Decoders of SentencePiece take the space from the beginning of what they decode.
     before, text = reader.tokenizer.batch_decode(
@@ -192,55 +206,62 @@ def _behind(reader: Reader, prompt: list[int], ids: list[int]) -> str:
     return text[len(before) :]
 
 
-def _generated(
+def _written(
     reader: Reader,
     rows: Sequence[Row],
     prefixes: Sequence[Prefix],
-    taken: Sequence[list[int]],
-    mixture: "MixtureProcessor",
-    options: dict[str, Any],
-) -> Any:
-    """What ``model.generate`` returns, behind padded rows."""
-    ids, mask = _padded([row.ids for row in rows], reader.model.device)
-    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    config = _config(reader, options)
-    is_alone = len(rows) == 1
-    generate: Any = reader.model.generate
+    end: Sequence[int],
+    healing: Healing,
+    request: Request,
+) -> Tensor:
+    """Padded rows with what the model has written; ``end`` was cut from the first."""
+    model: Any = reader.model
+    ids, mask = _padded([row.ids for row in rows], model.device)
+    arguments, config = dict(request.arguments), deepcopy(request.config)
+    config.max_new_tokens = min(healing.longest, reader.window - healing.length)
+    mixtures = [[m.while_writing() for m in prefix.mixtures] for prefix in prefixes]
+    mode = config.get_generation_mode(arguments.get("assistant_model"))
+    is_guided = config.guidance_scale not in (None, 1)
+    makes_one_pass = mode in (*_PLAIN_MODES, *_BEAM_MODES) and not is_guided
+    # Gemma's configurations say hybrid, which transformers ignores.
+    is_our_cache = config.cache_implementation in (None, "hybrid")
+    goes_on = makes_one_pass and is_our_cache and config.use_cache is not False
+    sees = makes_one_pass and any(mixtures)
     with (
         reader.reading(),
-        casting_once(reader.model),
-        seen_hidden_states(
-            reader.model, is_needed=_shows_hidden(config, options, prefixes)
-        ) as mixture.states,
+        casting_once(model),
+        seen_hidden_states(model, is_needed=sees) as states,
     ):
-        cache = prefixes[0].cache_before(rows[0].ids) if is_alone else None
-        if not _reads_again(config, options, prefixes) and (
-            cache is not None or reader.keeps_cache
+        mixing = Mixing([row.question for row in rows], mixtures, ids.shape[1], states)
+        # What is held comes last, so that the mixture is that of a text without it.
+        processors = arguments.get("logits_processor") or []
+        arguments["logits_processor"] = [*processors, mixing, healing]
+        criteria = arguments.get("stopping_criteria") or []
+        arguments["stopping_criteria"] = [*criteria, healing.is_done]
+        cache = prefixes[0].cache_before(rows[0].ids) if len(rows) == 1 else None
+        goes_on = goes_on and (cache is not None or reader.keeps_cache)
+        unread = 1
+        if (
+            goes_on
+            and len(rows) == 1
+            and mode in _PLAIN_MODES
+            and not config.stop_strings
         ):
-            is_plain = config.get_generation_mode() in _PLAIN_MODES
-            unread = 1
-            if is_alone and is_plain and not config.stop_strings:
-                # One pass reads the rest and verifies the first draft.
-                unread = TOKENS_AT_ONCE
-                streamer = options.pop("streamer", None)
-                options["custom_generate"] = DraftedWriting(
-                    reader.keyword, taken[0], mixture.draft, mixture.states, streamer
-                )
+            # One pass reads the rest and verifies the first draft.
+            unread = TOKENS_AT_ONCE
+            arguments["custom_generate"] = DraftedWriting(
+                reader.keyword, end, mixing.draft, states, request.streamer
+            )
+        else:
+            arguments["streamer"] = request.streamer
+        if goes_on:
             cache = reader.read(ids[:, :-unread], mask[:, :-unread], cache)
-            if cache is not None:
-                cache.batch_repeat_interleave(config.num_beams or 1)
-                arguments |= {reader.keyword: copied(cache), "use_cache": True}
-        return generate(**arguments, **options)
-
-
-def _shows_hidden(
-    config: Any, options: Mapping[str, Any], prefixes: Sequence[Prefix]
-) -> bool:
-    """Whether a mixture may want hidden states, and each pass predicts one token for each row."""
-    mode = config.get_generation_mode(options.get("assistant_model"))
-    is_guided = config.guidance_scale not in (None, 1)
-    has_mixtures = any(prefix.mixtures for prefix in prefixes)
-    return has_mixtures and not is_guided and mode in (*_PLAIN_MODES, *_BEAM_MODES)
+        if goes_on and cache is not None:
+            cache.batch_repeat_interleave(config.num_beams or 1)
+            arguments[reader.keyword] = copied(cache)
+        arguments |= {"attention_mask": mask, "generation_config": config}
+        output: Tensor = model.generate(ids, **arguments)
+    return output
 
 
 def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -252,80 +273,40 @@ def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Te
     return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
 
 
-def _config(reader: Reader, options: Mapping[str, Any]) -> Any:
-    """The configuration that ``model.generate`` will use."""
-    config: Any = deepcopy(reader.model.generation_config)
-    other = options.get("generation_config")
-    if other is not None:
-        config.update(**other.to_diff_dict())
-    config.update(**options)
-    return config
-
-
-def _reads_again(
-    config: Any, options: Mapping[str, Any], prefixes: Sequence[Prefix]
-) -> bool:
-    """Whether transformers makes a cache of its own, so that the model reads all tokens again."""
-    reasons = []
-    # Gemma's configurations say hybrid, which transformers ignores.
-    if config.cache_implementation not in (None, "hybrid"):
-        reasons.append(f"cache_implementation={config.cache_implementation!r}")
-    if config.use_cache is False:
-        reasons.append("use_cache=False")
-    mode = config.get_generation_mode(options.get("assistant_model"))
-    if mode not in (*_PLAIN_MODES, *_BEAM_MODES):
-        reasons.append(str(mode.value))
-    if reasons and any(prefix.cache is not None for prefix in prefixes):
-        _log.warning(
-            "generate: the model reads the passages again because of %s",
-            " and ".join(reasons),
-        )
-    return bool(reasons)
-
-
-class MixtureProcessor:
+@dataclass(frozen=True)
+class Mixing:
     """A logits processor for ``model.generate``.
 
-    Args:
-        mixtures: of each prompt of the batch.
-        questions: the prompts.
+    Attributes:
+        questions: the prompts of the batch.
+        mixtures: of each prompt.
         length: how many tokens the model reads before it writes.
+        states: sees the hidden states of the passes.
     """
 
-    def __init__(
-        self,
-        mixtures: Sequence[Sequence[Mixture]],
-        questions: Sequence[Question],
-        length: int,
-    ) -> None:
-        self._mixtures = mixtures
-        self._questions = questions
-        self._length = length
-        self.states = HiddenStates()
+    questions: Sequence[Question]
+    mixtures: Sequence[Sequence[Mixture]]
+    length: int
+    states: HiddenStates
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
-        beams = len(scores) // len(self._mixtures)
+        beams = len(scores) // len(self.questions)
         hidden = self.states.taken()
         rows = []
-        for number, (written, logits) in enumerate(
-            zip(input_ids[:, self._length :], scores, strict=True)
-        ):
-            prompt = number // beams
-            state = None if hidden is None else hidden[number]
-            rows.append(
-                mixed_logits(
-                    self._mixtures[prompt],
-                    self._questions[prompt],
-                    written,
-                    Prediction(logits, state),
-                )
+        for number, (ids, logits) in enumerate(zip(input_ids, scores, strict=True)):
+            prediction = Prediction(
+                logits, None if hidden is None else hidden[number, -1]
             )
+            question = self.questions[number // beams]
+            mixtures = self.mixtures[number // beams]
+            written = ids[self.length :]
+            rows.append(mixed_logits(mixtures, question, written, prediction))
         return torch.stack(rows)
 
     def draft(self, ids: Tensor, length: int) -> Draft:
         """What may come next in a batch of one row ``[T]``; see `Mixture.draft`."""
-        [question], [mixtures] = self._questions, self._mixtures
-        written = ids[self._length :]
+        [question], [mixtures] = self.questions, self.mixtures
+        written = ids[self.length :]
         drafts = (mixture.draft(question, written, length) for mixture in mixtures)
         return next((draft for draft in drafts if draft.tokens), Draft())

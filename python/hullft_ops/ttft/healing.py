@@ -8,7 +8,7 @@ learned to continue. They are taken back, and what is written in their place is 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,17 @@ class Vocabulary:
             tokens += every[first : bisect_right(contents, content[:size])]
         return tokens
 
+    def spelled(self, content: bytes) -> list[int]:
+        """Tokens that together stand for these bytes, the first as long as possible."""
+        known = dict(zip(*self._sorted, strict=True))
+        tokens = []
+        while content:
+            sizes = range(len(content), 0, -1)
+            size = next(size for size in sizes if content[:size] in known)
+            tokens.append(known[content[:size]])
+            content = content[size:]
+        return tokens
+
     def _beginning_with(self, content: bytes) -> list[int]:
         contents, tokens = self._sorted
         first = bisect_left(contents, content)
@@ -115,6 +126,25 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Where a text ends, counted from the end of its prompt.
+
+    Attributes:
+        longest: how many tokens it has at most.
+        shortest: how many it has before it ends itself.
+        ending: the tokens by which it does.
+        last: the tokens one of which a text of ``longest`` ends with; empty for any.
+        stops: a text ends with the first of these, too.
+    """
+
+    longest: int
+    shortest: int = 0
+    ending: Sequence[int] = ()
+    last: Sequence[int] = ()
+    stops: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True)
 class Healing:
     """What was taken back from each prompt of a batch, and where the text behind it ends.
 
@@ -122,15 +152,18 @@ class Healing:
         vocabulary: the tokenizer's.
         held: the bytes that were taken back from each prompt.
         length: how many tokens the model reads before it writes.
-        new_tokens: how many tokens a text has behind its prompt.
-        stops: a text ends with the first of these, too.
+        limits: where a text ends.
     """
 
     vocabulary: Vocabulary
     held: Sequence[bytes]
     length: int
-    new_tokens: int
-    stops: Sequence[bytes]
+    limits: Limits
+
+    @property
+    def longest(self) -> int:
+        """How many tokens may be written: what was taken back may be written byte by byte."""
+        return self.limits.longest + max(map(len, self.held))
 
     def rows(self, input_ids: Tensor) -> Iterator[tuple[bytes, list[int]]]:
         """The bytes that each row is held to, and the tokens written so far. A prompt's beams are
@@ -140,14 +173,21 @@ class Healing:
             yield self.held[number // beams], tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """As a logits processor, it forbids what disagrees with the bytes."""
-        rows = []
-        for row, (held, tokens) in zip(scores, self.rows(input_ids), strict=True):
-            content = self.vocabulary.content(tokens[: len(held)])
-            if len(content) < len(held):
-                row = _only(row, self.vocabulary.agreeing(held[len(content) :]))
-            rows.append(row)
-        return torch.stack(rows)
+        """As a logits processor, it forbids what disagrees with the bytes and the limits."""
+        rows = zip(scores, self.rows(input_ids), strict=True)
+        return torch.stack([self._allowed(row, *written) for row, written in rows])
+
+    def _allowed(self, scores: Tensor, held: bytes, tokens: Sequence[int]) -> Tensor:
+        content = self.vocabulary.content(tokens[: len(held)])
+        if len(content) < len(held):
+            return _only(scores, self.vocabulary.agreeing(held[len(content) :]))
+        count = len(tokens) - self.vocabulary.count_within(held, tokens)
+        if count < self.limits.shortest:
+            ending = torch.tensor(self.limits.ending, device=scores.device)
+            scores = scores.index_fill(0, ending, -torch.inf)
+        if self.limits.last and count == self.limits.longest - 1:
+            return _only(scores, self.limits.last)
+        return scores
 
     def is_done(self, input_ids: Tensor, scores: Any) -> Tensor:
         """A stopping criterion."""
@@ -165,9 +205,10 @@ class Healing:
 
     def _end(self, held: bytes, tokens: Sequence[int]) -> int:
         """How many tokens a text has, if it goes on far enough."""
-        end = self.vocabulary.count_within(held, tokens) + self.new_tokens
-        content = self.vocabulary.content(tokens) if self.stops else b""
-        for stop in self.stops:
+        end = self.vocabulary.count_within(held, tokens) + self.limits.longest
+        stops = self.limits.stops
+        content = self.vocabulary.content(tokens) if stops else b""
+        for stop in stops:
             position = content.find(stop, len(held))
             if position >= 0:
                 rest = content[: position + len(stop) - 1]
@@ -175,48 +216,42 @@ class Healing:
         return end
 
 
-@dataclass
 class HealedStreamer:
     """Gives another streamer the prompt, and then what is written behind it.
 
-    Attributes:
+    Args:
         streamer: the other one.
         prompt: the prompt's tokens.
         healing: what was taken back from the prompt.
-        tokenizer: the model's.
-        has_prompt: whether the other one has it.
-        written: the tokens up to the end of what was taken back.
     """
 
-    streamer: Any
-    prompt: Sequence[int]
-    healing: Healing
-    tokenizer: "PreTrainedTokenizerBase"
-    has_prompt: bool = False
-    written: list[int] = field(default_factory=list)
+    def __init__(self, streamer: Any, prompt: Sequence[int], healing: Healing) -> None:
+        self._streamer = streamer
+        self._prompt = prompt
+        self._vocabulary = healing.vocabulary
+        self._has_prompt = False
+        # The bytes that are still to be written again.
+        [self._held] = healing.held
 
     def put(self, value: Tensor) -> None:
-        """The row that the model reads comes first, and then each token."""
-        [held], vocabulary = self.healing.held, self.healing.vocabulary
-        size = len(vocabulary.content(self.written))
-        if not self.has_prompt:
-            self.has_prompt = True
-            self.streamer.put(torch.tensor([self.prompt]))
-        elif size >= len(held):
-            self.streamer.put(value)
-        else:
-            self.written += value.tolist()
+        """The row that the model reads comes first, and then each token, which is passed on at
+        once."""
+        if not self._has_prompt:
+            self._has_prompt = True
+            value = torch.tensor([self._prompt])
+        elif self._held:
+            content = self._vocabulary.content(value.tolist())
             # The last token may stand for the rest, and more.
-            text = vocabulary.content(self.written)[len(held) :].decode(
-                errors="replace"
-            )
-            if text:
-                tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                self.streamer.put(torch.tensor(tokens))
+            behind = content[len(self._held) :]
+            self._held = self._held[len(content) :]
+            if not behind:
+                return
+            value = torch.tensor(self._vocabulary.spelled(behind))
+        self._streamer.put(value)
 
     def end(self) -> None:
         """Nothing comes any more."""
-        self.streamer.end()
+        self._streamer.end()
 
 
 def _only(scores: Tensor, tokens: Sequence[int]) -> Tensor:

@@ -89,6 +89,11 @@ class Row:
         """All tokens."""
         return [*self.head, *self.question.ids]
 
+    @property
+    def before_cursor(self) -> list[int]:
+        """The tokens up to the cursor."""
+        return [*self.head, *self.question.ids[: self.question.cursor]]
+
     def without_end(self, count: int) -> "Row":
         """The row without the last ``count`` tokens before the cursor."""
         return replace(self, question=self.question.without_end(count))

@@ -111,7 +111,7 @@ def test_a_thread_sees_its_own_passes_and_nothing_stays(llama):
 
         llama(ids)
 
-        assert states.taken().shape == (1, 16)
+        assert states.taken(2).shape == (1, 2, 16)
         assert states.taken() is None
 
     assert not hooks

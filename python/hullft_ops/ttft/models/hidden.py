@@ -18,10 +18,10 @@ class HiddenStates(threading.local):
 
     latest: Tensor | None = None
 
-    def taken(self) -> Tensor | None:
-        """The states of the last position, ``[B, d]``, once for each pass."""
+    def taken(self, count: int = 1) -> Tensor | None:
+        """The states of the last positions, ``[B, count, d]``, once for each pass."""
         latest, self.latest = self.latest, None
-        return None if latest is None else latest[:, -1]
+        return None if latest is None else latest[:, -count:]
 
 
 @signal_safe
