@@ -67,6 +67,12 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether they can be read here without waiting for a device."""
+    is_traced = torch.compiler.is_compiling() or _is_transformed()
+    return not is_traced and _checks.is_plain([tensor]) and tensor.is_cpu
+
+
 def _is_differentiated(op: str, arguments: Sequence[Any]) -> bool:
     if _in_forward_mode():
         return True
@@ -195,6 +201,11 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
         if not schema.returns:
             return None
         pool = arguments[names[0]]
+        for argument, value in arguments.items():
+            if isinstance(value, Tensor) and value.device != pool.device:
+                raise ValueError(
+                    f"{name}: {argument} is on {value.device}, {names[0]} is on {pool.device}"
+                )
         if name in ("integerize", "lstsq_adjoint"):
             dtype = torch.int64 if name == "integerize" else torch.float64
             return pool.new_empty(arguments["weights"].shape, dtype=dtype)

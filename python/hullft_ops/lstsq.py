@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks, _lstsq_gradients  # noqa: F401 (registers them)
-from hullft_ops._ops import call_batched
+from hullft_ops._ops import call_batched, has_values
 
 
 class LstsqSolution(NamedTuple):
@@ -81,7 +81,8 @@ def simplex_lstsq(
             float64, on the CPU. It may be singular, and counts as symmetric.
         products: in place of query, its inner products with the rows, [K] or [B, K]; 0 for the
             point of least norm.
-        square: [] or [B], the query's inner product with itself, for the residual alone.
+        square: [] or [B], the query's inner product with itself, for the residual alone. NaN is an
+            error, and in a compiled graph or under `torch.func` gives a residual of NaN.
         pool_sizes: integers [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
             If it sees none, its weights are 0.
         gap_tol: stop when the gap, a squared length, is at most this absolute value; 0 stops at the
@@ -163,6 +164,7 @@ def _lstsq(
     if is_gram:
         pool, query = gram, products
         _checks.check_gram(op, gram, products, square)
+        _check_square(op, square)
     else:
         _checks.check_pool(op, "pool", pool, query)
     if max_iter is not None:
@@ -182,10 +184,18 @@ def _lstsq(
     return solution._replace(residual=_with_square(solution.residual, square))
 
 
+def _check_square(op: str, square: Tensor | None) -> None:
+    """Where no values can be read, a bad one shows in the residual."""
+    if square is None or not has_values(square) or square.isfinite().all():
+        return
+    query = "" if square.dim() == 0 else f"[{int(square.isfinite().int().argmin())}]"
+    raise ValueError(f"{op}: square{query} is NaN or infinity")
+
+
 def _with_square(difference: Tensor, square: Tensor | None) -> Tensor:
     """The residual, from what its square is less than the query's square."""
     if square is None:
         return torch.full_like(difference, torch.nan)
     squared = square + difference
-    is_positive = squared > 0  # where it is not, the root has no derivative
-    return squared.where(is_positive, 1.0).sqrt().where(is_positive, 0.0)
+    is_zero = squared <= 0  # there the root has no derivative
+    return squared.where(~is_zero, 1.0).sqrt().where(~is_zero, 0.0)

@@ -81,7 +81,7 @@ TRANSFORMS = {
 def test_transforms_of_torch_func_compiled_or_not(
     solver: Callable, form: str, transform: str
 ) -> None:
-    pool, query = make(4, 2, 3, 4, "plain")
+    pool, query = make(11, 2, 3, 4, "plain")
     outputs = weights_and_residual(solver, form)
 
     def loss(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

@@ -127,6 +127,43 @@ def test_a_shared_matrix_that_is_not_finite(
     assert torch.equal(again.weights, expected.weights)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_square_that_is_not_finite(solver: Callable, bad: float) -> None:
+    gram, products = torch.eye(4).double(), torch.ones(3, 4).double()
+    square = torch.tensor([4.0, 5.0, bad]).double()
+    name = solver.__name__
+
+    with pytest.raises(ValueError, match=rf"^{name}: square\[2\] is NaN or infinity"):
+        solver(gram=gram, products=products, square=square)
+    with pytest.raises(ValueError, match=f"^{name}: square is NaN or infinity"):
+        solver(gram=gram, products=products[0], square=square[2])
+
+    of_each = torch.vmap(lambda c, s: solver(gram=gram, products=c, square=s).residual)
+    residual = of_each(products, square)
+
+    assert residual[:2].isfinite().all()
+    assert not residual[2].isfinite()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("power", [-1000, -1040])
+def test_a_gram_matrix_of_numbers_without_reciprocals(
+    solver: Callable, power: int
+) -> None:
+    """They have 34 bits and more."""
+    pool, query = make_problem(2, 3, 6, 9)
+    gram, products = pool @ pool.mT, (pool @ query[..., None])[..., 0]
+    expected = solver(gram=gram, products=products)
+    tiny = solver(
+        gram=gram.ldexp(torch.tensor(power)),
+        products=products.ldexp(torch.tensor(power)),
+        gap_tol=0.0,
+    )
+
+    assert (tiny.weights - expected.weights).abs().max() <= 1e-8
+
+
 def test_the_point_of_least_norm_of_a_gramian_of_zeros() -> None:
     zeros = torch.zeros(5, 5, dtype=torch.float64)
     solution = hullft_ops.simplex_lstsq(

@@ -98,6 +98,16 @@ def test_registration(sample: str) -> None:
     torch.library.opcheck(operator, (), arguments)
 
 
+@pytest.mark.parametrize("sample", samples())
+def test_a_tensor_without_values_beside_others(sample: str) -> None:
+    name, arguments = samples()[sample]
+
+    for argument, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            with pytest.raises(ValueError, match=f"^{name}: .* is on (cpu|meta), "):
+                getattr(OPS, name)(**arguments | {argument: value.to("meta")})
+
+
 def compiled(function: Callable, dynamic: bool | None = None) -> Callable:
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")

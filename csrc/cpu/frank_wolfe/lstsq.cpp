@@ -83,23 +83,31 @@ class GramSolver {
     if (in.pool_id != pool_id_) read_gram(in);
     const int64_t n = in.n_rows;
     double* products = products_.reserve(n);
-    for (int64_t i = 0; i < n; ++i) products[i] = widen(in.query[i]);
+    for (int64_t i = 0; i < n; ++i) products[i] = widen(in.query[i]) * scale_;
     const double rounding = sizeof(T) == 8 ? epsilon<double>() : double(epsilon<float>());
     const GramProblem problem{gram_.get(), n, padded(n), products, 0, rounding};
-    if (!is_finite_ || !solver_.solve(options, problem, answer)) return false;
-    answer.residual = solver_.correlations().squared_residual();
+    CorrectiveOptions scaled = options;
+    scaled.gap_tol *= scale_;
+    if (!is_finite_ || !solver_.solve(scaled, problem, answer)) return false;
+    answer.residual = solver_.correlations().squared_residual() / scale_;
+    answer.gap /= scale_;
     return true;
   }
 
  private:
+  // Entries whose reciprocals overflow are scaled by the other.
+  static constexpr double kSmall = 0x1p-960, kScale = 0x1p192;
+
   // Once for the queries in a row that share the matrix.
   void read_gram(const QueryPool<T>& in) {
     const int64_t n = in.n_rows, stride = padded(n);
-    double *gram = gram_.reserve(n * stride), poison = 0;
+    double *gram = gram_.reserve(n * stride), poison = 0, largest = 0;
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, double(widen(in.rows[i][i])));
+    scale_ = largest < kSmall ? kScale : 1;
     for (int64_t i = 0; i < n; ++i) {
       std::fill_n(gram + i * stride + n, stride - n, 0.0);
       for (int64_t j = 0; j <= i; ++j) {
-        const double product = (widen(in.rows[i][j]) + widen(in.rows[j][i])) / 2;
+        const double product = (widen(in.rows[i][j]) + widen(in.rows[j][i])) / 2 * scale_;
         gram[i * stride + j] = gram[j * stride + i] = product;
         poison += product * 0;
       }
@@ -109,6 +117,7 @@ class GramSolver {
 
   CorrectiveSolver<GramCorrelations<kConstraint>> solver_;
   AlignedDoubles gram_, products_;
+  double scale_ = 1;
   int64_t pool_id_ = 0;
   bool is_finite_ = true;
 };
