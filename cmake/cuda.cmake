@@ -91,6 +91,7 @@ add_library(hullft_kernels OBJECT
   csrc/cuda/knn.cu
   csrc/cuda/lmo.cu
   csrc/cuda/long_rows.cu
+  csrc/cuda/lstsq_adjoint.cu
   csrc/cuda/plan.cu
   csrc/cuda/sift.cu)
 set_target_properties(hullft_kernels PROPERTIES

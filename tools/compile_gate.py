@@ -43,6 +43,7 @@ LEFT_FREE = re.compile(r"\bkFixedSharedBytes = (\d+);")
 KERNELS = {
     "accumulate_kernel": (256, 1024),
     "adam_kernel": (256, 512),
+    "adjoint_kernel": (128, 384),
     "advance_kernel": (256, 1024),
     "columns_kernel": (256, 512),
     "correlate_kernel": (256, 512),
@@ -66,6 +67,7 @@ KERNELS = {
     "residual_kernel": (256, 1024),
     "sift_kernel<float": (512, 512),
     "sift_kernel<double": (256, 256),
+    "support_kernel": (128, 512),
 }
 
 

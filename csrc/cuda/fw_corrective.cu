@@ -74,7 +74,7 @@ cudaError_t launch_part(const FwProblem& part, Constraint constraint, const Corr
     GramProblem grams = grams_of(part.pool, part.batch, gram);
     add_queries(grams, part.query, part.batch, workspace);
     grams.shares = plan.shares, grams.partial = partial_of(plan, workspace);
-    grams.wide = plan.wide;
+    grams.wide = plan.wide, grams.wide_products = plan.wide_products;
     status = launch_gram(grams, plan.sms, stream);
   }
   if (status == cudaSuccess && is_long)

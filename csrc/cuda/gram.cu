@@ -238,7 +238,7 @@ cudaError_t launch_tiles(void (*kernel)(GramProblem, Tiles), const GramProblem& 
 cudaError_t launch_long_gram(const GramProblem& problem, cudaStream_t stream) {
   const auto wide = [](auto x) { return gram_float64_kernel<decltype(x), true>; };
   const cudaError_t status =
-      has_wide_products(problem.pool, problem.wide)
+      problem.wide_products
           ? launch_tiles(for_storage(problem.pool.storage, wide), problem, kWideSide, stream)
           : launch_gram_blocks(problem, kLongWarpTiles, stream);
   return status == cudaSuccess ? launch_gram_sum(problem, stream) : status;
@@ -251,7 +251,7 @@ cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t st
   if (problem.shares.count) return launch_long_gram(problem, stream);
   const Storage storage = problem.pool.storage;
   const auto wide = [](auto x) { return gram_float64_kernel<decltype(x), false>; };
-  if (has_wide_products(problem.pool, problem.wide))
+  if (problem.wide_products)
     return launch_tiles(for_storage(storage, wide), problem, kWideSide, stream);
   const GramPlan plan = plan_gram(problem.pool, false, problem.pools, problem.queries, sms);
   if (plan.warp_tiles) return launch_gram_blocks(problem, plan.warp_tiles, stream);

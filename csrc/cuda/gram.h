@@ -11,13 +11,14 @@ namespace hullft {
 struct GramProblem {
   PoolView pool;  // each of `pools` has candidates and a size of its own
   int64_t pools;
-  QueryView query;  // those of a pool follow one another
-  int queries;      // of a pool
-  void* gram;       // [pools, width, width]
-  void* products;   // [pools, queries, width], of the rows with the queries of their pool
-  Shares shares;    // of long rows, whose products are summed up here:
-  void* partial;    // [pools, shares, width + queries, width], float64
-  bool wide;        // products as float64, whatever the rows are
+  QueryView query;     // those of a pool follow one another
+  int queries;         // of a pool
+  void* gram;          // [pools, width, width]
+  void* products;      // [pools, queries, width], of the rows with the queries of their pool
+  Shares shares;       // of long rows, whose products are summed up here:
+  void* partial;       // [pools, shares, width + queries, width], float64
+  bool wide;           // products as float64, whatever the rows are
+  bool wide_products;  // and with its rounding
 };
 
 // The matrices of a batch, without queries. Each query of a shared pool reads the corner that it
@@ -25,7 +26,8 @@ struct GramProblem {
 inline GramProblem grams_of(PoolView pool, int64_t batch, void* gram) {
   const int64_t pools = n_pools(pool, batch);
   if (pools == 1) pool.sizes = nullptr;
-  return {pool, pools, {nullptr, 0}, 0, gram, nullptr, {pool.d, 0}, nullptr, false};
+  const bool wide = pool.storage == Storage::kFloat64;
+  return {pool, pools, {nullptr, 0}, 0, gram, nullptr, {pool.d, 0}, nullptr, wide, wide};
 }
 
 inline void add_queries(GramProblem& grams, const QueryView& query, int64_t batch, void* products) {

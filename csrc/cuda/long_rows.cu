@@ -115,8 +115,7 @@ cudaError_t launch(const DistanceProblem& problem, cudaStream_t stream) {
 
 cudaError_t launch_gram_sum(const GramProblem& problem, cudaStream_t stream) {
   const int64_t width = problem.pool.width, products = (width + problem.queries) * width;
-  const bool wide = problem.wide || problem.pool.storage == Storage::kFloat64;
-  const auto kernel = wide ? gram_sum_kernel<double> : gram_sum_kernel<float>;
+  const auto kernel = problem.wide ? gram_sum_kernel<double> : gram_sum_kernel<float>;
   const int64_t blocks = (products + kWarp - 1) / kWarp * problem.pools;
   HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem);
   return cudaGetLastError();

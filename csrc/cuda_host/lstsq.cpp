@@ -1,10 +1,12 @@
-// simplex_lstsq and nnls on CUDA. Schemas: csrc/ops.cpp.
+// simplex_lstsq, nnls and their adjoint on CUDA. Schemas: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 
+#include "../cuda/lstsq_adjoint.h"
 #include "../host/lstsq_options.h"
 #include "corrective.h"
 
@@ -37,11 +39,37 @@ LstsqTensors::Tuple solve(const Tensor& pool, const Tensor& query, double gap_to
   return tensors.tuple();
 }
 
+Tensor lstsq_adjoint(const Tensor& pool, const Tensor& weights, const Tensor& gradient,
+                     bool is_gram, bool on_simplex) {
+  const SelectionArguments arguments = check_adjoint(pool, weights, gradient, is_gram);
+  const char* op = arguments.op;
+  check_launch(arguments);
+  const int64_t batch = arguments.batch, width = arguments.width;
+  const CudaContext context(op, pool);
+  const SelectionInputs inputs(arguments);
+  const Tensor dense_weights = torch::stable::contiguous(weights),
+               dense_gradient = torch::stable::contiguous(gradient);
+  const Tensor adjoint =
+      empty_beside(pool, std::array<int64_t, 2>{batch, width}, ScalarType::Double);
+  const AdjointProblem problem{inputs.pool(),
+                               dense_weights.const_data_ptr(),
+                               dense_gradient.const_data_ptr<double>(),
+                               adjoint.mutable_data_ptr<double>(),
+                               batch,
+                               is_gram,
+                               on_simplex};
+  const AdjointPlan plan = plan_adjoint(problem, context.limits());
+  const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
+  check_cuda(op, launch_adjoint(problem, plan, workspace.mutable_data_ptr(), context.stream()));
+  return adjoint;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CUDA, m) {
   m.impl("simplex_lstsq", TORCH_BOX(&solve<Constraint::kSimplex>));
   m.impl("nnls", TORCH_BOX(&solve<Constraint::kNonNegative>));
+  m.impl("lstsq_adjoint", TORCH_BOX(&lstsq_adjoint));
 }
 
 }  // namespace hullft

@@ -12,6 +12,7 @@ from cuda_sim.checks import (
     problems_of_bad_values,
 )
 from cuda_sim.library import CONSTRAINTS, Launch, Library, Lstsq
+from hullft_ops import reference
 from problems import of_query
 
 
@@ -198,3 +199,53 @@ def corrective_failures(library: Library, seed: int) -> None:
             assert answer.residual[1:].isnan().all()
             assert answer.support_size.tolist() == [0, 0, 0]
             assert answer.num_iter.tolist() == [0, -1, -1]
+
+
+def check_adjoint(
+    library: Library,
+    pool: torch.Tensor,
+    weights: torch.Tensor,
+    launch: Launch,
+    is_gram: bool = False,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+    for on_simplex in (True, False):
+        arguments = (pool, weights, gradient, is_gram, on_simplex)
+        expected = reference.lstsq_adjoint(*arguments)
+        v = library.lstsq_adjoint(*arguments, launch=launch)
+
+        assert (v - expected).norm() <= 1e-7 * expected.norm()
+
+
+@case
+def adjoint(library: Library, seed: int) -> None:
+    """Systems of a warp and of a block, from pools, shared ones, gathered supports and Gram
+    matrices; rows that depend, rows far from 0, and queries with one row and with none."""
+    for dtype, candidates in (
+        (torch.float32, 9),
+        (torch.float64, 21),
+        (torch.float32, 40),
+    ):
+        pool, _ = hull_problem(3, 4, candidates, 12, dtype)
+        pool[1:3] += 5
+        pool[2, 1::2] = pool[2, ::2][: candidates // 2]
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.rand(4, candidates, generator=generator).to(dtype) - 0.5
+        weights[0, 10:] = 0
+        weights[3] = torch.eye(candidates, dtype=dtype)[4]
+        for rows in (pool, pool[2]):
+            launch = Launch(seed, max_workspace_bytes=40_000)
+            check_adjoint(library, rows, weights, launch)
+            check_adjoint(library, rows, 0 * weights, launch)
+            wide = rows.double()
+            gram = wide @ wide.mT
+            check_adjoint(library, gram, weights.double(), launch, is_gram=True)
+
+
+@case_of_values
+def adjoint_of_long_rows(library: Library, seed: int) -> None:
+    for candidates in (6, 33):
+        pool, _ = hull_problem(3, 1, candidates, 33_000, torch.float32)
+        weights = torch.rand(1, candidates) - 0.2
+        check_adjoint(library, pool, weights, Launch(seed))

@@ -13,6 +13,7 @@
 #include "cuda/integerize.h"
 #include "cuda/knn.h"
 #include "cuda/lmo.h"
+#include "cuda/lstsq_adjoint.h"
 #include "cuda/sift.h"
 
 using driver::Buffer;
@@ -50,6 +51,14 @@ struct LstsqCase {
   void *weights, *residual, *gap;
   int64_t *support_size, *num_iter;
   int32_t constraint, force_gram, force_threads;  // -1: as planned
+};
+
+struct AdjointCase {
+  Pool pool;  // without queries
+  const void* weights;
+  const double* gradient;
+  double* out;
+  int32_t is_gram, on_simplex;
 };
 
 struct KnnCase {
@@ -267,6 +276,24 @@ const char* sim_lstsq(const LstsqCase* c, const driver::Schedule* schedule) {
                                                 c->force_gram, c->force_threads, *schedule, out);
     weights.copy_to(c->weights), residual.copy_to(c->residual), gap.copy_to(c->gap);
     support_size.copy_to(c->support_size), num_iter.copy_to(c->num_iter);
+    return status;
+  });
+}
+
+const char* sim_lstsq_adjoint(const AdjointCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p);
+    const int64_t values = p.batch * p.width;
+    const Buffer weights("weights", c->weights, values * real_bytes(p)),
+        gradient("gradient", c->gradient, values * 8), out("adjoint", values * 8);
+    const hullft::AdjointProblem problem{in.pool_view(p),   weights.get(), gradient.get<double>(),
+                                         out.get<double>(), p.batch,       c->is_gram != 0,
+                                         c->on_simplex != 0};
+    const hullft::AdjointPlan plan = hullft::plan_adjoint(problem, schedule->limits());
+    const Buffer workspace("workspace", plan.workspace_bytes);
+    const cudaError_t status = hullft::launch_adjoint(problem, plan, workspace.get(), nullptr);
+    out.copy_to(c->out);
     return status;
   });
 }

@@ -14,6 +14,7 @@ from adam_problems import OPTIONS, AdamTensors
 from cuda_sim.structures import (
     AccumulateCase,
     AdamCase,
+    AdjointCase,
     FwCase,
     GramCase,
     IntegerizeCase,
@@ -215,6 +216,28 @@ class Library:
         )
         self._call("sim_lstsq", case, launch)
         return answer
+
+    def lstsq_adjoint(
+        self,
+        pool: torch.Tensor,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        is_gram: bool,
+        on_simplex: bool,
+        *,
+        launch: Launch = Launch(),
+    ) -> torch.Tensor:
+        out = torch.zeros_like(gradient)
+        case = AdjointCase(
+            pool=_pool(pool, torch.zeros_like(weights, dtype=pool.dtype), None, None),
+            weights=_pointer(weights),
+            gradient=_pointer(gradient),
+            out=_pointer(out),
+            is_gram=is_gram,
+            on_simplex=on_simplex,
+        )
+        self._call("sim_lstsq_adjoint", case, launch)
+        return out
 
     def plan(
         self,

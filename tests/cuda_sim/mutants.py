@@ -308,6 +308,23 @@ MUTANTS = {
         "race",
         RACE,
     ),
+    # Gradients
+    "directions of dependence left in": Mutant(
+        "lstsq_adjoint",
+        "cuda/lstsq_adjoint.cu",
+        "x(j) -= share * at(direction, j);",
+        "x(j) -= 0 * share * at(direction, j);",
+        ("adjoint",),
+    ),
+    "a step before all have read its pivot": Mutant(
+        "lstsq_adjoint",
+        "cuda/lstsq_adjoint.cu",
+        "        sync();  // all have read",
+        "        // all have read",
+        ("adjoint",),
+        "race",
+        RACE,
+    ),
     # SIFT
     "columns of another query": Mutant(
         "sift",

@@ -80,6 +80,16 @@ class LstsqCase:
 
 
 @structure
+class AdjointCase:
+    pool: Pool
+    weights: c_void_p
+    gradient: c_void_p
+    out: c_void_p
+    is_gram: c_int32
+    on_simplex: c_int32
+
+
+@structure
 class KnnCase:
     pool: Pool
     out: Selection

@@ -1,0 +1,325 @@
+// Gauss and Jordan's elimination of the systems of core/corrective.h: A v = g with A = G of the
+// support, or on the simplex of its rows less one of them, the origin, whose value makes the sum 0.
+// Rows that depend on those before them leave directions in which A is 0. The solution of least
+// norm has none of them, and neither has the gradient that it belongs to.
+#include "block_launch.cuh"
+#include "gram.h"
+#include "lstsq_adjoint.h"
+#include "rows.cuh"
+
+namespace hullft {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kSmall = 32;  // rows whose system one warp solves, in shared memory
+
+// A query's rows of weight above 0, their number, and which of them has the largest weight.
+struct Supports {
+  int64_t* rows;   // [batch, most]
+  int64_t* sizes;  // [batch]
+  int* origins;    // [batch]
+};
+
+// A warp a query. What is not of the support has a gradient of 0.
+template <typename R>
+__global__ void __launch_bounds__(kThreads, 4)
+    support_kernel(AdjointProblem problem, int most, Supports to) {
+  const int lane = int(threadIdx.x) % kWarp, width = problem.pool.width;
+  const int64_t query = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
+  if (query >= problem.batch) return;
+  const R* weights = static_cast<const R*>(problem.weights) + query * width;
+  int m = 0, origin = 0;
+  R largest = 0;
+  for (int first = 0; first < width; first += kWarp) {
+    const int k = first + lane;
+    const R weight = k < width ? weights[k] : R(0);
+    const bool is_row = weight > R(0);
+    const unsigned rows = __ballot_sync(kFullWarp, is_row);
+    const int at = m + __popc(rows & ((1u << lane) - 1));
+    const Best<R> top = warp_best(is_row ? Best<R>{weight, at} : no_best<R>());
+    if (top.value > largest) largest = top.value, origin = top.index;
+    if (is_row && at < most) to.rows[query * most + at] = k;
+    m += __popc(rows);
+    if (k < width) problem.out[query * width + k] = is_row && m > most ? NAN : 0;
+  }
+  if (lane == 0) to.sizes[query] = m <= most ? m : 0, to.origins[query] = origin;
+}
+
+// Of rows of the pool, in float64.
+struct GramView {
+  const void* base;
+  int64_t stride;
+  bool wide;
+
+  __device__ __forceinline__ double at(int64_t i, int64_t j) const {
+    return wide ? static_cast<const double*>(base)[i * stride + j]
+                : double(static_cast<const float*>(base)[i * stride + j]);
+  }
+};
+
+// The system of one query: row i has m elements, its target, and its pivot, 0 without one. Rows
+// without a pivot keep the directions in which A is 0. The threads stand in kAcross columns.
+template <bool kOneWarp>
+class AdjointSystem {
+ public:
+  __device__ __forceinline__ AdjointSystem(double* a, int m, int origin, const int64_t* rows,
+                                           const GramView& gram, bool gathered)
+      : a_(a), m_(m), origin_(origin), rows_(rows), gram_(gram), gathered_(gathered) {
+    thread_ = int(threadIdx.x) % (kOneWarp ? kWarp : kThreads);
+  }
+
+  __device__ __forceinline__ void solve(const double* gradient, double* out) {
+    each([&](int i) { target(i) = gradient[rows_[i]]; });
+    fill(false);
+    if (eliminate(false)) {
+      find_directions();
+      each([&](int i) { target(i) = gradient[rows_[i]]; });
+      project();
+      fill(true);
+      eliminate(true);
+    }
+    take_solution();
+    project();
+    each([&](int i) { out[rows_[i]] = target(i); });
+  }
+
+ private:
+  static constexpr int kAcross = kOneWarp ? 4 : 16, kStep = kOneWarp ? kWarp : kThreads;
+  // What of a row's square the others do not explain, at most, if it depends on them.
+  static constexpr double kDependent = 1e-12;
+
+  __device__ __forceinline__ void sync() const { kOneWarp ? __syncwarp() : __syncthreads(); }
+  __device__ __forceinline__ double& at(int i, int j) const {
+    return a_[int64_t(i) * (m_ + 2) + j];
+  }
+  __device__ __forceinline__ double& target(int i) const { return at(i, m_); }
+  __device__ __forceinline__ double& pivot(int i) const { return at(i, m_ + 1); }
+  __device__ __forceinline__ bool depends(int i) const { return i != origin_ && pivot(i) == 0; }
+
+  template <typename Body>
+  __device__ __forceinline__ void each(const Body& body) const {
+    for (int i = thread_; i < m_; i += kStep) body(i);
+    sync();
+  }
+
+  __device__ __forceinline__ double product(int i, int j) const {
+    const int64_t k = gathered_ ? i : rows_[i], l = gathered_ ? j : rows_[j];
+    return (gram_.at(k, l) + gram_.at(l, k)) / 2;
+  }
+  __device__ __forceinline__ double entry(int i, int j) const {
+    if (origin_ < 0) return product(i, j);
+    return (product(i, j) - product(i, origin_)) -
+           (product(j, origin_) - product(origin_, origin_));
+  }
+
+  // `again`: rows that depend keep their directions.
+  __device__ __forceinline__ void fill(bool again) const {
+    const double of_origin = origin_ < 0 ? 0.0 : target(origin_);
+    sync();
+    for (int i = thread_ / kAcross; i < m_; i += kStep / kAcross)
+      for (int j = thread_ % kAcross; j < m_ && !(again && depends(i)); j += kAcross)
+        at(i, j) = entry(i, j);
+    each([&](int i) {
+      if (i != origin_) target(i) -= of_origin;
+      if (!again) pivot(i) = 0;
+    });
+  }
+
+  // A row with a pivot is multiplied by it in the end. Whether there are rows that depend.
+  __device__ __forceinline__ bool eliminate(bool again) const {
+    const double of_origin = origin_ < 0 ? 0.0 : product(origin_, origin_);
+    bool any = false;
+    for (int k = 0; k < m_; ++k) {
+      if (k == origin_ || (again && depends(k))) continue;
+      const double left = at(k, k);
+      if (!again && !(left > kDependent * (entry(k, k) + of_origin))) {
+        any = true;
+        sync();  // all have read what the next step changes
+        continue;
+      }
+      if (thread_ == 0 && !again) pivot(k) = left;  // that of the second time is the same
+      subtract_row(k, 1 / left, again, any && !again ? 0 : k + 1);
+      sync();
+    }
+    return any;
+  }
+
+  // From all others, which takes their column k. `first`: of the columns; those that are done are
+  // passed over.
+  __device__ __forceinline__ void subtract_row(int k, double reciprocal, bool again,
+                                               int first) const {
+    for (int i = thread_ / kAcross; i < m_; i += kStep / kAcross) {
+      if (i == k || i == origin_ || (again && depends(i))) continue;
+      const double share = at(i, k) * reciprocal;
+      for (int j = first + thread_ % kAcross; j <= m_; j += kAcross)
+        if (j > k || (j < k && depends(j))) at(i, j) -= share * at(k, j);
+    }
+  }
+
+  // A row that depends is a combination of others: that, less the row itself, orthonormal.
+  __device__ __forceinline__ void find_directions() const {
+    for (int i = 0; i < m_; ++i) {
+      if (!depends(i)) continue;
+      each([&](int j) {
+        if (j == origin_) return;
+        at(i, j) = j == i ? -1.0 : depends(j) ? 0.0 : at(j, i) / pivot(j);
+      });
+      if (thread_ == 0 && origin_ >= 0) {
+        at(i, origin_) = 0;
+        double sum = 0;
+        for (int j = 0; j < m_; ++j) sum += at(i, j);
+        at(i, origin_) = -sum;
+      }
+      sync();
+      for (int times = 0; times < 2; ++times)  // the second time takes what rounding left
+        for (int c = 0; c < i; ++c)
+          if (depends(c)) subtract_direction(c, [&](int j) -> double& { return at(i, j); });
+      const double length = sqrt(dot(i, [&](int j) { return at(i, j); }));
+      sync();
+      each([&](int j) { at(i, j) /= length; });
+    }
+  }
+
+  // By every thread, in the same order.
+  template <typename Vector>
+  __device__ __forceinline__ double dot(int direction, const Vector& x) const {
+    double sum = 0;
+    for (int j = 0; j < m_; ++j) sum += at(direction, j) * x(j);
+    return sum;
+  }
+
+  template <typename Vector>
+  __device__ __forceinline__ void subtract_direction(int direction, const Vector& x) const {
+    const double share = dot(direction, x);
+    sync();
+    each([&](int j) { x(j) -= share * at(direction, j); });
+  }
+
+  __device__ __forceinline__ void project() const {
+    for (int i = 0; i < m_; ++i)
+      if (depends(i)) subtract_direction(i, [&](int j) -> double& { return target(j); });
+  }
+
+  __device__ __forceinline__ void take_solution() const {
+    each([&](int i) { target(i) = pivot(i) == 0 ? 0.0 : target(i) / pivot(i); });
+    if (origin_ < 0) return;
+    double sum = 0;
+    for (int i = 0; i < m_; ++i) sum += target(i);
+    sync();
+    if (thread_ == 0) target(origin_) = -sum;
+    sync();
+  }
+
+  double* const a_;
+  const int m_, origin_;
+  const int64_t* const rows_;
+  const GramView gram_;
+  const bool gathered_;
+  int thread_;
+};
+
+// A warp a query where kSide rows are the most, else a block, whose system lies in the workspace.
+template <int kSide>
+__global__ void __launch_bounds__(kThreads, 2)
+    adjoint_kernel(AdjointProblem problem, Supports supports, int most, bool gathers, GramView gram,
+                   int64_t gram_stride, double* systems) {
+  constexpr bool kOneWarp = kSide > 0;
+  __shared__ double shared[kOneWarp ? kWarps : 1][kOneWarp ? kSide * (kSide + 2) : 1];
+  const int warp = int(threadIdx.x) / kWarp;
+  const int64_t query = kOneWarp ? int64_t(blockIdx.x) * kWarps + warp : int64_t(blockIdx.x);
+  if (query >= problem.batch) return;
+  const int m = int(supports.sizes[query]);
+  if (m == 0) return;
+  const int64_t bytes = gram.wide ? sizeof(double) : sizeof(float);
+  gram.base = static_cast<const char*>(gram.base) + query * gram_stride * bytes;
+  AdjointSystem<kOneWarp> system(kOneWarp ? shared[warp] : systems + query * most * (most + 2), m,
+                                 problem.on_simplex ? supports.origins[query] : -1,
+                                 supports.rows + query * most, gram, gathers);
+  const int64_t first = query * problem.pool.width;
+  system.solve(problem.gradient + first, problem.out + first);
+}
+
+cudaError_t launch_part(const AdjointProblem& part, const AdjointPlan& plan, void* workspace,
+                        cudaStream_t stream) {
+  const auto in_workspace = [&](int64_t offset) {
+    return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + offset);
+  };
+  int64_t* heads = reinterpret_cast<int64_t*>(in_workspace(plan.heads));
+  const Supports supports{static_cast<int64_t*>(workspace), heads,
+                          reinterpret_cast<int*>(heads + plan.part)};
+  const bool wide = part.pool.storage == Storage::kFloat64;
+  const auto support = wide ? support_kernel<double> : support_kernel<float>;
+  const dim3 warps(unsigned((part.batch + kWarps - 1) / kWarps)), threads(kThreads);
+  HULLFT_LAUNCH(support, warps, threads, 0, stream, part, plan.most, supports);
+  cudaError_t status = cudaGetLastError();
+  GramView gram{part.pool.base, part.pool.row_stride, wide};
+  int64_t gram_stride = part.pool.batch_stride;
+  if (!part.is_gram) {
+    PoolView pool = part.pool;
+    if (plan.gathers) {
+      pool.candidates = supports.rows, pool.sizes = supports.sizes;
+      pool.candidates_stride = pool.width = plan.most;
+    }
+    GramProblem grams = grams_of(pool, part.batch, in_workspace(plan.grams));
+    grams.wide = grams.wide_products = true;
+    grams.shares = plan.shares, grams.partial = in_workspace(plan.partial);
+    if (status == cudaSuccess) status = launch_gram(grams, plan.sms, stream);
+    gram = {grams.gram, pool.width, true};
+    gram_stride = grams.pools > 1 ? int64_t(pool.width) * pool.width : 0;
+  }
+  if (status != cudaSuccess) return status;
+  const bool small = part.pool.width <= kSmall;
+  const auto kernel = part.pool.width <= kSmall / 2 ? adjoint_kernel<kSmall / 2>
+                      : small                       ? adjoint_kernel<kSmall>
+                                                    : adjoint_kernel<0>;
+  HULLFT_LAUNCH(kernel, small ? warps : dim3(unsigned(part.batch)), threads, 0, stream, part,
+                supports, plan.most, plan.gathers, gram, gram_stride, in_workspace(plan.systems));
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+AdjointPlan plan_adjoint(const AdjointProblem& p, const LaunchLimits& limits) {
+  constexpr int64_t kMostOfSupport = 4096, kMostOfShared = 1024;
+  const int64_t width = p.pool.width;
+  const bool is_shared = n_pools(p.pool, p.batch) == 1;
+  AdjointPlan plan{};
+  plan.sms = limits.sms;
+  plan.most = int(std::min(width, std::max(kMostOfSupport, p.pool.d + 2)));
+  plan.gathers = !p.is_gram && width > kSmall && !(is_shared && width <= kMostOfShared);
+  plan.shares = shares_of(p.pool.d, plan.most, true);
+  const bool has_one_gram = is_shared && !plan.gathers;
+  const int64_t real = sizeof(double), most = plan.most;
+  const int64_t list = most * real, head = 2 * real;
+  const int64_t system = width <= kSmall ? 0 : most * (most + 2) * real;
+  const int64_t gram = p.is_gram ? 0 : most * most * real, partial = gram * plan.shares.count;
+  const int64_t all = has_one_gram ? gram + partial : 0;
+  const int64_t of_query = list + head + system + (has_one_gram ? 0 : gram + partial);
+  plan.part = queries_of_part(p.batch, of_query, all, limits.workspace_bytes);
+  const int64_t grams = has_one_gram ? 1 : plan.part;
+  plan.heads = plan.part * list;
+  plan.systems = plan.heads + plan.part * head;
+  plan.grams = plan.systems + plan.part * system;
+  plan.partial = plan.grams + grams * gram;
+  plan.workspace_bytes = plan.partial + grams * partial;
+  return plan;
+}
+
+cudaError_t launch_adjoint(const AdjointProblem& problem, const AdjointPlan& plan, void* workspace,
+                           cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  for (int64_t first = 0; first < problem.batch && status == cudaSuccess; first += plan.part) {
+    AdjointProblem part = problem;
+    const int64_t before = first * problem.pool.width;
+    part.pool = rest_of(problem.pool, first);
+    part.batch = std::min(plan.part, problem.batch - first);
+    part.weights =
+        static_cast<const char*>(problem.weights) + before * real_bytes_of(problem.pool.storage);
+    part.gradient += before, part.out += before;
+    status = launch_part(part, plan, workspace, stream);
+  }
+  return status;
+}
+
+}  // namespace hullft
