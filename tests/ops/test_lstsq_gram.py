@@ -1,6 +1,7 @@
 """simplex_lstsq and nnls of a Gram matrix in place of rows, and of rows that take it themselves."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -197,3 +198,22 @@ def test_long_rows(kind: str, solver: Callable) -> None:
     residual = (query - (solution.weights[:, None] @ pool)[:, 0]).norm(dim=-1)
 
     assert ((residual - solution.residual).abs() <= 1e-13 * scale.sqrt()).all()
+
+
+def test_a_corrective_selection_of_long_rows() -> None:
+    """It takes their Gram matrix too, unless the support may fill."""
+    pool, query = make_problem(3, 1, 6, 40_000, spread=2.0)
+    select = partial(hullft_ops.fw_select, pool, query, 50, variant="corrective")
+    solution = hullft_ops.simplex_lstsq(pool, query)
+    selection = select()
+
+    assert (selection.dense(6) - solution.weights).abs().max() <= 1e-12
+    assert (selection.residual - solution.residual).abs() <= 1e-12
+    assert selection.counts.sum() == 50
+
+    early = select(tol=0.8)
+
+    assert early.num_iter < selection.num_iter
+    assert selection.residual < early.residual < 0.8
+
+    assert select(max_support=2).support_size == 2

@@ -9,10 +9,9 @@
 #include "../row_counts.h"
 #include "../select_batch.h"
 #include "../thread_solver.h"
-#include "corrective_solver.h"
 #include "exact_correlations.h"
 #include "fw_solver.h"
-#include "residual_correlations.h"
+#include "lstsq_solver.h"
 #include "screened_correlations.h"
 
 namespace hullft {
@@ -42,7 +41,10 @@ class CorrectiveSelection {
   bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
     const CorrectiveOptions corrective{options.max_iter, options.tol, options.gap_tol,
                                        options.max_support};
-    if (!solver_.solve(corrective, in, answer)) return false;
+    const bool may_multiply = in.d >= solver_.kLongRow && options.max_support >= in.n_rows;
+    if (!(may_multiply ? solver_.solve(corrective, in, answer)
+                       : solver_.solve_by_rows(corrective, in, answer)))
+      return false;
     rows_.clear();
     for (const int64_t k : answer.indices) rows_.push_back(in.rows[k]);
     answer.counts.assign(rows_.size(), 0);
@@ -52,7 +54,7 @@ class CorrectiveSelection {
   }
 
  private:
-  CorrectiveSolver<ResidualCorrelations<T, Constraint::kSimplex>> solver_;
+  LstsqSolver<T, Constraint::kSimplex> solver_;
   std::vector<const T*> rows_;
   RowCounts<T> counts_;
 };

@@ -19,11 +19,12 @@ namespace hullft {
 
 // Products of some rows, in float64.
 struct GramProblem {
-  const double* gram;      // [n_rows, stride], symmetric; 0 in the padding
-  int64_t n_rows, stride;  // stride = padded(n_rows)
-  const double* products;  // [n_rows] with the query
-  double square;           // of the query
-  double rounding;         // of the products, relative
+  const double* gram;       // [n_rows, stride], symmetric; 0 in the padding
+  int64_t n_rows, stride;   // stride = padded(n_rows)
+  const double* products;   // [n_rows] with the query
+  double square;            // of the query
+  double rounding;          // of the products, relative
+  double query_square = 0;  // where a tolerance asks for it
 };
 
 // On the simplex the factor is that of the rows less the first row of the support. It does not need
@@ -89,7 +90,7 @@ class GramCorrelations {
     return slope_of(support_->atoms()[size_t(place)]);
   }
 
-  double query_square() const { return in_->square; }
+  double query_square() const { return in_->query_square; }
   double squared_residual() const { return in_->square - 2 * wb_ + wu_; }
   double residual() const { return std::sqrt(std::max(squared_residual(), 0.0)); }
   // That of the factor's entries, beside which the products may be large.

@@ -37,6 +37,16 @@ class GramOfRows {
     return problem(sums, n_slabs);
   }
 
+  double query_square() {
+    double square = 0, *values = values_.reserve(kChunk);
+    for (int64_t begin = 0; begin < in_->d; begin += kChunk) {
+      const int64_t length = std::min(kChunk, in_->d - begin);
+      widen(in_->query + begin, length, values);
+      square += dot(values, values, padded(length));
+    }
+    return square;
+  }
+
   // The norm of the query less the combination of rows.
   double residual(const std::vector<int64_t>& rows, const std::vector<double>& weights) {
     double square = 0;
@@ -68,17 +78,18 @@ class GramOfRows {
 
   void multiply_slab(int64_t begin, int64_t end, double* sums) const {
     AlignedDoubles memory, products_memory;
-    double *values = memory.reserve((n_ + 1) * kChunk), *query = values + n_ * kChunk;
+    double *values = memory.reserve((n_ + 1) * kChunk), *query = values + in_->n_rows * kChunk;
     double* products = products_memory.reserve(n_);
     std::vector<const double*> rows(size_t(n_), nullptr);
     for (int64_t k = 0; k < n_; ++k) rows[size_t(k)] = values + k * kChunk;
     for (; begin < end; begin += kChunk) {
       const int64_t length = std::min(kChunk, end - begin), width = padded(length);
-      widen(in_->query + begin, length, kSimplex ? query : values + in_->n_rows * kChunk);
+      widen(in_->query + begin, length, query);
+      const bool is_zero = std::all_of(query, query + width, [](double x) { return x == 0; });
       for (int64_t k = 0; k < in_->n_rows; ++k) {
         double* row = values + k * kChunk;
         widen(in_->rows[k] + begin, length, row);
-        if (kSimplex) subtract(row, query, width);
+        if (kSimplex && !is_zero) subtract(row, query, width);
       }
       for (int64_t i = 0; i < n_; ++i) {
         dot_kernels<double>().few(rows.data() + i, n_ - i, rows[size_t(i)], width, products);

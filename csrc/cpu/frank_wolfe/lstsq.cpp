@@ -11,68 +11,11 @@
 #include "../memory.h"
 #include "../select_batch.h"
 #include "../thread_solver.h"
-#include "corrective_solver.h"
-#include "gram_of_rows.h"
+#include "lstsq_solver.h"
 #include "pivoted_pool.h"
-#include "residual_correlations.h"
 
 namespace hullft {
 namespace {
-
-// From the rows.
-template <typename T, Constraint kConstraint>
-class LstsqSolver {
- public:
-  bool solve(const CorrectiveOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
-    return (are_long(in.n_rows, in.d) && solve_by_products(options, in, answer)) ||
-           solver_.solve(options, in, answer);
-  }
-
-  // Whether one pass for the Gram matrix, of n^2 d / 2 multiply-adds, takes less than the passes of
-  // the solver. Xeon (AVX-512): 0.71 of their time for 20 x 300, 0.14 for 100 x 10,000; 1.2 for
-  // 64 x 1,000.
-  static bool are_long(int64_t n_rows, int64_t d) {
-    return n_rows <= kMostRows && d >= kLeastRatio * n_rows && 4 * d >= n_rows * n_rows;
-  }
-
- private:
-  static constexpr int64_t kMostRows = 256, kLeastRatio = 8;
-
-  // False where the rounding of products may be too much, or a product is not finite.
-  bool solve_by_products(const CorrectiveOptions& options, const QueryPool<T>& in,
-                         SelectionAnswer& answer) {
-    const GramProblem problem = products_.multiply(in);
-    if (!by_products_.solve(options, problem, answer)) return false;
-    if (!(excess(problem, options, answer) <= kMostExcess)) return false;
-    answer.residual = products_.residual(answer.indices, answer.weights);
-    return true;
-  }
-
-  // How far the squared residual may be above its minimum, as a share of the largest square: what
-  // the products say, unless the options ended the solve there, and their rounding.
-  static double excess(const GramProblem& problem, const CorrectiveOptions& options,
-                       const SelectionAnswer& answer) {
-    constexpr double kRounding = 8 * epsilon<double>();
-    double longest = problem.square, sum = 0, terms = 0;
-    for (int64_t k = 0; k < problem.n_rows; ++k)
-      longest = std::max(longest, problem.gram[k * problem.stride + k]);
-    for (size_t i = 0; i < answer.indices.size(); ++i) {
-      const int64_t k = answer.indices[i];
-      sum += answer.weights[i];
-      terms += answer.weights[i] * std::sqrt(problem.gram[k * problem.stride + k]);
-    }
-    const bool ended = answer.gap <= options.gap_tol || answer.num_iter >= options.max_iter;
-    const double violation = ended ? 0 : sum * answer.gap;
-    return longest > 0 ? (violation + kRounding * terms * (std::sqrt(longest) + terms)) / longest
-                       : 0;
-  }
-
-  static constexpr double kMostExcess = 1e-14;
-
-  CorrectiveSolver<ResidualCorrelations<T, kConstraint>> solver_;
-  GramOfRows<T, kConstraint> products_;
-  CorrectiveSolver<GramCorrelations<kConstraint>> by_products_;
-};
 
 // Where the rows of the pool are those of a Gram matrix and the query its products. The residual of
 // the answer is the square less that of the query.
