@@ -57,7 +57,7 @@ def main() -> dict[str, float]:
 
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{trainable} of {total} parameters trained")
-    print(f"{sum(adaptation.steps)} steps with {adaptation.passes} gradients")
+    print(f"{adaptation.total_steps} steps with {adaptation.passes} gradients")
     print(
         f"bits per byte: {before:.3f} before, {adapted:.3f} adapted, {restored:.3f} restored"
     )

@@ -9,13 +9,10 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hullft_ops.ttft import Question, question_of
+
 log = logging.getLogger(__name__)
 
-# What begins the text before the cursor, the text behind it, and what is to be written between.
-FILL_IN_THE_MIDDLE = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite
-)
 # The values of a parameter that ask for nothing beyond what this server does.
 NEUTRAL: dict[str, list[Any]] = {
     "audio": [],
@@ -126,25 +123,17 @@ class Infill(Sampled):
 
 
 @dataclass
-class Prompt:
-    """What the model continues, and what it adapts to, if that is another text."""
-
-    text: str | list[dict[str, Any]]
-    query: str | None = None
-
-
-@dataclass
 class Task:
     """A request, understood.
 
     Attributes:
-        prompts: one for each choice.
+        prompts: the questions, one for each choice.
         length: the largest number of tokens of an answer.
         options: how to sample, for `generate`.
         kind: what to call the response.
     """
 
-    prompts: list[Prompt]
+    prompts: list[Question]
     length: int
     options: dict[str, Any]
     kind: str
@@ -168,20 +157,25 @@ def understood(path: str, body: bytes, tokenizer: Any) -> Task:
         raise RequestError(f"{place}: {problem['msg']}".removeprefix(": ")) from error
     if kind is Infill:
         length = asked.n_predict if asked.n_predict >= 0 else 128
-        between = asked.input_prefix + asked.prompt, asked.input_suffix
-        prompts, name = [in_the_middle(*between, tokenizer)], "infill"
+        texts, suffix = [asked.input_prefix + asked.prompt], asked.input_suffix
+        name = "infill"
     else:
         check_others(asked.model_extra or {})
         if kind is Chat:
-            prompts = [Prompt(conversation(asked.messages, tokenizer))]
+            texts, suffix = [[message.read() for message in asked.messages]], ""
             limits = asked.max_completion_tokens, asked.max_tokens, 256
             name = "chat.completion"
         else:
             texts = asked.prompt if isinstance(asked.prompt, list) else [asked.prompt]
             suffix = asked.suffix or ""
-            prompts = [in_the_middle(text, suffix, tokenizer) for text in texts]
             limits, name = (asked.max_tokens, 16), "text_completion"
         length = next(limit for limit in limits if limit is not None)
+    try:
+        prompts = [question_of(tokenizer, text, suffix=suffix) for text in texts]
+    except (TypeError, ValueError) as error:
+        raise RequestError(str(error)) from error
+    if not all(prompt.text.strip() for prompt in prompts):
+        raise RequestError("prompt: must have text")
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     return Task(
         prompts=prompts,
@@ -213,41 +207,6 @@ def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
         return {"do_sample": False}
     top_p = 1.0 if top_p is None else top_p
     return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-
-
-def conversation(messages: list[Message], tokenizer: Any) -> list[dict[str, Any]]:
-    """The messages, which the chat template takes."""
-    texts = [message.read() for message in messages]
-    asked = [text["content"] for text in texts if text["role"] == "user"]
-    if not asked or not asked[-1].strip():
-        raise RequestError("messages: there must be a text of the user")
-    if not tokenizer.chat_template:
-        raise RequestError("messages: the model has no chat template; use completions")
-    try:
-        tokenizer.apply_chat_template(texts, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # A template is a program.
-        raise RequestError(f"messages: the model's chat template: {error}") from error
-    return texts
-
-
-def in_the_middle(prefix: str, suffix: str, tokenizer: Any) -> Prompt:
-    """A prompt for what stands between two texts.
-
-    A model without tokens for that reads only the prefix; passages are retrieved for both.
-    """
-    if not (prefix + suffix).strip():
-        raise RequestError("prompt: must have text")
-    if not suffix:
-        return Prompt(prefix)
-    near = prefix[-1500:] + suffix[:500]
-    vocabulary = set(tokenizer.get_vocab())
-    for tokens in FILL_IN_THE_MIDDLE:
-        if vocabulary.issuperset(tokens):
-            before, behind, between = tokens
-            return Prompt(f"{before}{prefix}{behind}{suffix}{between}", near)
-    if not prefix.strip():
-        raise RequestError("prompt: the model cannot write before a text, only after")
-    return Prompt(prefix, near)
 
 
 def error_body(reason: object, kind: str = "invalid_request_error") -> dict[str, Any]:

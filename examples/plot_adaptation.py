@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from hullft_ops.ttft import (
     Datastore,
     MemoryStore,
+    PassageSteps,
     TestTimeFinetuner,
     load_embedder,
     load_model,
@@ -54,10 +55,10 @@ def main(
     def plane(vectors: torch.Tensor) -> list[list[float]]:
         return ((vectors - centre) @ components[:2].T).T.tolist()
 
-    support = adaptation.support
+    support = adaptation.report(PassageSteps)
     selected = passages.vectors(torch.tensor(support.indices))
     mean = torch.tensor(support.weights) @ selected
-    sizes = [20 * count for count in adaptation.steps]
+    sizes = [20 * count for count in support.steps]
 
     figure = Figure(figsize=(8, 10), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[3, 2])
@@ -77,7 +78,7 @@ def main(
     below.set_xlabel("optimizer steps before the pass")
     below.set_ylabel("loss of its passage (nats per token)")
     figure.savefig(output, dpi=150)
-    print(f"{sum(adaptation.steps)} steps with {adaptation.passes} gradients: {output}")
+    print(f"{sum(support.steps)} steps with {adaptation.passes} gradients: {output}")
     return {"selected": len(selected), "passes": adaptation.passes}
 
 

@@ -34,6 +34,7 @@ from transformers import TextStreamer
 from hullft_ops import ttft
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.search import embedder_for
 
 # So many of the nearest passages are named.
 PASSAGES = 5
@@ -204,12 +205,12 @@ class Server:
             options["stop_strings"] = task.stops
         self.current = answer
         try:
-            adapted = self.finetuner.adapted(prompt.query or prompt.text)
+            adapted = self.finetuner.adapted(prompt)
             with seeded(task.seed), adapted as adaptation:
                 nearest = adaptation.neighbours.positions[:PASSAGES]
                 store = self.finetuner.store
                 answer.passages = [store.sources[position] for position in nearest]
-                return adaptation.generate(prompt.text, **options)
+                return adaptation.generate(**options)
         finally:
             self.current = None
 
@@ -237,15 +238,7 @@ class Server:
 
     def usage(self, answers: list[Answer]) -> dict[str, int]:
         """Tokens of the prompts as they were sent, and of the answers."""
-        tokenizer = self.finetuner.tokenizer
-        read = 0
-        for answer in answers:
-            text = answer.prompt.text
-            if isinstance(text, list):
-                text = tokenizer.apply_chat_template(
-                    text, tokenize=False, add_generation_prompt=True
-                )
-            read += len(tokenizer(text, verbose=False)["input_ids"])
+        read = sum(len(answer.prompt.ids) for answer in answers)
         written = sum(answer.tokens for answer in answers)
         return {
             "prompt_tokens": read,
@@ -358,8 +351,7 @@ def main(
         settings = {"context": 0, "ngrams": 0} | settings
     else:
         passages = ttft.Datastore.open(store)
-        if passages.embedder and settings.get("search") != "lexical":
-            encoder = ttft.load_embedder(embedder)
+        encoder = embedder_for([ttft.TTFTConfig(**settings)], passages, embedder)
     finetuner = ttft.TestTimeFinetuner(
         *ttft.load_model(model), passages, encoder, **settings
     )

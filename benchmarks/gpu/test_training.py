@@ -92,7 +92,7 @@ def test_an_adaptation_scores_and_generates_and_leaves_the_model_as_it_was(
     start = adapting.copies(ours.model)
     before = score_text(ours.model, tokenizer, prompt)
     with ours.finetuner.adapted(prompt) as adaptation:
-        adapted = adaptation.score(prompt)
+        adapted = adaptation.score(prompt, after="")
         answers = [adaptation.generate(prompt, max_new_tokens=8) for _ in range(2)]
     assert adapted.value < before.value
     assert answers[0] == answers[1]

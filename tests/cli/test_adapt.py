@@ -14,12 +14,14 @@ from command import hullft_ops, succeeded
 from hullft_ops._terminal import printable
 from hullft_ops.ttft import (
     Datastore,
+    PassageSteps,
     TestTimeFinetuner,
     generation,
     load_embedder,
     load_model,
 )
-from hullft_ops.ttft.generation import continue_prompts
+from hullft_ops.ttft.generation import continue_questions
+from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Prefix, Reader
 from hullft_ops.ttft.training import Training
 
@@ -59,14 +61,15 @@ def test_it_prints_what_the_finetuner_does(
         lr=0.02,
         dtype=None,
     )
-    [unadapted] = continue_prompts(
-        finetuner.reader, [PROMPT], [Prefix()], max_new_tokens=8
+    question = question_of(finetuner.tokenizer, PROMPT)
+    [unadapted] = continue_questions(
+        finetuner.reader, [question], [Prefix()], max_new_tokens=8
     )
     with finetuner.adapted(PROMPT) as adaptation:
         continuation = adaptation.generate(PROMPT, max_new_tokens=8)
 
-    support = adaptation.support
-    chosen = zip(support.indices, support.weights, adaptation.steps, strict=True)
+    support = adaptation.report(PassageSteps)
+    chosen = zip(support.indices, support.weights, support.steps, strict=True)
     # The datastore of a program has no sources.
     expected = [(str(i), round(weight, 3), n) for i, weight, n in chosen if n]
 
@@ -231,9 +234,8 @@ def test_foreign_text_does_not_steer_the_terminal(
     path = tmp_path / "hostile"
     Datastore.build(texts, load_embedder(str(embedder_directory)), path)
 
-    def write(
-        reader: Reader, rows: Any, _: object, *, streamer: Any, **__: Any
-    ) -> list[str]:
+    def write(reader: Reader, rows: Any, _: object, request: Any) -> list[str]:
+        streamer = request.streamer
         streamer.put(torch.tensor([row.ids for row in rows]))
         streamer.put(torch.tensor(reader.tokenizer(f"one\n{HOSTILE}\n")["input_ids"]))
 
@@ -243,7 +245,7 @@ def test_foreign_text_does_not_steer_the_terminal(
         streamer.end()
         return [HOSTILE]
 
-    monkeypatch.setattr(generation, "written", write)
+    monkeypatch.setattr(generation, "generate_rows", write)
     result = succeeded(*arguments, "--store", path)
     refused = hullft_ops(*arguments, "--store", f"{HOSTILE}")
     unknown = hullft_ops(*arguments, f"--{HOSTILE}")

@@ -86,12 +86,12 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
     lines = [{"asked": "a"}, {"messages": chat}, {"asked": chat}, {"asked": "a"}]
     FILE.write_text("\n\n".join(map(json.dumps, lines)))
 
-    assert [*read_prompts(str(FILE), "asked").values()] == ["a", chat]
+    assert [*read_prompts(str(FILE), "asked").values()] == [("a", ""), (chat, "")]
 
     stdin = SimpleNamespace(buffer=io.BytesIO(json.dumps(chat).encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
 
-    assert [*read_prompts("-", "prompt").values()] == [chat]
+    assert [*read_prompts("-", "prompt").values()] == [(chat, "")]
 
 
 @pytest.mark.parametrize(

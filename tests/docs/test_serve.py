@@ -232,8 +232,8 @@ LONE = b'{"prompt": "a", "\\ud800": 1}'
         ("completions", LONE, "end of hex escape"),
         ("completions", b"\xff", "Invalid JSON"),
         ("chat/completions", {"messages": ["a", "b"]}, "messages.0: Input should be"),
-        ("chat/completions", {"messages": []}, "must be a text of the user"),
-        ("chat/completions", {"messages": [{"role": "user"}]}, "a text of the user"),
+        ("chat/completions", {"messages": []}, "and one of the user"),
+        ("chat/completions", {"messages": [{"role": "user"}]}, "must have "),
         (
             "chat/completions",
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -282,20 +282,21 @@ def test_an_editor_asks_for_what_stands_between(served: Served) -> None:
     assert served.ask("/infill", body)[1]["content"] == expected
     assert served.ask("/infill", body | {"n_predict": 0})[1]["content"] == ""
 
-    tokens = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
-    adaptation = "hullft_ops.ttft.adaptation.Adaptation.generate"
+    marks = {"<|fim_prefix|>": 300, "<|fim_suffix|>": 301, "<|fim_middle|>": 302}
+    function = "hullft_ops.ttft.adaptation.continue_questions"
+    tokenizer = served.finetuner.tokenizer
     with (
-        patch.object(served.finetuner.tokenizer, "get_vocab", lambda: {*tokens}),
-        patch(adaptation, return_value="x") as written,
+        patch.object(tokenizer, "get_vocab", lambda: marks),
+        patch(function, return_value=["x"]) as written,
     ):
         served.ask("/infill", body)
         served.client.completions.create(prompt="a", suffix="b", **ASKED)
 
-    assert [call.args[0] for call in written.call_args_list] == [
-        "<|fim_prefix|>import math\n\ndef area(<|fim_suffix|>\n\nprint(area(2))"
-        "<|fim_middle|>",
-        "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
-    ]
+    questions = [call.args[1][0] for call in written.call_args_list]
+
+    assert [each.suffix for each in questions] == ["\n\nprint(area(2))", "b"]
+    assert [each.text for each in questions] == ["import math\n\ndef area(", "a"]
+    assert {each.ids[-1] for each in questions} == {302}
 
 
 def test_a_client_may_go_away(served: Served, caplog: pytest.LogCaptureFixture) -> None:

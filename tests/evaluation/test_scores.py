@@ -13,11 +13,14 @@ from hullft_ops.ttft.errors import InputError
 class Model:
     """It writes a text, and needs as many bits for a byte as the text has words."""
 
-    def __init__(self, written: str, *, is_trained_on_prompt: bool = False) -> None:
+    def __init__(self, written: str, *, steps_on_prompt: int = 0) -> None:
         self.written = written
-        self.is_trained_on_prompt = is_trained_on_prompt
+        self.steps_on_prompt = steps_on_prompt
 
-    def score(self, text: str, *, after: str = "") -> Any:
+    def report(self, technique: type) -> int:
+        return self.steps_on_prompt
+
+    def score(self, text: str, *, after: str | None = None) -> Any:
         return SimpleNamespace(value=float(len(text.split())))
 
     def generate(self, prompt: str, **options: Any) -> str:
@@ -43,7 +46,7 @@ def test_what_is_written_is_measured_only_if_asked_for() -> None:
 
 
 def test_a_prompt_that_was_trained_on_and_one_without_a_continuation() -> None:
-    model = Model("", is_trained_on_prompt=True)
+    model = Model("", steps_on_prompt=2)
 
     assert scores(Prompt("the cat", "all", "sat"), None, model) == {"continuation": 1}
     assert scores(Prompt("the cat"), "chrf", Model("a")) == {"prompt": 2}

@@ -107,7 +107,7 @@ def test_a_model_is_adapted_scored_continued_and_restored(model, tokenizer, adap
         log_p = logits_of(model, behind)[len(passage) :].log_softmax(-1)
         nll = -sum(log_p[i, token].item() for i, token in enumerate(tokens[1:]))
 
-        assert adaptation.score(PROMPT).nll == pytest.approx(nll, rel=1e-5)
+        assert adaptation.score(PROMPT, after="").nll == pytest.approx(nll, rel=1e-5)
 
         for _ in range(4):
             behind.append(int(logits_of(model, behind)[-1].argmax()))

@@ -7,7 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hullft_ops.ttft import TestTimeFinetuner, TTFTConfig
+from hullft_ops.ttft import (
+    PassageSteps,
+    PromptSteps,
+    TestTimeFinetuner,
+    TTFTConfig,
+)
 from hullft_ops.ttft import finetuner as module
 from hullft_ops.ttft.scoring import score, score_text
 
@@ -19,8 +24,8 @@ def test_adapting_lowers_the_loss_on_the_prompt(model, tokenizer, make, store_of
     before = score_text(model, tokenizer, PROMPT)
     with finetuner.adapted(PROMPT) as adapted:
         # The head stays, and its random weights allow no more.
-        assert adapted.score(PROMPT).value < 0.97 * before.value
-        assert score_text(model, tokenizer, PROMPT) == adapted.score(PROMPT)
+        assert adapted.score(PROMPT, after="").value < 0.97 * before.value
+        assert score_text(model, tokenizer, PROMPT) == adapted.score(PROMPT, after="")
 
     assert score_text(model, tokenizer, PROMPT) == before
 
@@ -30,10 +35,11 @@ def test_an_adaptation_reports_its_steps_and_times(gpt2, make):
     with finetuner.adapted(PROMPT) as adaptation:
         pass
 
-    counts = adaptation.support.counts
+    support = adaptation.report(PassageSteps)
+    counts = support.counts
 
-    assert adaptation.support == finetuner.select(PROMPT)
-    assert adaptation.steps == counts
+    assert replace(support, steps=[]) == finetuner.select(PROMPT)
+    assert support.steps == counts
     assert adaptation.skipped_steps == 0
     assert adaptation.passes == sum((count + 1) // 2 for count in counts)
 
@@ -57,11 +63,11 @@ def test_a_text_is_scored_behind_the_retrieved_passages(
         prefix = prefilled(reader, passages)
         scored = score(reader, PROMPT, prefix=prefix)
 
-        assert adaptation.score(PROMPT) == scored != score(reader, PROMPT)
+        assert adaptation.score(PROMPT, after="") == scored != score(reader, PROMPT)
 
-        answer = score(reader, "a", after=PROMPT, prefix=prefix)
+        answer = score(reader, "a", after=adaptation.question, prefix=prefix)
 
-        assert adaptation.score("a", after=PROMPT) == answer
+        assert adaptation.score("a") == adaptation.score("a", after=PROMPT) == answer
 
 
 def test_after_the_block_the_model_is_restored(gpt2, make):
@@ -82,7 +88,7 @@ def test_neighbours_take_the_place_of_their_prompt(gpt2, make, store_of):
     scores = []
     for prompt in (PROMPT, neighbours):
         with finetuner.adapted(prompt) as adaptation:
-            scores.append((adaptation.losses, adaptation.score(PROMPT)))
+            scores.append((adaptation.losses, adaptation.score(PROMPT, after="")))
 
     assert scores[0] == scores[1]
 
@@ -99,25 +105,25 @@ def test_a_budget_of_passes_skips_the_other_steps(gpt2, make):
     options = {"refresh": 2, "train_on_prompt": 3}
     with make(gpt2, **options).adapted(PROMPT) as whole:
         assert whole.skipped_steps == 0
-        assert whole.is_trained_on_prompt
+        assert whole.report(PromptSteps) == 3
 
     with make(gpt2, passes=2, **options).adapted(PROMPT) as adaptation:
         assert adaptation.losses == whole.losses[:2]
         assert adaptation.total_steps + adaptation.skipped_steps == whole.total_steps
-        assert not adaptation.is_trained_on_prompt
+        assert adaptation.report(PromptSteps) == 0
 
 
 def test_settings_share_one_state_of_the_optimizer(gpt2, make):
     finetuner = make(gpt2)
     other = finetuner.with_config(replace(finetuner.config, lr=1e-3, method="knn"))
     with make(gpt2, lr=1e-3, method="knn").adapted(PROMPT) as adaptation:
-        expected = adaptation.score(PROMPT)
+        expected = adaptation.score(PROMPT, after="")
 
     with finetuner.adapted(PROMPT):
         pass
 
     with other.adapted(PROMPT) as adaptation:
-        assert adaptation.score(PROMPT) == expected
+        assert adaptation.score(PROMPT, after="") == expected
 
     assert other._weights is finetuner._weights
 
@@ -142,10 +148,12 @@ def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
 def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
     finetuner = make(gpt2, n_select=n_select, train_on_prompt=5, refresh=2)
     with finetuner.adapted(PROMPT) as adaptation:
-        support = adaptation.support
-        after = adaptation.score(PROMPT)
+        support = adaptation.report(PassageSteps)
+        after = adaptation.score(PROMPT, after="")
 
-        assert adaptation.steps == support.counts
+        assert support is None or support.steps == support.counts
+        assert (support is None) == (n_select == 0)
+        assert adaptation.report(PromptSteps) == 5
         assert adaptation.total_steps == n_select + 5
 
     before = score(finetuner.reader, PROMPT)
@@ -155,7 +163,7 @@ def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
 
     # A prompt of one token has no next one to train on.
     with finetuner.adapted("a") as adaptation:
-        assert not adaptation.is_trained_on_prompt
+        assert not adaptation.report(PromptSteps)
 
 
 def test_dtype_covers_reading_and_scoring(llama, make):
@@ -168,13 +176,13 @@ def test_dtype_covers_reading_and_scoring(llama, make):
 
     handle = llama.model.layers[0].mlp.register_forward_hook(watch)
     with finetuner.adapted("the cat") as adaptation:
-        value = adaptation.score("the cat").value
+        value = adaptation.score("the cat", after="").value
         handle.remove()
 
     assert dtypes == {torch.bfloat16}
 
     with plain.adapted("the cat") as adaptation:
-        expected = adaptation.score("the cat").value
+        expected = adaptation.score("the cat", after="").value
 
     assert value != expected
     assert value == pytest.approx(expected, rel=0.02)
@@ -210,7 +218,7 @@ def test_reading_on_a_gpu_ends_when_the_device_has_done_its_work(
         reader.model = SimpleNamespace(device=torch.device("cuda:1"))
         monkeypatch.setattr(reader, "prefill", lambda prefix, opening: prefix)
         monkeypatch.setattr(adaptation, "reader", reader)
-        adaptation.prefill(PROMPT)
+        adaptation.prefill()
 
     assert devices == [torch.device("cuda:1")]
 

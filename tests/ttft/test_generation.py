@@ -7,14 +7,23 @@ import torch
 from transformers import GenerationConfig
 
 from hullft_ops.ttft import TestTimeFinetuner, generation, load_model
-from hullft_ops.ttft.chat import chat_prompt, prompt_question
-from hullft_ops.ttft.generation import continue_prompts
+from hullft_ops.ttft.chat import chat_text, conversation
+from hullft_ops.ttft.generation import continue_questions
+from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Prefix, Reader
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
+NOTHING = Prefix()
 OPTIONS = {"max_new_tokens": 8, "do_sample": False}
 UNHEALED = OPTIONS | {"token_healing": False}
+
+
+def continued(reader, prompt, prefix=NOTHING, **options):
+    """What the model writes after a prompt."""
+    question = question_of(reader.tokenizer, prompt)
+    [text] = continue_questions(reader, [question], [prefix], **options)
+    return text
 
 
 def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
@@ -33,9 +42,7 @@ def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
     assert finetuner.generate(PROMPT, **UNHEALED) == inside
     assert all(module.training for module in model.modules())
 
-    [outside] = continue_prompts(finetuner.reader, [PROMPT], [Prefix()], **UNHEALED)
-
-    assert outside != inside
+    assert continued(finetuner.reader, PROMPT, **UNHEALED) != inside
 
 
 TEMPLATE = "{{ bos_token }}user: {{ messages[0].content }} assistant:"
@@ -48,9 +55,11 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
         # This tokenizer writes the token itself.
         ("byte_level_bos_eos", written),
     ):
-        messages = [{"role": "user", "content": "the cat sat"}]
         monkeypatch.setattr(tokenizers[kind], "chat_template", TEMPLATE)
-        assert chat_prompt(tokenizers[kind], messages) == message
+        text, place = chat_text(tokenizers[kind], *conversation("the cat sat"))
+
+        assert text == message
+        assert text[place:] == "the cat sat assistant:"
 
 
 def read_rows(reader, rows, prefixes, request):
@@ -64,16 +73,14 @@ def test_the_nearest_passages_that_fit_stand_before_the_message(
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     monkeypatch.setattr(generation, "generate_rows", read_rows)
     finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
-    with finetuner.adapted("the cat") as adaptation:
+    with finetuner.adapted("the cat", chat=True) as adaptation:
         passages = [each.text for each in adaptation.passages]
-        contents = ["".join([*passages[first:], "the cat"]) for first in range(3)]
-        chats = [f"<s>user: {content} assistant:" for content in contents]
-        tokens = prompt_question(
-            finetuner.reader, "the cat", chat=True, has_passages=True
-        )
+        texts = ["".join(passages[first:]) for first in range(3)]
+        # The message's first token has its space.
+        chats = [f"<s>user:{text} the cat assistant:" for text in texts]
         read = [
-            adaptation.generate("the cat", chat=True, max_new_tokens=CONTEXT - room)
-            for room in range(len(tokens.ids), CONTEXT)
+            adaptation.generate(max_new_tokens=CONTEXT - room)
+            for room in range(len(adaptation.question.ids), CONTEXT)
         ]
 
     # The more room, the more passages; as before any text, they may take half of it.
@@ -210,7 +217,7 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     gpt2.register_forward_pre_hook(listen, with_kwargs=True)
     # With a cache of transformers' own, the model reads every token again.
     options = {"use_cache": False, "max_new_tokens": new_tokens, "token_healing": False}
-    continue_prompts(reader, [prompt], [prefix], **options)
+    continued(reader, prompt, prefix, **options)
 
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
 
@@ -219,7 +226,7 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(gpt2, tokenizer, monkeypat
     monkeypatch.setattr(generation, "generate_rows", read_rows)
     reader = Reader(gpt2, tokenizer, 10)
     with pytest.warns(UserWarning, match="has 11 tokens: the model reads the last 2"):
-        [text] = continue_prompts(reader, [PROMPT], [Prefix()], max_new_tokens=8)
+        text = continued(reader, PROMPT, max_new_tokens=8)
 
     assert text == tokenizer.decode(tokenizer(PROMPT)["input_ids"][-2:])
 
@@ -233,14 +240,13 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    texts = [["the cat"], [prefix]]
-    expected = continue_prompts(reader, *texts, use_cache=False, **UNHEALED)
+    expected = continued(reader, "the cat", prefix, use_cache=False, **UNHEALED)
     [whole, *_] = calls
 
     for _ in range(2):
         calls.clear()
 
-        assert continue_prompts(reader, *texts, **UNHEALED) == expected
+        assert continued(reader, "the cat", prefix, **UNHEALED) == expected
         assert calls[0] == whole[len(prefix.ids) - 1 :]
 
 
@@ -257,8 +263,6 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
             "max_length must be None: max_new_tokens counts behind",
         ),
         ("a", {"custom_generate": print}, "custom_generate must be None: the loop is"),
-        ("a", {"forced_eos_token_id": 2}, "forced_eos_token_id must be None: a text"),
-        ("a", {"stop_at": "word"}, "stop_at must be one of line, expression, block or"),
         ("a", {"stop_strings": [5]}, "stop_strings must be a str, got int"),
         ("a", {"stop_strings": "\ud800"}, "stop_strings must be valid Unicode"),
         ("\ud800", {}, "prompt must be valid Unicode"),
@@ -271,7 +275,7 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
     with pytest.raises((TypeError, ValueError), match=f"generate: {message}"):
-        continue_prompts(Reader(gpt2, tokenizer), [prompt], [Prefix()], **options)
+        continued(Reader(gpt2, tokenizer), prompt, **options)
 
 
 class Favourites:
@@ -316,6 +320,13 @@ def test_a_text_that_has_ended_is_filled_with_no_text(gpt2, tokenizer, make):
     assert texts[1]
 
 
+def test_the_last_token_of_a_text_can_be_given(gpt2, tokenizer, make):
+    options = {"forced_eos_token_id": 40, **OPTIONS}
+    texts = make(gpt2, n_select=0).generate(["the ca", "a dog", "1"], **options)
+
+    assert all(text.endswith(tokenizer.decode([40])) for text in texts)
+
+
 def test_a_configuration_is_heard_as_options_are(gpt2, make):
     finetuner = make(gpt2, n_select=0)
     options = {"do_sample": False, "max_new_tokens": 7, "stop_strings": ["no"]}
@@ -341,6 +352,6 @@ def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
 
     reader = Reader(gpt2, tokenizer)
 
-    [text] = continue_prompts(reader, ["a dog ran,"], [Prefix()], token_healing=False)
+    text = continued(reader, "a dog ran,", token_healing=False)
 
     assert text == " the cat sat"

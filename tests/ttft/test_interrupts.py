@@ -107,7 +107,7 @@ def test_ctrl_c_in_the_last_expression_of_the_block(gpt2, tokenizer, make):
 
 def one_adaptation(finetuner, trace):
     with finetuner.adapted(PROMPT) as adaptation:
-        adaptation.score(PROMPT)
+        adaptation.score(PROMPT, after="")
         trace.before_the_end = trace.count
 
 

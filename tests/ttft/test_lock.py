@@ -37,12 +37,12 @@ def test_a_nested_adaptation_is_refused(gpt2, make):
     finetuner, other = make(gpt2), make(gpt2, method="knn")
     losses = adapt(finetuner)
     with finetuner.adapted(PROMPT) as adaptation:
-        score = adaptation.score(PROMPT)
+        score = adaptation.score(PROMPT, after="")
         for each in (finetuner, other):
             with pytest.raises(RuntimeError, match="is in use here already"):
                 adapt(each)
 
-        assert adaptation.score(PROMPT) == score
+        assert adaptation.score(PROMPT, after="") == score
 
     assert adapt(finetuner) == losses
     assert len(adapt(other)) == 12

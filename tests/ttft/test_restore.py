@@ -132,7 +132,7 @@ def exits_of_an_adaptation(finetuner, number):
     sys.settrace(interrupt)
     try:
         with finetuner.adapted(PROMPT) as adaptation:
-            adaptation.score(PROMPT)
+            adaptation.score(PROMPT, after="")
     except KeyboardInterrupt:
         pass
     finally:
@@ -181,7 +181,7 @@ def is_interrupted(finetuner, seconds):
     try:
         thread.start()
         with finetuner.adapted(PROMPT) as adaptation:
-            adaptation.score(PROMPT)
+            adaptation.score(PROMPT, after="")
 
         has_ended = True
         thread.join()

@@ -51,10 +51,10 @@ class Everything(Technique):
             for parameter in training.weights.trained:
                 parameter.data.mul_(0.5)
 
-        ids = reader.passage_ids(neighbours.prompt)
+        ids = reader.passage_ids(neighbours.question.text)
         return Prepared(
             change_weights=halve,
-            passages=[Passage(neighbours.prompt, ids)],
+            passages=[Passage(neighbours.question.text, ids)],
             mixture=Favourite(self.token),
         )
 
@@ -72,7 +72,9 @@ def test_it_changes_weights_reads_and_changes_predictions(finetuner, llama, toke
             assert torch.equal(new, old / 2)
 
         assert [passage.text for passage in adaptation.passages] == [PROMPT]
-        assert adaptation.score(PROMPT) != score_text(llama, tokenizer, PROMPT)
+        assert adaptation.score(PROMPT, after="") != score_text(
+            llama, tokenizer, PROMPT
+        )
 
         written = adaptation.generate(PROMPT, **OPTIONS)
 

@@ -12,7 +12,7 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from hullft_ops.ttft import training
 from hullft_ops.ttft.models import weights
-from hullft_ops.ttft.techniques.passage_steps import schedule
+from hullft_ops.ttft.techniques.passage_steps import PassageSteps, schedule
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
@@ -92,7 +92,7 @@ def assert_equals_plain_loop(finetuner):
         assert (value - other).abs().max() <= SHARE * 1e-10
 
     assert adaptation.losses == pytest.approx(losses, rel=1e-9)
-    assert adaptation.steps == support.counts
+    assert adaptation.report(PassageSteps).steps == support.counts
 
     refresh = finetuner.config.refresh
 
@@ -241,7 +241,7 @@ def test_gradients_go_amid_the_backward_pass(gpt2, make, monkeypatch):
 def test_a_quantized_model_reads_but_is_not_trained(llama, make):
     llama.is_quantized = True
     with make(llama, n_select=0, context=1).adapted(PROMPT) as adaptation:
-        assert adaptation.score(PROMPT).nll > 0
+        assert adaptation.score(PROMPT, after="").nll > 0
 
     with (
         pytest.raises(ValueError, match="model must not be quantized to take steps"),

@@ -11,17 +11,19 @@ from transformers import TextStreamer
 
 from hullft_ops._terminal import counted, echo, printable, waiting
 from hullft_ops.cli.options import fields_of
-from hullft_ops.evaluation.measuring import embedder_for
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.generation import continue_prompts
+from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.models.loading import ModelConfig
+from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Prefix
+from hullft_ops.ttft.search import embedder_for
 from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.techniques.passage_steps import PassageSteps
 from hullft_ops.ttft.training import Deadline
 
 _EXCERPT_CHARS = 60
@@ -40,6 +42,7 @@ def adapt(
     files: Annotated[dict[str, Any], fields_of(CorpusConfig)],
     *,
     prompt: str,
+    suffix_file: Path | None = None,
     embedder: str = DEFAULT_EMBEDDER,
     store: Path | None = None,
     corpus: str | None = None,
@@ -54,6 +57,8 @@ def adapt(
         settings: how to adapt.
         files: what is read of --corpus.
         prompt: the text to adapt to; - for stdin.
+        suffix_file: file with the text behind the cursor, of which the model reads what is before
+            and behind, if it was trained to fill in.
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads, searched by words unless
@@ -66,6 +71,7 @@ def adapt(
         raise ValueError("give one of --store and --corpus")
     if prompt == "-":
         prompt = text_in(prompt)
+    behind_cursor = "" if suffix_file is None else text_in(str(suffix_file))
     Deadline(seconds)  # Refuses a wrong budget before the work.
     config = TTFTConfig(**settings)
     if corpus is not None and not config.n_select and config.search is None:
@@ -76,22 +82,22 @@ def adapt(
     )
     # Two samples would differ without any adaptation.
     options: dict[str, Any] = {
-        "chat": chat,
         "do_sample": False,
         "max_new_tokens": max_new_tokens,
         "streamer": _Printer(
             finetuner.tokenizer, skip_prompt=True, skip_special_tokens=True
         ),
     }
+    question = question_of(finetuner.tokenizer, prompt, suffix=behind_cursor, chat=chat)
     echo("without adaptation:")
-    continue_prompts(finetuner.reader, [prompt], [Prefix()], **options)
+    continue_questions(finetuner.reader, [question], [Prefix()], **options)
     with ExitStack() as until_restored:
         with waiting("adapting to the prompt"):
-            adapted = finetuner.adapted(prompt, chat=chat, seconds=seconds)
+            adapted = finetuner.adapted(question, seconds=seconds)
             adaptation = until_restored.enter_context(adapted)
         _print_training(adaptation, finetuner.store)
         echo("with adaptation:")
-        adaptation.generate(prompt, **options)
+        adaptation.generate(**options)
 
 
 def loaded_finetuner(
@@ -129,10 +135,10 @@ def text_in(file: str) -> str:
 
 
 def _print_training(adaptation: Adaptation, store: Any) -> None:
-    support = adaptation.support
-    chosen = zip(support.indices, support.weights, adaptation.steps, strict=True)
-    for index, weight, count in chosen:
+    support = adaptation.report(PassageSteps)
+    for number, count in enumerate(support.steps if support else []):
         if count:
+            index, weight = support.indices[number], support.weights[number]
             excerpt = " ".join(store.texts[index].split())[:_EXCERPT_CHARS]
             steps = counted(count, "step")
             echo(f"{_source(store, index)}: weight {weight:.3f}, {steps}: {excerpt}")

@@ -8,18 +8,19 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from hullft_ops._checks import check_integer
+from hullft_ops._checks import check_integer, check_text
 from hullft_ops._terminal import counted, echo, ticking
 from hullft_ops.cli.adapt import loaded_finetuner, text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.measuring import run_identity
 from hullft_ops.evaluation.results import open_results, read_rows
-from hullft_ops.ttft.chat import Prompt, conversation
+from hullft_ops.ttft.chat import conversation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.loading import ModelConfig
-from hullft_ops.ttft.retrieval import check_prompt
+from hullft_ops.ttft.question import Prompt, question_of
+from hullft_ops.ttft.search import check_prompt
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.training import Deadline
 from hullft_ops.ttft.validation import parse
@@ -29,17 +30,19 @@ _Record: Any = dict[str, Any] | list[dict[str, Any]]
 
 
 class Answer(BaseModel):
-    """A prompt, a text or a conversation, with what the model wrote after it."""
+    """A prompt, a text or a conversation, with what the model wrote at its end, or before the
+    suffix."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     run: str
     prompt: str | list[dict[str, Any]]
+    suffix: str = ""
     answer: str
 
     @property
-    def key(self) -> tuple[str]:
-        return (json.dumps(self.prompt),)
+    def key(self) -> tuple[str, str]:
+        return json.dumps(self.prompt), self.suffix
 
 
 def answer(
@@ -51,6 +54,7 @@ def answer(
     store: Path | None = None,
     embedder: str = DEFAULT_EMBEDDER,
     prompt_column: str = "prompt",
+    suffix_column: str = "suffix",
     chat: bool = False,
     seconds: float | None = None,
     max_new_tokens: int = 64,
@@ -73,6 +77,7 @@ def answer(
         embedder: name or folder of the sentence-transformers model that made the datastore.
         prompt_column: the column of the file with the prompt, a text or a list of messages;
             where it is missing, messages.
+        suffix_column: the column with the text behind the cursor, if there is one.
         chat: continue texts as messages, in the chat template of an instruct model.
         seconds: budget for retrieval and training for each prompt.
         max_new_tokens: length of an answer.
@@ -87,30 +92,43 @@ def answer(
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output, Answer)
-    every = read_prompts(prompts, prompt_column)
+    every = read_prompts(prompts, prompt_column, suffix_column)
     finetuner = loaded_finetuner(language_model, config, embedder, store=store)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "chat": chat,
-        "seconds": seconds,
-    }
+    options = {"max_new_tokens": max_new_tokens, "chat": chat, "seconds": seconds}
     settings_of_run = [config.settings(), options]
     run = run_identity(finetuner.reader, finetuner.store, settings_of_run)
     with open_results(output, run, kind=Answer) as answers:
-        left = [prompt for key, prompt in every.items() if key not in answers.rows]
+        left = [each for key, each in every.items() if key not in answers.rows]
+        questions = [
+            question_of(
+                finetuner.tokenizer,
+                prompt,
+                suffix=suffix,
+                chat=chat,
+            )
+            for prompt, suffix in left
+        ]
         done = len(every) - len(left)
         echo(f"{counted(len(every), 'prompt')}, {done} answered before", err=True)
         texts = finetuner.generate_each(
-            left, batch_size=batch_size, do_sample=False, **options
+            questions,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            seconds=seconds,
+            do_sample=False,
         )
         bar = ticking(tqdm(texts, "answers", len(every), initial=done))
         for position, text in bar:
-            answers.append(Answer(run=run, prompt=left[position], answer=text))
+            prompt, suffix = left[position]
+            row = Answer(run=run, prompt=prompt, suffix=suffix, answer=text)
+            answers.append(row)
     echo(output)
 
 
-def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:
-    """The prompts of a JSONL file in order, by the keys of their answers.
+def read_prompts(
+    source: str, column: str, suffix_column: str = "suffix"
+) -> dict[tuple[str, str], tuple[Prompt, str]]:
+    """The prompts of a JSONL file in order, with their suffixes, by the keys of their answers.
 
     InputError names a wrong line.
     """
@@ -120,15 +138,18 @@ def read_prompts(source: str, column: str) -> dict[tuple[str], Prompt]:
             continue
         place = f"prompts {source}: line {number}"
         prompt: Any = parse(_Record, line.encode(), place)
+        suffix = ""
         if isinstance(prompt, dict):
+            suffix = prompt.get(suffix_column) or ""
             prompt = prompt.get(column, prompt.get("messages"))
         try:
-            check_prompt(conversation(prompt)[1]["content"])
+            check_text("answer", suffix_column, suffix)
+            check_prompt(conversation(prompt)[1]["content"] + suffix)
             # The answers are JSON, which has no NaN.
             key = json.dumps(prompt, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"{place}, --prompt-column {column}: {error}") from error
-        prompts[(key,)] = prompt
+        prompts[key, suffix] = prompt, suffix
     if not prompts:
         raise InputError(f"prompts {source}: there is none")
     return prompts

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 
 import tyro
 
+from hullft_ops.ttft.search import SearchName
 from hullft_ops.ttft.techniques.passage_steps import MethodName
 
 # Fields that only Python can give.
@@ -24,8 +25,8 @@ def fields_of(
         several: whether an option takes any number of values.
         without: fields that are no options.
     """
-    # A method of one's own is for Python alone.
-    hints = get_type_hints(kind) | {"method": MethodName}
+    # A method and a search of one's own are for Python alone.
+    hints = get_type_hints(kind) | {"method": MethodName, "search": SearchName | None}
     options: dict[str, Any] = {}
     for field in fields(kind):
         if field.name in (*without, *_IN_PYTHON):

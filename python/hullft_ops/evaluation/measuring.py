@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,11 +16,11 @@ from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import Row, Score, key_of
 from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
-from hullft_ops.ttft.embedding import Embedder, load_embedder
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.retrieval import Neighbours
+from hullft_ops.ttft.search import Neighbours, Search, embedder_for
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.techniques import TTFTConfig
@@ -109,18 +109,6 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     )
 
 
-def embedder_for(
-    configs: Sequence[TTFTConfig], store: Store | None, name: str
-) -> Embedder | None:
-    """The embedder of that name; None if every search is by words, as one that no option names is
-    in a store without embeddings."""
-    default = "lexical" if store is not None and store.embedder is None else None
-    if all((config.search or default) == "lexical" for config in configs):
-        return None
-    with waiting("loading the embedder"):
-        return load_embedder(name)
-
-
 def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
     """Each prompt with the configurations that have no row yet, in the order to run them."""
     keys = list(evaluation.finetuners)
@@ -157,12 +145,13 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     finetuners = [evaluation.finetuners[key] for key in keys]
     # A search serves all of its kind: each takes the beginning of the list that it needs.
     count = max(finetuner.neighbours for finetuner in finetuners)
-    retrieved: dict[str, Neighbours] = {}
-    with evaluation.unadapted.adapted(prompt.text) as unadapted:
+    question = question_of(evaluation.unadapted.tokenizer, prompt.text)
+    retrieved: dict[Search | None, Neighbours] = {}
+    with evaluation.unadapted.adapted(question) as unadapted:
         before = scores_of(prompt, unadapted, evaluation.metrics)
     for key, finetuner in zip(keys, finetuners, strict=True):
         if finetuner.search not in retrieved:
-            retrieved[finetuner.search] = finetuner.retrieve(prompt.text, count)
+            retrieved[finetuner.search] = finetuner.retrieve(question, count)
         try:
             with finetuner.adapted(retrieved[finetuner.search]) as adaptation:
                 after = scores_of(prompt, adaptation, evaluation.metrics)

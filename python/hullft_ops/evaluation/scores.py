@@ -10,6 +10,7 @@ from hullft_ops._extras import needed_by
 from hullft_ops.evaluation.prompts import Prompt
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.errors import InputError, NothingToScoreError
+from hullft_ops.ttft.techniques.prompt_steps import PromptSteps
 
 # Tokens that the model writes for a score of what is written, and for one of a line at most.
 WRITTEN_TOKENS = 64
@@ -40,15 +41,15 @@ class Metric:
 def _bits_of_continuation(prompt: Prompt, model: Adaptation) -> float | None:
     if prompt.continuation is None:
         return None
-    return model.score(prompt.continuation, after=prompt.text).value
+    return model.score(prompt.continuation).value
 
 
 def _bits_of_prompt(prompt: Prompt, model: Adaptation) -> float | None:
     # A model that was trained on the prompt has no score of it, nor has a prompt of one token.
-    if model.is_trained_on_prompt:
+    if model.report(PromptSteps):
         return None
     try:
-        return model.score(prompt.text).value
+        return model.score(prompt.text, after="").value
     except NothingToScoreError:
         return None
 

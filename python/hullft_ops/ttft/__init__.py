@@ -18,21 +18,27 @@ with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
     from hullft_ops.ttft.models.memory import keep_freed_memory
-    from hullft_ops.ttft.question import Question
+    from hullft_ops.ttft.question import Question, question_of
     from hullft_ops.ttft.reader import Draft, Mixture, Passage, Prediction
-    from hullft_ops.ttft.retrieval import Neighbours
     from hullft_ops.ttft.scoring import BitsPerByte, score_text
+    from hullft_ops.ttft.search import Neighbours, Search
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
     from hullft_ops.ttft.store.datastore import Datastore
     from hullft_ops.ttft.store.index import index_corpus
-    from hullft_ops.ttft.techniques import TTFTConfig
+    from hullft_ops.ttft.techniques import TECHNIQUES, TTFTConfig
     from hullft_ops.ttft.techniques.ngrams import Ngrams
-    from hullft_ops.ttft.techniques.passage_steps import SelectionMethod
-    from hullft_ops.ttft.techniques.technique import Prepared, Support, Technique
+    from hullft_ops.ttft.techniques.passage_steps import (
+        PassageSteps,
+        SelectionMethod,
+        Support,
+    )
+    from hullft_ops.ttft.techniques.prompt_steps import PromptSteps
+    from hullft_ops.ttft.techniques.technique import Prepared, Technique
     from hullft_ops.ttft.training import Training
 
 __all__ = [
+    "TECHNIQUES",
     "Adaptation",
     "AdapterConfig",
     "BitsPerByte",
@@ -48,9 +54,12 @@ __all__ = [
     "NonFiniteLossError",
     "NothingToScoreError",
     "Passage",
+    "PassageSteps",
     "Prediction",
     "Prepared",
+    "PromptSteps",
     "Question",
+    "Search",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
     "Store",
@@ -63,6 +72,7 @@ __all__ = [
     "keep_freed_memory",
     "load_embedder",
     "load_model",
+    "question_of",
     "score_text",
     "tiny_lm_path",
     "train_adapter",

@@ -1,19 +1,17 @@
 """A model that is adapted to a prompt: it scores and continues texts behind what was prepared."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from hullft_ops.ttft.chat import Prompt, prompt_question
-from hullft_ops.ttft.generation import continue_prompts
+from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.question import Prompt, Question, question_of
 from hullft_ops.ttft.reader import Passage, Prefix, Reader
-from hullft_ops.ttft.retrieval import Neighbours
 from hullft_ops.ttft.scoring import BitsPerByte, score
-from hullft_ops.ttft.techniques.technique import Prepared, Support
+from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.training import Training
 
 OUT_OF_MEMORY = (
@@ -28,14 +26,14 @@ class Adaptation:
 
     Attributes:
         reader: the model.
+        question: the prompt, understood.
         neighbours: what was retrieved: positions of passages, nearest first.
-        support: the passages that the model was trained on; without any if it was on none.
         taken: the passes, each with its text and how many steps it served.
         losses: the mean loss of each pass, in nats.
         passes: forward-backward passes, one for each gradient.
         skipped_steps: steps that did not fit into the budget of seconds or passes.
-        seconds: wall-clock seconds by stage: embed, search, select, finetune (from the support to
-            the trained model), and prefill (reading the retrieved passages).
+        seconds: wall-clock seconds by stage: embed, search, select (what the techniques prepare),
+            finetune (changing the weights), and prefill (reading the retrieved passages).
         has_ended: whether the model is restored.
     """
 
@@ -43,67 +41,80 @@ class Adaptation:
         self,
         reader: Reader,
         neighbours: Neighbours,
-        prepared: Sequence[Prepared],
+        prefix: Prefix,
         training: Training,
+        reports: Mapping[type, Any],
         seconds: dict[str, float],
     ) -> None:
         self.reader = reader
+        self.question = neighbours.question
         self.neighbours = neighbours
-        self.support = support_of(prepared)
         self.taken = training.taken
         self.losses = training.losses
         self.passes = len(training.losses)
         self.skipped_steps = training.skipped_steps
         self.seconds = seconds
         self.has_ended = False
-        self._prefix = prefix_of(prepared)
+        self._prefix = prefix
+        self._reports = reports
 
-    def score(self, text: str, *, after: str = "") -> BitsPerByte:
-        """`hullft_ops.ttft.score_text` of the adapted model, behind what was prepared.
+    def report(self, technique: type) -> Any:
+        """What a technique of this class tells of the prompt, `Support` for ``PassageSteps``; None
+        if there is no such technique, or it tells nothing."""
+        return self._reports.get(technique)
 
-        ``after`` is a prompt that comes before the text.
-        """
-        self._check_alive("score")
-        return score(self.reader, text, after=after, prefix=self._prefix)
-
-    def generate(
-        self, prompt: Prompt, *, chat: bool = False, **generate_kwargs: Any
-    ) -> str:
-        """What the adapted model writes after ``prompt``, behind the retrieved passages.
+    def score(
+        self, text: str, *, after: Prompt | Question | None = None
+    ) -> BitsPerByte:
+        """The bits per byte of a text behind the prompt, as `hullft_ops.ttft.score_text` gives them
+        of an unadapted model.
 
         Args:
-            prompt: a text, or a conversation: a list of messages, each with a "role" and a
-                "content". Of one that is too long, the model reads the last tokens, as many as
-                leave room for the new ones.
-            chat: continue a text as a user's message. A conversation stands in the tokenizer's chat
-                template, and the retrieved passages stand before its last message of the user.
+            text: what comes after the prompt.
+            after: another prompt; "" for none.
+
+        Raises as `score_text`; ValueError as `generate`.
+        """
+        self._check_alive("score")
+        question: Question | None = self.question
+        if after is not None:
+            question = self._other("score", after) if after else None
+        return score(self.reader, text, after=question, prefix=self._prefix)
+
+    def generate(
+        self,
+        prompt: Prompt | Question | None = None,
+        *,
+        suffix: str = "",
+        chat: bool = False,
+        **generate_kwargs: Any,
+    ) -> str:
+        """What the adapted model writes at the cursor, behind the retrieved passages.
+
+        Args:
+            prompt: None for the adaptation's own; or another one, as in `question_of`, for which
+                neither passages nor steps change. Of one that is too long, the model reads what is
+                near the cursor, as much as leaves room for the new tokens.
+            suffix: the text behind the cursor of another prompt.
+            chat: whether another prompt is a user's message.
             generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
         Returns:
             Only the continuation, without special tokens.
 
         Raises:
-            TypeError, ValueError: the prompt is neither, or has no token, ``max_new_tokens`` leaves
-                no room for it, an argument asks for more than one continuation, or there is no chat
-                template.
+            TypeError, ValueError: as `question_of`; another prompt opens otherwise than the own, so
+                that the passages would have to be read again; ``max_new_tokens`` leaves no room for
+                it; or an argument asks for more than one continuation.
         """
         self._check_alive("generate")
-        [text] = continue_prompts(
-            self.reader, [prompt], [self._prefix], chat=chat, **generate_kwargs
+        if prompt is None:
+            prompt = self.question
+        question = self._other("generate", prompt, suffix=suffix, chat=chat)
+        [text] = continue_questions(
+            self.reader, [question], [self._prefix], **generate_kwargs
         )
         return text
-
-    @property
-    def steps(self) -> list[int]:
-        """The optimizer steps taken on each passage of the support."""
-        taken: Counter[int | None] = Counter()
-        for each in self.taken:
-            taken[each.position] += each.repeats
-        return [taken[index] for index in self.support.indices]
-
-    @property
-    def is_trained_on_prompt(self) -> bool:
-        return any(each.position is None for each in self.taken)
 
     @property
     def total_steps(self) -> int:
@@ -115,37 +126,36 @@ class Adaptation:
         """The retrieved passages before the prompt, nearest last."""
         return self._prefix.passages
 
-    def prefill(self, prompt: Prompt, *, chat: bool = False) -> None:
-        """Read the passages that fit before a prompt."""
-        has_passages = bool(self.passages)
-        question = prompt_question(
-            self.reader, prompt, chat=chat, has_passages=has_passages
-        )
+    def prefill(self) -> None:
+        """Read the passages that fit before the prompt."""
+        question = self.question
         self._prefix = self._prefix.fitting(question, self.reader.window)
-        opening = question.ids[: question.opening]
         start = perf_counter()
         with out_of_memory_explained(OUT_OF_MEMORY):
-            self._prefix = self.reader.prefill(self._prefix, opening)
+            self._prefix = self.reader.prefill(
+                self._prefix, question.ids[: question.opening]
+            )
         if self.reader.model.device.type == "cuda":
             torch.cuda.synchronize(self.reader.model.device)
         self.seconds["prefill"] = perf_counter() - start
+
+    def _other(
+        self, function: str, prompt: Prompt | Question, **options: Any
+    ) -> Question:
+        """Another prompt, before which the same passages stand."""
+        question = question_of(self.reader.tokenizer, prompt, **options)
+        ours, theirs = (
+            list(each.ids[: each.opening]) for each in (self.question, question)
+        )
+        if self.passages and ours != theirs:
+            raise ValueError(
+                f"{function}: the prompt must open as the one that the model is adapted to, behind "
+                "whose opening the passages are read: pass the same chat to adapted"
+            )
+        return question
 
     def _check_alive(self, function: str) -> None:
         if self.has_ended:
             raise RuntimeError(
                 f"{function}: the model is restored: call it in the with block"
             )
-
-
-def prefix_of(prepared: Sequence[Prepared]) -> Prefix:
-    """The passages and mixtures of all techniques, still unread."""
-    return Prefix(
-        passages=[passage for each in prepared for passage in each.passages],
-        mixtures=[each.mixture for each in prepared if each.mixture is not None],
-    )
-
-
-def support_of(prepared: Sequence[Prepared]) -> Support:
-    """The passages that a technique trains on; without any if none does."""
-    nothing = Support([], [], [], residual=1.0, gap=0.0)
-    return next((each.support for each in prepared if each.support), nothing)

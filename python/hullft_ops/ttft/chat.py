@@ -4,78 +4,58 @@ from typing import TYPE_CHECKING, Any
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import first_line
-from hullft_ops.ttft.question import Question
-from hullft_ops.ttft.reader import Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Messages with a "role" and a "content", as chat templates take them.
 Conversation = list[dict[str, Any]]
-Prompt = str | Conversation
 # Stands in the template where the user's last message begins, and is cut out again.
 _MARK = "HullftPassagesStandHere"
 
 
-def prompt_question(
-    reader: Reader, prompt: Prompt, *, chat: bool = False, has_passages: bool = False
-) -> Question:
-    """A prompt as the model reads it.
-
-    Args:
-        reader: the model.
-        prompt: a text, or a conversation, of which passages stand before the last message of the
-            user.
-        chat: whether a text is a user's message.
-        has_passages: whether there are any.
-
-    Raises:
-        TypeError, ValueError: the prompt is neither, or has no token; or as `chat_prompt`.
-    """
-    text = question_of(prompt)
-    if isinstance(prompt, list) or chat:
-        messages, question = conversation(prompt)
-        prompt = chat_prompt(reader.tokenizer, messages)
-        if has_passages:
-            question["content"] = f"{_MARK}{question['content']}"
-            begin, _, end = chat_prompt(reader.tokenizer, messages).partition(_MARK)
-            # A template may write the message twice, or otherwise than it is.
-            if end and _MARK not in end:
-                opening, body = reader.tokens(begin).ids, reader.passage_ids(end)
-                ids = [*opening, *body]
-                return Question(text, ids, len(opening), start=0, cursor=len(ids))
-    tokens = reader.tokens(prompt)
-    if not tokens.ids:
-        raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
-    return Question(text, tokens.ids, tokens.opening, start=0, cursor=len(tokens.ids))
-
-
-def conversation(prompt: Prompt) -> tuple[Conversation, dict[str, Any]]:
+def conversation(prompt: str | Conversation) -> tuple[Conversation, dict[str, Any]]:
     """A copy of the messages, and the last one of the user. A text is one message."""
     if not isinstance(prompt, list):
         check_text("generate", "prompt", prompt)
         prompt = [{"role": "user", "content": prompt}]
     try:
         messages = [dict(message) for message in prompt]
-        [*_, question] = [message for message in messages if message["role"] == "user"]
+        [*_, last] = [message for message in messages if message["role"] == "user"]
     except (KeyError, TypeError, ValueError) as error:
         raise TypeError(
             "generate: a conversation must have messages with a role, and one of the user"
         ) from error
-    check_text("generate", "content of the user's message", question.get("content"))
-    return messages, question
+    check_text("generate", "content of the user's message", last.get("content"))
+    return messages, last
 
 
-def question_of(prompt: Prompt) -> str:
-    """What to retrieve for: a text, or the last message of the user."""
-    return str(conversation(prompt)[1]["content"])
-
-
-def chat_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Conversation) -> str:
+def chat_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Conversation,
+    last: dict[str, Any],
+) -> tuple[str, int | None]:
     """A conversation in the tokenizer's chat template, up to where the answer begins.
 
-    ValueError if the tokenizer has no template, or its template fails.
+    Returns:
+        The text, and where the message ``last`` begins in it, behind its spaces; None if the
+        template does not write that once, as it is.
+
+    Raises:
+        ValueError: the tokenizer has no template, or its template fails.
     """
+    content = last["content"]
+    # A template may strip a message.
+    spaces = len(content) - len(content.lstrip())
+    marked = last | {"content": content[:spaces] + _MARK + content[spaces:]}
+    others = [marked if message is last else message for message in messages]
+    begin, *ends = _rendered(tokenizer, others).split(_MARK)
+    if len(ends) == 1:
+        return begin + ends[0], len(begin)
+    return _rendered(tokenizer, messages), None
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Conversation) -> str:
     if not tokenizer.chat_template:
         raise ValueError("chat: the model's tokenizer has no chat template")
     try:

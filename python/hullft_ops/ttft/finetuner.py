@@ -12,27 +12,22 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import listed
-from hullft_ops.ttft.adaptation import (
-    OUT_OF_MEMORY,
-    Adaptation,
-    prefix_of,
-    support_of,
-)
-from hullft_ops.ttft.chat import Prompt, question_of
+from hullft_ops.ttft.adaptation import OUT_OF_MEMORY, Adaptation
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.generation import continue_prompts
+from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.models.checks import model_window, text_window
 from hullft_ops.ttft.models.memory import (
     out_of_memory_explained,
     return_freed_memory,
 )
+from hullft_ops.ttft.question import Prompt, Question, question_of
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import at_exit, exclusive, restored, signal_safe
-from hullft_ops.ttft.retrieval import DEFAULT_SEARCH, Neighbours, retrieve
+from hullft_ops.ttft.search import Neighbours, Search, kind_of, retrieve
 from hullft_ops.ttft.store.base import Store, check_embedder
-from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.techniques import TTFTConfig
-from hullft_ops.ttft.techniques.technique import Prepared, Support
+from hullft_ops.ttft.techniques.passage_steps import PassageSteps, Support
+from hullft_ops.ttft.techniques.technique import Prepared, prefix_of
 from hullft_ops.ttft.training import Deadline, Training, Weights
 
 # Smaller models grow by little, and memory that returns page by page takes a tenth of their time.
@@ -87,7 +82,7 @@ class TestTimeFinetuner:
         self.tokenizer = tokenizer
         self.store = store
         self._embedder = embedder
-        self._words: Words | None = None
+        self._searches: dict[type[Search], Search] = {}
         self._weights = Weights(model)
         config = replace(config or TTFTConfig(), **options)
         self.reader = Reader(model, tokenizer, config.max_length)
@@ -107,42 +102,46 @@ class TestTimeFinetuner:
         self.config = config
         self.techniques = config.active()
         self.neighbours = max((each.neighbours for each in self.techniques), default=0)
-        has_embedder = self._embedder is not None
-        self.search = config.search or (DEFAULT_SEARCH if has_embedder else "lexical")
-        if self.neighbours:
-            if self.store is None or not (has_embedder or self.search == "lexical"):
-                names = [type(t).__name__ for t in self.techniques if t.neighbours]
-                raise ValueError(
-                    f"TestTimeFinetuner: store and embedder must be given for {listed(names)}; for "
-                    "search lexical the store alone; for none context=0, ngrams=0, n_select=0"
-                )
-            if self.search != "dense" and self._words is None:
-                index = getattr(self.store, "words", None)
-                self._words = Words.build(self.store.texts) if index is None else index
+        kind = kind_of(config.search, has_embeddings=self._embedder is not None)
+        lacks = self.store is None or (kind.embeds and self._embedder is None)
+        if self.neighbours and lacks:
+            names = [type(t).__name__ for t in self.techniques if t.neighbours]
+            raise ValueError(
+                f"TestTimeFinetuner: store and embedder must be given for {listed(names)}; for "
+                "search lexical the store alone; for none context=0, ngrams=0, n_select=0"
+            )
+        self.search: Search | None = None
+        if self.store is not None and not lacks:
+            search = self._searches.get(kind) or kind(self.store, self._embedder)
+            self.search = self._searches[kind] = search
         for technique in self.techniques:
             technique.load(self.reader)
 
-    def retrieve(self, prompt: str, count: int | None = None) -> Neighbours:
+    def retrieve(
+        self, prompt: Prompt | Question, count: int | None = None
+    ) -> Neighbours:
         """The passages nearest to a prompt: ``count``, or None for what the techniques look at.
 
         Raises:
-            TypeError, ValueError: the prompt is not a str, or blank.
+            TypeError, ValueError: as `question_of`; or there is no text to search for.
         """
         count = self.neighbours if count is None else count
-        embedder = None if self.search == "lexical" else self._embedder
-        words = None if self.search == "dense" else self._words
-        return retrieve(prompt, count, self.store, embedder, words)
+        question = question_of(self.tokenizer, prompt)
+        return retrieve(question, count, self.search)
 
-    def select(self, prompt: str) -> Support:
+    def select(self, prompt: Prompt | Question) -> Support:
         """The passages that `adapted` would train on. Raises as `retrieve`."""
-        prepared = self._prepare(self.retrieve(prompt))
-        return support_of(prepared)
+        steps = [each for each in self.techniques if isinstance(each, PassageSteps)]
+        if not steps:
+            raise ValueError("select: n_select must be at least 1, got 0")
+        return steps[0].select(self.retrieve(prompt), self.reader)
 
     @signal_safe
     def adapted(
         self,
-        prompt: Prompt | Neighbours,
+        prompt: Prompt | Question | Neighbours,
         *,
+        suffix: str = "",
         chat: bool = False,
         seconds: float | None = None,
     ) -> Iterator[Adaptation]:
@@ -154,7 +153,9 @@ class TestTimeFinetuner:
         read the model meanwhile.
 
         Args:
-            prompt: a text, a conversation, or what `retrieve` has returned.
+            prompt: a text or a conversation, as in `question_of`; a question; or what `retrieve`
+                has returned.
+            suffix: the text behind the cursor.
             chat: whether a text is a user's message; passages then stand where the chat template
                 has it.
             seconds: budget for retrieval and training, above 0; None for no limit. Training stops
@@ -167,23 +168,27 @@ class TestTimeFinetuner:
             NonFiniteLossError, torch.OutOfMemoryError: training failed. The model is restored.
         """
         deadline = Deadline(seconds)
-        if isinstance(prompt, Neighbours):
+        if not isinstance(prompt, Neighbours):
+            prompt = question_of(self.tokenizer, prompt, suffix=suffix, chat=chat)
+            neighbours = self.retrieve(prompt)
+        else:
             neighbours = prompt
+            question_of(self.tokenizer, prompt.question, suffix=suffix, chat=chat)
             if neighbours.store is not None and neighbours.store is not self.store:
                 raise ValueError(
                     "adapted: the neighbours belong to another datastore than the finetuner's"
                 )
-            prompt = neighbours.prompt
-        else:
-            neighbours = self.retrieve(question_of(prompt))
         spent = dict(neighbours.seconds)
         start = perf_counter()
         prepared = self._prepare(neighbours)
-        spent["select"] = support_of(prepared).seconds
-        with self._changed(prepared, deadline) as training:
+        spent["select"] = perf_counter() - start
+        with self._changed(prepared, deadline) as (training, reports):
             spent["finetune"] = perf_counter() - start - spent["select"]
-            adaptation = Adaptation(self.reader, neighbours, prepared, training, spent)
-            adaptation.prefill(prompt, chat=chat)
+            prefix = prefix_of(prepared)
+            adaptation = Adaptation(
+                self.reader, neighbours, prefix, training, reports, spent
+            )
+            adaptation.prefill()
             try:
                 yield adaptation
             finally:
@@ -193,8 +198,8 @@ class TestTimeFinetuner:
         """Adapt to ``prompt``, continue it, restore the model.
 
         Args:
-            prompt: a text; or a conversation, a list of messages with a "role" and a "content"; or
-                a list of texts and conversations.
+            prompt: a text; a conversation, a list of messages with a "role" and a "content"; a
+                question; or a list of such prompts.
             options: those of `generate_each`.
 
         Returns:
@@ -210,8 +215,10 @@ class TestTimeFinetuner:
 
     def generate_each(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | Question],
         *,
+        suffix: str = "",
+        chat: bool = False,
         seconds: float | None = None,
         batch_size: int = 8,
         **options: Any,
@@ -223,28 +230,32 @@ class TestTimeFinetuner:
         In float32 that gives the texts of one at a time, if nothing is sampled.
 
         Args:
-            prompts: texts and conversations, for whose last message of the user it retrieves.
+            prompts: texts, conversations and questions.
+            suffix: the text behind the cursor of each text; a question has its own.
+            chat: whether texts are messages of a user.
             seconds: as in `adapted`, for each prompt.
             batch_size: how many to continue together at most. A model that keeps more of what it
                 has read than keys and values, as Mamba does, or whose positions padding moves,
                 continues one at a time.
-            options: as in `Adaptation.generate`.
+            options: for ``model.generate``, as in `Adaptation.generate`.
 
         Raises as `adapted` and `Adaptation.generate`.
         """
         check_integer("generate", "batch_size", batch_size, 1)
-        questions = [question_of(prompt) for prompt in prompts]
+        questions = [
+            question_of(self.tokenizer, prompt, suffix=suffix, chat=chat)
+            for prompt in prompts
+        ]
         if any(technique.trains for technique in self.techniques):
-            chat = options.get("chat", False)
-            for position, prompt in enumerate(prompts):
-                with self.adapted(prompt, chat=chat, seconds=seconds) as adaptation:
-                    text = adaptation.generate(prompt, **options)
+            for position, question in enumerate(questions):
+                with self.adapted(question, seconds=seconds) as adaptation:
+                    text = adaptation.generate(**options)
                 yield position, text
             return
         size = batch_size if self.reader.takes_padding else 1
-        by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i]))
+        by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i].text))
         prepared = (self._prepare(self.retrieve(questions[i])) for i in by_length)
-        # The first is for the weights, too.
+        # Changes of weights that do not depend on the prompt come from the first.
         first = next(prepared, [])
         remaining = chain([first], prepared)
         with self._changed(first, Deadline(None)):
@@ -252,8 +263,8 @@ class TestTimeFinetuner:
                 batch = by_length[start : start + size]
                 # Their passages are not read before.
                 prefixes = [prefix_of(each) for each in islice(remaining, len(batch))]
-                texts = continue_prompts(
-                    self.reader, [prompts[i] for i in batch], prefixes, **options
+                texts = continue_questions(
+                    self.reader, [questions[i] for i in batch], prefixes, **options
                 )
                 self._return_memory()
                 yield from zip(batch, texts, strict=True)
@@ -264,9 +275,10 @@ class TestTimeFinetuner:
     @signal_safe
     def _changed(
         self, prepared: Sequence[Prepared], deadline: Deadline
-    ) -> Iterator[Training]:
-        """Change the weights in turn, and restore them at the end of the body."""
-        changes = [each.change_weights for each in prepared if each.change_weights]
+    ) -> Iterator[tuple[Training, dict[type, Any]]]:
+        """Change the weights in turn, and restore them at the end of the body. Yields the training,
+        and the reports of the techniques by their classes."""
+        changes = any(each.change_weights for each in prepared)
         trained = self._weights.trained if changes else []
         if changes:
             trains = any(each.trains for each in self.techniques)
@@ -279,9 +291,12 @@ class TestTimeFinetuner:
         ):
             training = Training(self._weights, self.config, deadline)
             with out_of_memory_explained(OUT_OF_MEMORY):
-                for change in changes:
-                    change(training)
-            yield training
+                reports = {
+                    type(technique): each.change_weights(training)
+                    for technique, each in zip(self.techniques, prepared, strict=False)
+                    if each.change_weights
+                }
+            yield training, reports
 
     def _return_memory(self) -> None:
         size = sum(parameter.nbytes for parameter in self.model.parameters())

@@ -1,11 +1,23 @@
 """A prompt as the model reads it: its tokens, and where the cursor stands in them."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from hullft_ops._checks import check_text
+from hullft_ops.ttft.chat import Conversation, chat_text, conversation
+from hullft_ops.ttft.infill import Marks, marks_of
+from hullft_ops.ttft.tokens import plain_ids, tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Prompt = str | Conversation
 
 
 @dataclass(frozen=True)
@@ -97,3 +109,91 @@ class Row:
     def without_end(self, count: int) -> "Row":
         """The row without the last ``count`` tokens before the cursor."""
         return replace(self, question=self.question.without_end(count))
+
+
+def question_of(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt | Question,
+    *,
+    suffix: str = "",
+    chat: bool = False,
+) -> Question:
+    """Understand a prompt for a model of this tokenizer.
+
+    Args:
+        tokenizer: the model's.
+        prompt: the text before the cursor; or a conversation, a list of messages with a "role" and
+            a "content", which the tokenizer's chat template lays out. A question stays as it is.
+        suffix: the text behind the cursor. It stands between the tokens that the model was trained
+            to fill in with; a model without them reads ``prompt`` alone, with a warning. Special
+            tokens in either text are text.
+        chat: whether a text is a user's message.
+
+    Raises:
+        TypeError, ValueError: the prompt is neither, or has no token; a conversation has a suffix;
+            or there is no chat template, or it fails.
+    """
+    if isinstance(prompt, Question):
+        if suffix or chat:
+            raise ValueError("generate: suffix and chat are of a text, got a question")
+        return prompt
+    check_text("generate", "suffix", suffix)
+    if isinstance(prompt, list) or chat:
+        if suffix:
+            raise ValueError("generate: suffix must be empty for a conversation")
+        return _in_template(tokenizer, prompt)
+    check_text("generate", "prompt", prompt)
+    marks = marks_of(tokenizer) if suffix else None
+    if marks is not None:
+        return _around_cursor(tokenizer, prompt, suffix, marks)
+    if suffix:
+        warnings.warn(
+            "the model has no tokens to fill in with: it reads what stands before the cursor alone",
+            stacklevel=2,
+        )
+    tokens = tokenized(tokenizer, prompt)
+    if not tokens.ids:
+        raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
+    return Question(prompt, tokens.ids, tokens.opening, 0, len(tokens.ids))
+
+
+def _in_template(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> Question:
+    """A conversation. Passages stand before the last message of the user."""
+    messages, message = conversation(prompt)
+    text, place = chat_text(tokenizer, messages, message)
+    tokens = tokenized(tokenizer, text)
+    opening = tokens.opening
+    if place is not None:
+        # The last token of the template's beginning may be merged with the message's first.
+        beginning = tokenized(tokenizer, text[:place]).ids
+        pairs = enumerate(zip(beginning, tokens.ids, strict=False))
+        shared = (number for number, (one, other) in pairs if one != other)
+        opening = next(shared, len(beginning))
+    content = str(message["content"])
+    return Question(content, tokens.ids, opening, 0, len(tokens.ids))
+
+
+def _around_cursor(
+    tokenizer: "PreTrainedTokenizerBase", prefix: str, suffix: str, marks: Marks
+) -> Question:
+    """The texts before and behind the cursor between the model's marks."""
+    tokens = tokenized(tokenizer, "a")
+    ids = tokens.ids[: tokens.opening]
+    texts = {marks.prefix: prefix, marks.suffix: suffix}
+    ends = {}
+    for mark in marks.order:
+        ids.append(mark)
+        start = len(ids)
+        text, goes_on = texts.get(mark, ""), mark == marks.suffix
+        ids += plain_ids(tokenizer, text, marks.names, goes_on=goes_on)
+        ends[mark] = start, len(ids)
+    start, cursor = ends[marks.prefix]
+    return Question(
+        prefix if prefix.strip() else suffix,
+        ids,
+        tokens.opening,
+        start,
+        cursor,
+        suffix,
+        *ends[marks.suffix],
+    )

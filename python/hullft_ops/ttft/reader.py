@@ -22,7 +22,7 @@ from hullft_ops.ttft.models.checks import (
     text_window,
 )
 from hullft_ops.ttft.models.precision import AutoPrecision, autocast
-from hullft_ops.ttft.question import Question
+from hullft_ops.ttft.question import Question, Row
 from hullft_ops.ttft.restore import (
     ThreadModes,
     at_exit,
@@ -145,6 +145,19 @@ class Prefix:
         behind = chain.from_iterable(passage.ids for passage in passages)
         return [*ids[:opening], *behind] if passages else []
 
+    def row(self, question: Question, room: int) -> Row:
+        """A question behind the passages, in at most ``room`` tokens."""
+        head = self.before(question.ids, question.opening, room)
+        if head:
+            question = question.behind_opening()
+        room -= len(head)
+        if len(question.ids) > room:
+            warnings.warn(
+                f"the prompt has {len(question.ids)} tokens: the model reads the last {room}",
+                stacklevel=2,
+            )
+        return Row(head, question.fitted(room))
+
     def fitting(self, question: Question, window: int) -> "Prefix":
         """The prefix with the passages that fit before a question. Warns if not all do."""
         room = room_before(len(question.ids), question.opening, window)
@@ -196,7 +209,6 @@ class Reader:
             check_causal(model, tokenizer)
         self.window = text_window(model, tokenizer, max_length)
         self.keyword = cache_keyword(model)
-        self._latest = "", tokenized(tokenizer, "")
 
     def using(self, window: int, dtype: AutoPrecision | None) -> "Reader":
         """A reader of the same model with another window and dtype. Nothing is checked again."""
@@ -210,13 +222,8 @@ class Reader:
         return model_identity(self.model)
 
     def tokens(self, text: str) -> Tokens:
-        """The tokens of a text. Do not change them."""
-        # A prompt is selected for, scored and continued, without adaptation and with it.
-        latest, tokens = self._latest
-        if latest != text:
-            tokens = tokenized(self.tokenizer, text)
-            self._latest = text, tokens
-        return tokens
+        """The tokens of a text."""
+        return tokenized(self.tokenizer, text)
 
     def passage_ids(self, text: str, *, with_special: bool = False) -> list[int]:
         """The tokens of a passage, ``with_special`` ones or without."""

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
-from hullft_ops.ttft.question import Question
+from hullft_ops.ttft.question import Question, question_of
 from hullft_ops.ttft.reader import Mixture, Prediction, Prefix, Reader, mixed_logits
 
 if TYPE_CHECKING:
@@ -72,42 +72,47 @@ def score_text(
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
         RuntimeError: the model is in use elsewhere.
     """
-    return score(Reader(model, tokenizer, max_length), text, after=after)
+    question = question_of(tokenizer, after) if after else None
+    return score(Reader(model, tokenizer, max_length), text, after=question)
 
 
 def score(
-    reader: Reader, text: str, *, after: str = "", prefix: Prefix | None = None
+    reader: Reader,
+    text: str,
+    *,
+    after: Question | None = None,
+    prefix: Prefix | None = None,
 ) -> BitsPerByte:
-    """As `score_text`, behind retrieved passages, and with mixtures of the predictions.
+    """As `score_text`, behind a question and retrieved passages, and with mixtures.
 
     The passages stand after the special tokens that open the text, and before every window of a
     long text, as many of the nearest as `room_before` leaves room for. The same tokens are scored
     as without them.
     """
     check_text("score_text", "text", text)
-    prompt = reader.tokens(after).ids if after else []
+    prefix = prefix or Prefix()
     tokens = reader.tokens(text)
-    opening, ids = tokens.opening, tokens.ids
     byte_count = len(text.encode())
-    # The first token to score follows another.
-    first = max(opening, 1)
-    if prompt:
-        first = len(prompt)
-        ids = [*prompt, *ids[opening:]]
-    elif ids and not opening:
-        byte_count -= _bytes_of_first(reader, text, ids)
-    if first >= len(ids) or byte_count == 0:
-        least = "1 token" if opening or prompt else "2 tokens"
+    least = "1 token" if tokens.opening or after else "2 tokens"
+    if after is None:
+        # The first token to score follows another.
+        first = max(tokens.opening, 1)
+        if tokens.ids and not tokens.opening:
+            byte_count -= _bytes_of_first(reader, text, tokens.ids)
+        after = Question("", tokens.ids[:first], tokens.opening, 0, first)
+        ids = tokens.ids[first:]
+    else:
+        ids = tokens.ids[tokens.opening :]
+    if not ids or byte_count == 0:
         raise NothingToScoreError(
             f"score_text: text must have at least {least}, got {text[:20]!r} with "
-            f"{len(ids) - opening}"
+            f"{len(tokens.ids) - tokens.opening}"
         )
     nll = 0.0
     count = 0
-    prefix = prefix or Prefix()
     sees = bool(prefix.mixtures)
     with reader.reading(), seen_hidden_states(reader.model, is_needed=sees) as states:
-        predictions = _predictions(reader, ids, first, opening, prefix, states)
+        predictions = _predictions(reader, after, ids, prefix, states)
         for logits, targets in predictions:
             losses = cross_entropy(logits, targets, reduction="none")
             nll += losses.double().sum().item()
@@ -128,24 +133,30 @@ def _bytes_of_first(reader: Reader, text: str, ids: list[int]) -> int:
 
 def _predictions(
     reader: Reader,
+    question: Question,
     ids: list[int],
-    first: int,
-    opening: int,
     prefix: Prefix,
     states: HiddenStates,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits, and the tokens of ``ids`` from ``first`` on that they predict, behind the passages.
+    """Logits, and the tokens ``ids`` that they predict, behind the passages and a question.
 
-    ``opening`` tokens open the text. Take them in `Reader.reading`. ``states`` sees the passes.
+    Take them in `Reader.reading`. ``states`` sees the passes.
     """
-    head = prefix.before(ids, opening, reader.window)
-    # Without passages, only the first window reads the special tokens that open a text.
-    body = ids[opening:] if head else ids
-    first -= len(ids) - len(body)
-    windows = _windows(first, len(body), reader.window - len(head))
+    window = reader.window
+    if question.suffix:
+        # The marks must stay before the text, of which a window has at least the first half.
+        row = prefix.row(question, max(window - len(ids), window // 2))
+        head, question = row.head, row.question
+    else:
+        head = prefix.before([*question.ids, *ids], question.opening, window)
+        # Without passages, only the first window reads the special tokens that open a text.
+        question = question.behind_opening() if head else question
+    body = [*question.ids, *ids]
+    windows = _windows(len(question.ids), len(body), window - len(head))
     for begin, start, end in windows:
         before, behind = body[begin:start], torch.tensor(body[start:end])
-        question = Question("", before, opening=0, start=0, cursor=len(before))
+        if begin or start > len(question.ids):
+            question = Question("", before, opening=0, start=0, cursor=len(before))
         place = 0
         predictions = reader.logits(head, body[begin:end], len(before), prefix)
         for logits, targets in predictions:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,35 @@ def tokenized(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tokens:
         is_special.pop()
     opening = is_special.index(0) if 0 in is_special else len(is_special)
     return Tokens(ids, opening)
+
+
+def plain_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    marks: Sequence[str],
+    *,
+    goes_on: bool,
+) -> list[int]:
+    """The tokens of a text in which special tokens and ``marks`` are text.
+
+    If it ``goes_on``, it begins without the space that SentencePiece puts before a text.
+    """
+
+    def ids(text: str) -> list[int]:
+        encoding = tokenizer(text, add_special_tokens=False, verbose=False)
+        return list(encoding["input_ids"])
+
+    def continued(text: str) -> list[int]:
+        line, behind = ids("\n"), ids(f"\n{text}")
+        return behind[len(line) :] if behind[: len(line)] == line else ids(text)
+
+    added = tokenizer.added_tokens_decoder.values()
+    names = {token.content for token in added if token.special} | set(marks)
+    # split_special_tokens of transformers would leave marks whole that are not special, as Qwen's.
+    cuts = (f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names)
+    first, *others = re.split("|".join(cuts), text)
+    pieces = [continued(first) if goes_on else ids(first), *map(continued, others)]
+    return [token for piece in pieces for token in piece]
 
 
 def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -159,15 +159,16 @@ class Training:
     taken: list[Pass] = field(default_factory=list)
     skipped_steps: int = 0
 
-    def take(self, passes: Sequence[Pass]) -> None:
-        """Take the steps of these passes, as many as the budget allows.
+    def take(self, passes: Sequence[Pass]) -> list[Pass]:
+        """Take the steps of these passes, as many as the budget allows, and return those passes.
 
         Raises:
             NonFiniteLossError: a loss is not finite.
             ValueError: the model is quantized.
         """
         if not passes:
-            return
+            return []
+        count = len(self.taken)
         optimizer, model = self.weights.optimizer, self.weights.model
         if getattr(model, "is_quantized", False):
             raise ValueError(
@@ -198,6 +199,7 @@ class Training:
                 self.taken.append(current)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
+        return self.taken[count:]
 
     def _has_budget(self, current: Pass) -> bool:
         limit = self.options.passes

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hullft_ops.ttft.retrieval import fused
+from hullft_ops.ttft.search import fused
 from hullft_ops.ttft.store.base import MemoryStore
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.words import Words, last_words, words_in

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import hullft_ops
+from hullft_ops.ttft import Support
 from hullft_ops.ttft.techniques.passage_steps import schedule
-from hullft_ops.ttft.techniques.technique import Support
 
 PROMPT = "the cat sat on the red mat"
 CONTEXT = 32

@@ -1,6 +1,5 @@
 """The techniques that may precede an answer, and their options, which are those of a prompt."""
 
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +11,15 @@ from hullft_ops.ttft.techniques.passages import PassageOptions, Passages
 from hullft_ops.ttft.techniques.prompt_steps import PromptStepOptions, PromptSteps
 from hullft_ops.ttft.techniques.technique import Technique
 from hullft_ops.ttft.validation import options_class
+
+# In the order in which they are applied.
+TECHNIQUES: tuple[type[Technique], ...] = (
+    Adapter,
+    PassageSteps,
+    PromptSteps,
+    Passages,
+    NgramMixture,
+)
 
 
 @options_class
@@ -28,20 +36,18 @@ class TTFTConfig(
         InputError: a value has the wrong type or is out of range, or an option is unknown.
     """
 
-    techniques: tuple[Technique, ...] = ()
-    """In Python, techniques of your own, which come before these."""
+    techniques: tuple[Technique | type[Technique], ...] = TECHNIQUES
+    """In Python, techniques of your own beside the classes of these, in the order in which they are
+    applied. Classes that are left out come last."""
 
     def active(self) -> list[Technique]:
-        """The techniques that the options turn on, in the order in which they are applied."""
-        switches: dict[Callable[[Any], Technique], bool] = {
-            Adapter: self.adapter is not None,
-            PassageSteps: self.n_select > 0,
-            PromptSteps: self.train_on_prompt > 0,
-            Passages: self.context > 0,
-            NgramMixture: self.ngrams > 0,
-        }
-        ours = [technique(self) for technique, is_on in switches.items() if is_on]
-        return [*self.techniques, *ours]
+        """The techniques, of which the options turn on the package's own."""
+        others = [kind for kind in TECHNIQUES if kind not in self.techniques]
+        return [
+            each if isinstance(each, Technique) else each(self)  # type: ignore[call-arg]
+            for each in (*self.techniques, *others)
+            if isinstance(each, Technique) or getattr(self, each.switch, True)
+        ]
 
     def settings(self) -> dict[str, Any]:
         """The options that matter, which tell configurations apart."""

@@ -8,7 +8,7 @@ from typing import Any
 from hullft_ops.ttft.adapter import adapter_identity, read_adapter
 from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.retrieval import Neighbours
+from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.techniques.technique import Prepared, Technique
 from hullft_ops.ttft.validation import options_class
 
@@ -25,6 +25,7 @@ class AdapterOptions:
 class Adapter(Technique):
     """A LoRA is added to the weights."""
 
+    switch = "adapter"
     trains = False
 
     def __init__(self, options: AdapterOptions) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.reader import Draft, Prediction, Reader
-from hullft_ops.ttft.retrieval import (
+from hullft_ops.ttft.search import (
     Neighbours,
     PoolOptions,
     text_of,
@@ -51,6 +51,7 @@ class NgramOptions(PoolOptions):
 class NgramMixture(Technique):
     """N-grams of the pool change the predictions."""
 
+    switch = "ngrams"
     trains = False
 
     def __init__(self, options: NgramOptions) -> None:

@@ -1,8 +1,8 @@
 """Optimizer steps on passages that are selected among the prompt's neighbours."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
-from time import perf_counter
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,10 +14,9 @@ import hullft_ops
 from hullft_ops import Selection
 from hullft_ops._checks import Variant
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.retrieval import Neighbours, PoolOptions
+from hullft_ops.ttft.search import Neighbours, PoolOptions
 from hullft_ops.ttft.techniques.technique import (
     Prepared,
-    Support,
     Technique,
     stated,
 )
@@ -63,8 +62,37 @@ class PassageStepOptions(TrainingOptions, PoolOptions):
     """Observation noise of sift."""
 
 
+@dataclass(frozen=True)
+class Support:
+    """The passages that a model is trained on for a prompt, largest weight first.
+
+    Attributes:
+        indices: positions in the datastore.
+        weights: the convex weights; "knn" gives equal ones.
+        counts: optimizer steps on each passage. Their sum is less than was asked for if the method
+            is "knn" and the pool is smaller, or a passage has no next token to train on. "hullft"
+            may leave a passage without a step, even a heavy one, to keep the mean over the steps
+            near the prompt.
+        residual: distance from the prompt's embedding to the weighted mean; its norm without
+            passages.
+        gap: Frank-Wolfe gap over the pool.
+        input_ids: the tokens of each passage, cut to ``max_length``.
+        steps: optimizer steps taken on each; empty before training.
+    """
+
+    indices: list[int]
+    weights: list[float]
+    counts: list[int]
+    residual: float
+    gap: float
+    input_ids: list[list[int]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+
 class PassageSteps(Technique):
     """Optimizer steps on passages that a method selects from the pool."""
+
+    switch = "n_select"
 
     def __init__(self, options: PassageStepOptions) -> None:
         self.neighbours = options.pool_size
@@ -75,25 +103,37 @@ class PassageSteps(Technique):
             # Each passage has one step.
             "knn": ("noise", "order", "refresh", "variant"),
         }
-        name = str(getattr(options.method, "__name__", options.method))
-        values = stated(options, PassageStepOptions) | {"method": name}
+        values = stated(options, PassageStepOptions)
+        name = values["method"]
         for option in idle.get(name, ()):
             del values[option]
         self.settings = values
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
-        """Select passages for the prompt, and give the steps on them an order."""
+        """Select passages for the question, and give the steps on them an order."""
+        options = self._options
+        support = self.select(neighbours, reader)
+
+        def train(training: Training) -> Support:
+            passes = schedule(support, options.refresh, options.order)
+            steps = Counter[int | None]()
+            for each in training.take(passes):
+                steps[each.position] += each.repeats
+            return replace(support, steps=[steps[index] for index in support.indices])
+
+        return Prepared(change_weights=train)
+
+    def select(self, neighbours: Neighbours, reader: Reader) -> Support:
+        """The passages to train on."""
         options = self._options
         if neighbours.query is None:
             raise ValueError(
                 f"n_select is {options.n_select}, and the search is by words: passages to train on "
                 "are selected by embeddings; take search dense or hybrid, or n_select 0"
             )
-        start = perf_counter()
         positions = list(neighbours.positions[: options.pool_size])
         pool = neighbours.store.vectors(torch.tensor(positions))
         selection = self._selected(pool, neighbours.query)
-        seconds = perf_counter() - start
         size = int(selection.support_size)
         indices = [positions[i] for i in selection.indices[:size].tolist()]
         cut = options.max_length or reader.window
@@ -107,18 +147,14 @@ class PassageSteps(Technique):
                 selection.counts[:size].tolist(), input_ids, strict=True
             )
         ]
-        support = Support(
+        return Support(
             indices=indices,
             weights=selection.weights[:size].tolist(),
             counts=counts,
             residual=float(selection.residual),
             gap=float(selection.gap),
             input_ids=input_ids,
-            seconds=seconds,
         )
-        passes = schedule(support, options.refresh, options.order)
-        train = partial(Training.take, passes=passes)
-        return Prepared(change_weights=train, support=support)
 
     def _selected(self, pool: Tensor, query: Tensor) -> Selection:
         """What the method selects from a pool ``[K, d]`` for a query ``[d]``."""

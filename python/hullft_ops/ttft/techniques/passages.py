@@ -3,7 +3,7 @@
 from pydantic import NonNegativeInt
 
 from hullft_ops.ttft.reader import Passage, Reader
-from hullft_ops.ttft.retrieval import (
+from hullft_ops.ttft.search import (
     Neighbours,
     SearchOptions,
     retrieved_runs,
@@ -27,6 +27,7 @@ class PassageOptions(SearchOptions):
 class Passages(Technique):
     """The nearest passages stand before the prompt."""
 
+    switch = "context"
     trains = False
 
     def __init__(self, options: PassageOptions) -> None:

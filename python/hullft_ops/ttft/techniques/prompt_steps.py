@@ -1,17 +1,15 @@
 """Optimizer steps on the prompt itself."""
 
-from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.retrieval import Neighbours
+from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.training import (
     MAX_STEPS,
     MIN_TOKENS,
-    Training,
     TrainingOptions,
     passes_of,
 )
@@ -29,15 +27,22 @@ class PromptStepOptions(TrainingOptions):
 class PromptSteps(Technique):
     """Optimizer steps on the prompt, as many of its last tokens as fit."""
 
+    switch = "train_on_prompt"
+
     def __init__(self, options: PromptStepOptions) -> None:
         self.settings = stated(options, PromptStepOptions)
         self._options = options
 
     def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
-        ids = reader.tokens(neighbours.prompt).ids
+        """Its report is the number of steps that were taken."""
         options = self._options
+        ids = reader.tokens(neighbours.question.text).ids
         ids = ids[-(options.max_length or reader.window) :]
         if len(ids) < MIN_TOKENS:
             return Prepared()
         passes = passes_of(ids, options.train_on_prompt, options.refresh)
-        return Prepared(change_weights=partial(Training.take, passes=passes))
+        return Prepared(
+            change_weights=lambda training: sum(
+                each.repeats for each in training.take(passes)
+            )
+        )

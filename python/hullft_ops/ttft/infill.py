@@ -1,0 +1,51 @@
+"""The tokens between which a model reads what stands before and behind a cursor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What stands before the prefix, before the suffix, and before what is written between them.
+_NAMES = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen, CodeGemma, Granite
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite Code
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    # DeepSeek writes wide bars.
+    ("<\uff5cfim▁begin\uff5c>", "<\uff5cfim▁hole\uff5c>", "<\uff5cfim▁end\uff5c>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
+    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),  # GLM
+)
+# Codestral reads the suffix first, and writes on behind the prefix.
+_SUFFIX_FIRST = ("[SUFFIX]", "[PREFIX]")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks of a model.
+
+    Attributes:
+        prefix: stands before the text before the cursor.
+        suffix: stands before the text behind it.
+        order: all, in the order in which the model reads them.
+        names: how a text would write them.
+    """
+
+    prefix: int
+    suffix: int
+    order: Sequence[int]
+    names: Sequence[str]
+
+
+def marks_of(tokenizer: "PreTrainedTokenizerBase") -> Marks | None:
+    """The marks that the vocabulary has; None if it has none."""
+    vocabulary = tokenizer.get_vocab()
+    for names in _NAMES:
+        if vocabulary.keys() >= set(names):
+            order = [vocabulary[name] for name in names]
+            return Marks(order[0], order[1], order, [n.lstrip("▁") for n in names])
+    if vocabulary.keys() >= set(_SUFFIX_FIRST):
+        suffix, prefix = (vocabulary[name] for name in _SUFFIX_FIRST)
+        return Marks(prefix, suffix, [suffix, prefix], _SUFFIX_FIRST)
+    return None
