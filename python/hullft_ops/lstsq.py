@@ -123,8 +123,8 @@ def nnls(
 
     The algorithm is Lawson and Hanson's. For a matrix ``A`` with one column for each unknown, as
     SciPy's ``nnls`` takes it, the pool is ``A.T``. The factor is that of the support's Gram matrix,
-    which squares the condition number: beyond some 1e7 the residual is not the least, 1e3 in
-    float32 on CUDA. SciPy's factor is that of the rows.
+    which squares the condition number: beyond some 1e7 the residual is not the least. SciPy's
+    factor is that of the rows.
 
     Returns:
         The gap is the largest violation of the conditions of an optimum, in units of an inner

@@ -13,6 +13,7 @@ from cuda_sim.checks import (
 )
 from cuda_sim.library import CONSTRAINTS, Launch, Library, Lstsq
 from hullft_ops import reference
+from lstsq_problems import spectra
 from problems import of_query
 
 
@@ -96,25 +97,13 @@ def corrective_few_rows(library: Library, seed: int) -> None:
             check_kinds(library, constraint, (rows, query, sizes), launch)
 
 
-def spectra(candidates: int, width: float, seed: int) -> tuple[torch.Tensor, ...]:
-    """Smooth rows, ``width`` times as wide as they are apart, and mixtures of them with noise."""
-    generator = torch.Generator().manual_seed(seed)
-    columns = torch.linspace(0, candidates - 1, 200, dtype=torch.float64)
-    centers = torch.arange(candidates, dtype=torch.float64)
-    pool = torch.exp(-(((columns - centers[:, None]) / width) ** 2)).float()
-    shares = torch.rand(6, candidates, generator=generator) ** 3
-    shares /= shares.sum(1, keepdim=True)
-    noise = 1e-3 * torch.randn(6, 200, generator=generator)
-    return pool, shares @ pool + noise
-
-
 @case_of_values
 def corrective_spectra(library: Library, seed: int) -> None:
     """Smooth rows in float32 have the weights and supports of float64, for condition numbers from
     100 to 10,000: a shared pool, pools of their own, and columns that rounds compute."""
     solvers = {"simplex": hullft_ops.simplex_lstsq, "non-negative": hullft_ops.nnls}
     for candidates, width in product((12, 24, 32, 40, 100), (1.42, 1.72, 1.97)):
-        pool, query = spectra(candidates, width, seed)
+        pool, query = spectra(seed, 6, candidates, width)
         pools = pool.repeat(6, 1, 1)
         for constraint, solve in solvers.items():
             expected = solve(pool.double(), query.double())
