@@ -3,7 +3,7 @@
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
+from transformers import DynamicCache, GenerationConfig
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
@@ -120,14 +120,6 @@ def test_every_option_gives_the_text_of_one_token_at_a_time(
     assert drafted == single != ""
 
 
-def test_a_streamer_gets_what_is_returned(make_copier, tokenizer):
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-    with make_copier().adapted(TEXT) as adaptation:
-        text = adaptation.generate(PROMPT[:-2], streamer=streamer, **OPTIONS)
-
-    assert "".join(streamer) == text
-
-
 def test_sampled_texts_have_the_models_distribution(llama):
     """Three tokens, each of the three likeliest, against the exact probabilities."""
     ids = torch.tensor([[5, 6, 7]])
@@ -191,7 +183,6 @@ def test_a_draft_is_as_long_as_its_kind_is_accepted():
         {"min_new_tokens": 4},
         {"num_beams": 2},
         {"num_beams": 2, "do_sample": True},
-        {"generation_config": GenerationConfig(num_beams=3)},
         {"no_repeat_ngram_size": 3, "typical_p": 0.9},
         {"cache_implementation": "hybrid"},
     ],
