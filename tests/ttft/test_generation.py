@@ -263,6 +263,8 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
             "max_length must be None: max_new_tokens counts behind",
         ),
         ("a", {"custom_generate": print}, "custom_generate must be None: the loop is"),
+        ("a", {"forced_eos_token_id": 2}, "forced_eos_token_id must be None: a text"),
+        ("a", {"stop_at": "word"}, "stop_at must be one of line, expression, block or"),
         ("a", {"stop_strings": [5]}, "stop_strings must be a str, got int"),
         ("a", {"stop_strings": "\ud800"}, "stop_strings must be valid Unicode"),
         ("\ud800", {}, "prompt must be valid Unicode"),
@@ -318,13 +320,6 @@ def test_a_text_that_has_ended_is_filled_with_no_text(gpt2, tokenizer, make):
 
     assert texts[0] == ""
     assert texts[1]
-
-
-def test_the_last_token_of_a_text_can_be_given(gpt2, tokenizer, make):
-    options = {"forced_eos_token_id": 40, **OPTIONS}
-    texts = make(gpt2, n_select=0).generate(["the ca", "a dog", "1"], **options)
-
-    assert all(text.endswith(tokenizer.decode([40])) for text in texts)
 
 
 def test_a_configuration_is_heard_as_options_are(gpt2, make):

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hullft_ops.ttft import TestTimeFinetuner
+from hullft_ops.ttft.endings import Ending
 from hullft_ops.ttft.generation import generate_rows, request_of
 from hullft_ops.ttft.healing import Healing, Limits, Vocabulary
 from hullft_ops.ttft.question import Question, Row
@@ -102,7 +103,9 @@ def test_what_is_held_is_written_whatever_else_is_forbidden(copier):
     tokens = copier.reader.tokens("the cat sat").ids
     count = vocabulary.taken_back(tokens)
     held = vocabulary.content(tokens[-count:])
-    healing = Healing(vocabulary, [held], len(tokens) - count, Limits(longest=1))
+    healing = Healing(
+        vocabulary, [held], [Ending()], len(tokens) - count, Limits(longest=1)
+    )
     scores = healing(torch.tensor([tokens[:-count]]), torch.full((1, 320), -torch.inf))
     [allowed] = scores.isfinite()
 

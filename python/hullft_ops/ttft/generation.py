@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.drafts import DraftedWriting
+from hullft_ops.ttft.endings import STOPS, Ending
 from hullft_ops.ttft.healing import HealedStreamer, Healing, Limits
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
@@ -26,13 +27,16 @@ from hullft_ops.ttft.reader import (
 )
 
 # Of what ``generate`` takes. The number of tokens is transformers' default.
-_DEFAULTS = {"max_new_tokens": 20, "token_healing": True}
+_DEFAULTS = {"max_new_tokens": 20, "token_healing": True, "stop_at": None}
 _FIXED = {
     "num_return_sequences": (1, "only one continuation is returned"),
     "return_dict_in_generate": (False, "only one continuation is returned"),
     "max_length": (None, "max_new_tokens counts behind the prompt"),
     "custom_generate": (None, "the loop is this package's"),
+    "forced_eos_token_id": (None, "a text may end with any token"),
 }
+# So many of the last tokens before the cursor are looked at for the beginning of its line.
+_LINE_TOKENS = 128
 # Modes of transformers in which drafts give the same text, and others that go on behind a cache.
 _PLAIN_MODES = ("greedy_search", "sample")
 _BEAM_MODES = ("beam_search", "beam_sample")
@@ -73,30 +77,28 @@ def request_of(reader: Reader, options: Mapping[str, Any]) -> Request:
     stops = [stops] if isinstance(stops, str) else stops
     for stop in stops:
         check_text("generate", "stop_strings", stop)
-    least, last = asked.pop("min_new_tokens", 0), asked.pop("forced_eos_token_id", None)
-    heals, streamer = asked.pop("token_healing"), asked.pop("streamer", None)
+    stop_at = asked.pop("stop_at")
+    if stop_at not in (None, *STOPS):
+        raise ValueError(
+            f"generate: stop_at must be one of {', '.join(STOPS)} or None, got {stop_at!r}"
+        )
+    least, streamer = asked.pop("min_new_tokens", None), asked.pop("streamer", None)
+    heals = asked.pop("token_healing")
     config: Any = deepcopy(reader.model.generation_config)
     arguments = {"tokenizer": reader.tokenizer} | config.update(**asked)
     if not reader.vocabulary:
         # Without the bytes of tokens, transformers looks for them.
         config.stop_strings, stops = stops or None, []
-    # Fills rows that have ended, and must not become text.
-    ids = reader.tokenizer.pad_token_id, reader.tokenizer.eos_token_id
-    config.pad_token_id = next((i for i in ids if i is not None), config.pad_token_id)
-    limits = Limits(
-        longest=new_tokens,
-        shortest=least or 0,
-        ending=_tokens_of(config.eos_token_id),
-        last=_tokens_of(last),
-        stops=[stop.encode() for stop in stops if stop],
-    )
+    last = config.eos_token_id
+    last = [] if last is None else torch.tensor(last).flatten().tolist()
+    config.eos_token_id = [*last, *reader.vocabulary.marks] or None
+    # It fills rows that have ended, and must not become text.
+    if reader.tokenizer.eos_token_id is not None:
+        config.pad_token_id = reader.tokenizer.eos_token_id
+    stops = [stop.encode() for stop in stops if stop]
+    last = config.eos_token_id or []
+    limits = Limits(new_tokens, least or 0, last, stops, stop_at)
     return Request(limits, heals, streamer, config, arguments)
-
-
-def _tokens_of(option: int | Sequence[int] | None) -> Sequence[int]:
-    if option is None:
-        return []
-    return [option] if isinstance(option, int) else option
 
 
 def continue_questions(
@@ -113,7 +115,9 @@ def continue_questions(
         prefixes: what was prepared for each. The farthest passages go until the rest fits.
         generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20, and
             ``token_healing`` to True: the end of a prompt is written again from a boundary of
-            tokens, held to its characters.
+            tokens, held to its characters. ``stop_at`` ends a text with its first "line", with the
+            "block" of lines indented like that or further, or with the "expression", where a line
+            closes the brackets that it opened.
 
     Raises:
         TypeError, ValueError: ``max_new_tokens`` leaves no room for a question, or an argument asks
@@ -149,6 +153,7 @@ def generate_rows(
     healing = Healing(
         reader.vocabulary,
         held=[reader.vocabulary.content(end) for end in ends],
+        endings=[_ending(reader, row, request) for row in rows],
         length=max(len(row.ids) for row in cut),
         limits=request.limits,
     )
@@ -157,10 +162,17 @@ def generate_rows(
         streamer = HealedStreamer(request.streamer, prompt, healing)
         request = replace(request, streamer=streamer)
     output = _written(reader, cut, prefixes, ends[0], healing, request)
-    return [
+    texts = [
         _text_behind(reader, row.before_cursor, [*before.before_cursor, *new])
         for row, before, new in zip(rows, cut, healing.texts(output), strict=True)
     ]
+    return [t[: e.place(t)] for t, e in zip(texts, healing.endings, strict=True)]
+
+
+def _ending(reader: Reader, row: Row, request: Request) -> Ending:
+    before = reader.tokenizer.decode(row.question.before_cursor[-_LINE_TOKENS:])
+    line = str(before).rpartition("\n")[2]
+    return Ending(request.limits.stop_at, line, row.question.suffix)
 
 
 def _end_to_heal(reader: Reader, row: Row) -> list[int]:

@@ -7,7 +7,7 @@ learned to continue. They are taken back, and what is written in their place is 
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, takewhile
@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hullft_ops.ttft.endings import Ending
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # How SentencePiece writes a byte.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# Of an added token that stands between texts, files or the parts of one to fill in.
+_MARK = re.compile(
+    r"<.*(fim|end_?of_?text|file_?(sep|name)|repo_?name|code_(prefix|suffix|middle)).*>"
+    r"|<(PRE|SUF|MID|EOT)>"
+)
 # Longer tokens are rulers and blank lines, which continue a prompt by chance alone.
 _LONGEST = 128
 
@@ -30,14 +37,20 @@ class Vocabulary:
 
     Special tokens stand for none, and so do all of a tokenizer that is neither of GPT-2's kind,
     which writes bytes, nor of SentencePiece's: its prompts are not healed.
+
+    Attributes:
+        marks: the tokens that stand between texts, such as "<|file_sep|>": one ends a text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
         self._tokenizer = tokenizer
-        self._special = set(tokenizer.all_special_ids)
         self._added = tokenizer.added_tokens_decoder
+        self.marks = [
+            token for token, added in self._added.items() if _MARK.search(added.content)
+        ]
+        self._special = {*tokenizer.all_special_ids, *self.marks}
         decoder = tokenizer.backend_tokenizer.decoder if tokenizer.is_fast else None
         kinds = b"" if decoder is None else decoder.__getstate__()
         # GPT-2 writes a byte as the character of that number if it shows, else as another.
@@ -132,16 +145,16 @@ class Limits:
     Attributes:
         longest: how many tokens it has at most.
         shortest: how many it has before it ends itself.
-        ending: the tokens by which it does.
-        last: the tokens one of which a text of ``longest`` ends with; empty for any.
+        last: the tokens by which it does.
         stops: a text ends with the first of these, too.
+        stop_at: as in `Ending`.
     """
 
     longest: int
     shortest: int = 0
-    ending: Sequence[int] = ()
     last: Sequence[int] = ()
     stops: Sequence[bytes] = ()
+    stop_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,12 +164,14 @@ class Healing:
     Attributes:
         vocabulary: the tokenizer's.
         held: the bytes that were taken back from each prompt.
+        endings: where the text behind each ends.
         length: how many tokens the model reads before it writes.
-        limits: where a text ends.
+        limits: of all texts.
     """
 
     vocabulary: Vocabulary
     held: Sequence[bytes]
+    endings: Sequence[Ending]
     length: int
     limits: Limits
 
@@ -165,46 +180,57 @@ class Healing:
         """How many tokens may be written: what was taken back may be written byte by byte."""
         return self.limits.longest + max(map(len, self.held))
 
-    def rows(self, input_ids: Tensor) -> Iterator[tuple[bytes, list[int]]]:
-        """The bytes that each row is held to, and the tokens written so far. A prompt's beams are
-        consecutive."""
+    def rows(self, input_ids: Tensor) -> Iterator[tuple[int, list[int]]]:
+        """The number of each row's prompt, whose beams are consecutive, and the tokens so far."""
         beams = len(input_ids) // len(self.held)
         for number, tokens in enumerate(input_ids[:, self.length :].tolist()):
-            yield self.held[number // beams], tokens
+            yield number // beams, tokens
+
+    def behind(self, number: int, tokens: Sequence[int]) -> bytes:
+        """The bytes behind a prompt."""
+        return self.vocabulary.content(tokens)[len(self.held[number]) :]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """As a logits processor, it forbids what disagrees with the bytes and the limits."""
         rows = zip(scores, self.rows(input_ids), strict=True)
         return torch.stack([self._allowed(row, *written) for row, written in rows])
 
-    def _allowed(self, scores: Tensor, held: bytes, tokens: Sequence[int]) -> Tensor:
+    def _allowed(self, scores: Tensor, number: int, tokens: Sequence[int]) -> Tensor:
+        held = self.held[number]
         content = self.vocabulary.content(tokens[: len(held)])
         if len(content) < len(held):
             return _only(scores, self.vocabulary.agreeing(held[len(content) :]))
         count = len(tokens) - self.vocabulary.count_within(held, tokens)
         if count < self.limits.shortest:
-            ending = torch.tensor(self.limits.ending, device=scores.device)
-            scores = scores.index_fill(0, ending, -torch.inf)
-        if self.limits.last and count == self.limits.longest - 1:
-            return _only(scores, self.limits.last)
+            last = torch.tensor(self.limits.last, device=scores.device)
+            return scores.index_fill(0, last, -torch.inf)
         return scores
 
     def is_done(self, input_ids: Tensor, scores: Any) -> Tensor:
         """A stopping criterion."""
         done = [
-            len(tokens) >= self._end(held, tokens)
-            for held, tokens in self.rows(input_ids)
+            len(tokens) >= self._end(number, tokens) or self._has_ended(number, tokens)
+            for number, tokens in self.rows(input_ids)
         ]
         return torch.tensor(done, device=input_ids.device)
 
+    def _has_ended(self, number: int, tokens: Sequence[int]) -> bool:
+        ending = self.endings[number]
+        if not ending:
+            return False
+        return ending.place(_text(self.behind(number, tokens))) is not None
+
     def texts(self, input_ids: Tensor) -> list[list[int]]:
         """The tokens written in place of what was taken back, and behind it, up to their end."""
+        marks = self.vocabulary.marks
         return [
-            tokens[: self._end(held, tokens)] for held, tokens in self.rows(input_ids)
+            [*takewhile(lambda t: t not in marks, tokens[: self._end(number, tokens)])]
+            for number, tokens in self.rows(input_ids)
         ]
 
-    def _end(self, held: bytes, tokens: Sequence[int]) -> int:
+    def _end(self, number: int, tokens: Sequence[int]) -> int:
         """How many tokens a text has, if it goes on far enough."""
+        held = self.held[number]
         end = self.vocabulary.count_within(held, tokens) + self.limits.longest
         stops = self.limits.stops
         content = self.vocabulary.content(tokens) if stops else b""
@@ -222,36 +248,58 @@ class HealedStreamer:
     Args:
         streamer: the other one.
         prompt: the prompt's tokens.
-        healing: what was taken back from the prompt.
+        healing: what was taken back from the prompt, and where the text ends.
     """
 
     def __init__(self, streamer: Any, prompt: Sequence[int], healing: Healing) -> None:
         self._streamer = streamer
-        self._prompt = prompt
-        self._vocabulary = healing.vocabulary
-        self._has_prompt = False
-        # The bytes that are still to be written again.
-        [self._held] = healing.held
+        self._prompt: Sequence[int] | None = prompt
+        self._healing = healing
+        self._tokens: list[int] = []
+        # How many bytes behind the prompt were passed on.
+        self._passed = 0
 
     def put(self, value: Tensor) -> None:
         """The row that the model reads comes first, and then each token, which is passed on at
-        once."""
-        if not self._has_prompt:
-            self._has_prompt = True
-            value = torch.tensor([self._prompt])
-        elif self._held:
-            content = self._vocabulary.content(value.tolist())
+        once if the text cannot end before it."""
+        if self._prompt is not None:
+            self._streamer.put(torch.tensor([self._prompt]))
+            self._prompt = None
+            return
+        healing = self._healing
+        is_behind = len(healing.vocabulary.content(self._tokens)) >= len(
+            healing.held[0]
+        )
+        self._tokens += value.tolist()
+        if healing.endings[0]:
+            self._pass_on(healing.endings[0].settled)
+        elif not is_behind:
             # The last token may stand for the rest, and more.
-            behind = content[len(self._held) :]
-            self._held = self._held[len(content) :]
-            if not behind:
-                return
-            value = torch.tensor(self._vocabulary.spelled(behind))
-        self._streamer.put(value)
+            self._pass_on(None)
+        elif self._tokens[-1] not in healing.vocabulary.marks:
+            self._streamer.put(value)
+
+    def _pass_on(self, end: Callable[[str], int | None] | None) -> None:
+        """Pass on what is new of the bytes behind the prompt, up to the end of their text."""
+        content = self._healing.behind(0, self._tokens)
+        if end is not None:
+            text = _text(content)
+            content = text[: end(text)].encode()
+        tokens = self._healing.vocabulary.spelled(content[self._passed :])
+        if tokens:
+            self._passed = len(content)
+            self._streamer.put(torch.tensor(tokens))
 
     def end(self) -> None:
         """Nothing comes any more."""
+        if self._healing.endings[0]:
+            self._pass_on(self._healing.endings[0].place)
         self._streamer.end()
+
+
+def _text(content: bytes) -> str:
+    # The last character may not be whole yet.
+    return content.decode(errors="ignore")
 
 
 def _only(scores: Tensor, tokens: Sequence[int]) -> Tensor:
