@@ -128,12 +128,8 @@ def test_a_row_says_what_the_finetuner_does(
 
     for row in rows:
         off = {"context": 0, "ngrams": 0, "train_on_prompt": 0}
-        settings = {
-            name.removeprefix("relative_"): value
-            for name, value in row.settings.items()
-        }
         finetuner = TestTimeFinetuner(
-            model, tokenizer, Datastore.open(store), embedder, **off | settings
+            model, tokenizer, Datastore.open(store), embedder, **off | row.settings
         )
         text = texts_of[row.prompt]
 
@@ -239,7 +235,7 @@ def test_a_loss_that_is_not_finite_is_a_row_with_an_error(evaluate: Evaluate) ->
 
     printed = succeeded("report", OUTPUT).stdout
 
-    assert "Left out, for an error: lr=1e+30 knn" in printed
+    assert "Left out, for an error: knn n_select=3 lr=1e+30" in printed
 
 
 def test_a_prompt_of_one_token_has_no_score_and_stops_nothing(
@@ -304,9 +300,8 @@ def test_a_folder_becomes_evidence(
     table = result.stdout.removeprefix("results.jsonl\n")
 
     assert "no adaptation" in table
-    # What is retrieved has no setting of its own.
-    assert "\n off " in table
-    assert "\ntrain_on_prompt off: " in table
+    assert "\nshared settings: " in table
+    assert "\ntrain_on_prompt=2" in table
     assert "The continuation comes after the prompt" in table
     for row in rows:
         trains_on_prompt = "train_on_prompt" in row.settings
@@ -385,7 +380,7 @@ def test_the_grid_file_is_not_the_output(evaluate: Evaluate, tmp_path: Path) -> 
     [
         (["--prompts", "nowhere"], "No such file or directory"),
         (["--embedder", DEFAULT_EMBEDDER], "on the command line with --embedder"),
-        (["--config", "nowhere"], "config nowhere: No such file or directory; cpu_"),
+        (["--config", "nowhere"], "No such file or directory: 'nowhere'"),
     ],
 )
 def test_what_cannot_be_ends_with_one_line(

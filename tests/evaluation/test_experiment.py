@@ -82,11 +82,7 @@ def test_a_setting_of_one_method_does_not_multiply_the_others() -> None:
 def test_settings_make_the_configuration_again(options: dict[str, Any]) -> None:
     config = TTFTConfig(**options)
     off = {"n_select": 0, "train_on_prompt": 0, "context": 0, "ngrams": 0.0}
-    settings = {
-        name.removeprefix("relative_"): value
-        for name, value in config.settings().items()
-    }
-    again = TTFTConfig(**off | settings)
+    again = TTFTConfig(**off | config.settings())
 
     assert again.settings() == config.settings()
     assert list(map(type, again.active())) == list(map(type, config.active()))
@@ -136,16 +132,3 @@ def test_an_error_names_the_file_and_the_key(
 
     assert str(error.value).startswith(f"config {file}: {message}")
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_lists_what_ships_with_the_package() -> None:
-    with pytest.raises(InputError, match="no.json: No such file.*; cpu_timing, demo"):
-        read_experiment("no.json")
-
-
-@pytest.mark.parametrize("name", ["cpu_timing", "demo", "paper", "smollm2", "sweep_n"])
-def test_what_ships_with_the_package(name: str) -> None:
-    experiment = read_experiment(name)
-
-    assert experiment.description
-    assert len(experiment.configs()) >= 3

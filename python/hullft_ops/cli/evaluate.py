@@ -31,7 +31,7 @@ def evaluate(
     settings: Annotated[dict[str, Any], fields_of(TTFTConfig, several=True)],
     workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
-    config: str | None = None,
+    config: Path | None = None,
     output: Path = Path("results.jsonl"),
 ) -> None:
     """Measure every combination of settings on held-out prompts; write a row for each, and print a
@@ -45,7 +45,7 @@ def evaluate(
         experiment: in place of what the file says.
         settings: each takes several values, in place of those in the file.
         workers: where to measure.
-        config: JSON file, or the name of an experiment that ships with the package.
+        config: JSON file.
         output: results file, JSONL.
     """
     read = Experiment() if config is None else read_experiment(config)
@@ -54,10 +54,22 @@ def evaluate(
         steps = {"train_on_prompt": TTFTConfig.train_on_prompt}
         grids = [settings | {"n_select": 0, "train_on_prompt": 0}, steps | settings]
     chosen = replace(read, **experiment, settings=grids)
+    measure(chosen, output, Workers(**workers), config=config)
+
+
+def measure(
+    experiment: Experiment,
+    output: Path,
+    workers: Workers | None = None,
+    *,
+    config: Path | None = None,
+) -> None:
+    """Measure what ``output`` lacks of an experiment, and print the table."""
     # These may be files; a folder is no place for rows.
-    sources = chosen.prompts, chosen.corpus, chosen.model, config
+    sources = experiment.prompts, experiment.corpus, experiment.model, config
     check_output(output, kind="rows", inputs=sources)
-    if chosen.corpus and output.resolve().is_relative_to(Path(chosen.corpus).resolve()):
+    corpus = experiment.corpus
+    if corpus and output.resolve().is_relative_to(Path(corpus).resolve()):
         raise ValueError(
             f"output {output} is in the corpus, which would have one more text the next time; "
             "--output takes another place"
@@ -65,9 +77,9 @@ def evaluate(
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output)
-    rows = _measured(chosen, output, Workers(**workers))
+    rows = _measured(experiment, output, workers or Workers())
     echo(output)
-    print_report(Measurements.of(rows, chosen.score))
+    print_report(Measurements.of(rows, experiment.score))
 
 
 def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Row]:

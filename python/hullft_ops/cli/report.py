@@ -15,8 +15,8 @@ def report(results: tyro.conf.Positional[Path], *, score: str | None = None) -> 
 
     Args:
         results: results file of hullft-ops evaluate; xz may have compressed it.
-        score: what to compare by: continuation, prompt, line, similarity or chrf; None for the
-            first that all have.
+        score: what to compare by: continuation, prompt, line or similarity; None for the first
+            that all have.
     """
     rows = read_rows(results)
     if not rows:

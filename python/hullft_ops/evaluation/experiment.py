@@ -15,8 +15,6 @@ from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.validation import options_class, parse
 
-_SHIPPED = Path(__file__).with_name("experiments")
-
 
 @options_class
 class Experiment(ModelConfig, CorpusConfig):
@@ -50,8 +48,8 @@ class Experiment(ModelConfig, CorpusConfig):
     on the prompt, which is scored, are taken only if it says so."""
 
     score: str | None = None
-    """What to compare by: continuation or prompt, or of what is written line, similarity or chrf;
-    None for the first that every row has."""
+    """What to compare by: continuation or prompt, or line or similarity of what is written; None
+    for the first that every row has."""
 
     description: str = ""
     """What the experiment is for."""
@@ -62,27 +60,18 @@ class Experiment(ModelConfig, CorpusConfig):
         return expand([{"train_on_prompt": 0} | grid for grid in self.settings])
 
 
-def read_experiment(source: str | Path) -> Experiment:
-    """The experiment in a JSON file, or the one of that name that ships with the package.
+def read_experiment(path: Path) -> Experiment:
+    """The experiment in a JSON file.
 
     Raises:
-        InputError: it cannot be read, or is wrong; the message names the file and the key.
+        OSError: the file cannot be read.
+        InputError: it is wrong; the message names the file and the key.
     """
-    path, shipped = Path(source), _SHIPPED / f"{source}.json"
-    if shipped.is_file() and not path.exists():
-        path = shipped
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        names = ", ".join(sorted(path.stem for path in _SHIPPED.glob("*.json")))
-        raise InputError(
-            f"config {source}: {error.strerror}; {names} ship with the package"
-        ) from error
-    experiment = parse(Experiment, content, f"config {source}")
+    experiment = parse(Experiment, path.read_bytes(), f"config {path}")
     try:
         experiment.configs()
     except InputError as error:
-        raise InputError(f"config {source}: {error}") from error
+        raise InputError(f"config {path}: {error}") from error
     return experiment
 
 

@@ -1,6 +1,5 @@
 """An evaluation's report: a table, and in sentences what it says of each method."""
 
-import json
 from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
@@ -8,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hullft_ops._terminal import counted, echo, printable
-from hullft_ops.evaluation.statistics import CONFIDENCE, Measurements, named, shown
+from hullft_ops.evaluation.statistics import CONFIDENCE, Measurements, named
 
 NONE = "no adaptation"
 # Intervals of fewer prompts say little.
@@ -17,18 +16,16 @@ _FEW = 10
 
 def print_report(measured: Measurements) -> None:
     """Print an evaluation's table, and the best setting of each method."""
-    rows = cells_of(measured)
     title = f"Means over {counted(len(measured.prompts), 'held-out prompt')}"
     table = Table(box=SIMPLE_HEAD, title=title, pad_edge=False)
-    # The row without adaptation lacks some columns.
+    rows = cells_of(measured)
+    # The row of no adaptation lacks some columns.
     columns = list(rows[-1])
-    settings = measured.varying()
     for name in columns:
-        table.add_column(
-            name,
-            justify="left" if name in settings else "right",
-            no_wrap=name == columns[0],
-        )
+        if name == "settings":
+            table.add_column(name, overflow="fold", min_width=len(NONE))
+        else:
+            table.add_column(name, justify="right")
     for cells in rows:
         table.add_row(*(printable(cells.get(name, "")) for name in columns))
     Console(markup=False).print(table)
@@ -36,23 +33,17 @@ def print_report(measured: Measurements) -> None:
 
 
 def cells_of(measured: Measurements) -> list[dict[str, str]]:
-    """The cells of each configuration, by column, the best first."""
-    title = measured.metric.title
-    varying = measured.varying()
-    first = (*varying, "configuration")[0]
-    rows = [{first: NONE, title: f"{measured.before.mean():.4f}"}]
+    """The cells of no adaptation, and of each configuration, the best first, by column."""
+    title, names = measured.metric.title, measured.names()
+    rows = [{"settings": NONE, title: f"{measured.before.mean():.4f}"}]
     for config in measured.ranked():
         after, measurements = measured.after[config], measured.rows[config]
-        settings = measured.settings(config)
-        change = measured.change(after, measured.before)
-        names = {name: shown(settings.get(name, "")) for name in varying}
-        if not any(names.values()):
-            names[first] = "off" if varying else "adapted"
+        change, *_ = measured.change(after, measured.before).split()
         rows.append(
             {
-                **names,
+                "settings": names[config],
                 title: f"{after.mean():.4f}",
-                "against none": f"{change.value:{measured.form}}",
+                "against none": change,
                 "adapting": f"{fmean(row.seconds_total for row in measurements):.3f} s",
                 "passes": f"{fmean(row.passes for row in measurements):.1f}",
             }
@@ -66,16 +57,13 @@ def verdicts(measured: Measurements) -> list[str]:
     lines = _doubts(measured)
     names, best = measured.names(), measured.best_of_each_kind()
     for config in best:
-        after, form = measured.after[config], measured.form
+        after = measured.after[config]
         change = measured.change(after, measured.before)
         better = int(measured.is_better(after, measured.before).sum())
-        line = (
-            f"{names[config]}: {change.text(form)} against none, better on {better} of "
-            f"{len(after)}"
-        )
+        line = f"{names[config]}: {change} against none, better on {better} of {len(after)}"
         if config != best[0]:
             behind = measured.change(after, measured.after[best[0]])
-            line += f", {behind.text(form)} against {names[best[0]]}"
+            line += f", {behind} against {names[best[0]]}"
         lines.append(f"{line}.")
         if measured.is_better(measured.before.mean(), after.mean()):
             lines.append(f"Adapting hurts: {names[config]} scores worse than none.")
@@ -84,7 +72,7 @@ def verdicts(measured: Measurements) -> list[str]:
 
 def _doubts(measured: Measurements) -> list[str]:
     shared = named(measured.shared(), measured.shared())
-    lines = [f"Settings that do not vary: {shared}."] if shared else []
+    lines = [f"Shared settings: {shared}."] if shared else []
     lines.append(
         f"Brackets are {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts."
     )
@@ -93,7 +81,6 @@ def _doubts(measured: Measurements) -> list[str]:
     if measured.incomplete:
         count = counted(measured.incomplete, "prompt")
         lines.append(f"{count} left out, on which some configuration has no score.")
-    for config in sorted(measured.failed):
-        settings = json.loads(config)
+    for settings in measured.failed.values():
         lines.append(f"Left out, for an error: {named(settings, settings)}.")
     return lines

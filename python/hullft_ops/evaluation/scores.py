@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from statistics import fmean
 
 from hullft_ops._extras import needed_by
@@ -54,32 +53,16 @@ def _bits_of_prompt(prompt: Prompt, model: Adaptation) -> float | None:
         return None
 
 
-def _chrf(prompt: Prompt, model: Adaptation) -> float | None:
-    """chrF of what is written, against as many tokens of the continuation."""
-    with needed_by("the score chrf"):
-        from sacrebleu import sentence_chrf
-    if prompt.continuation is None:
-        return None
-    written = model.generate(
-        prompt.text, max_new_tokens=WRITTEN_TOKENS, do_sample=False
-    )
-    ids = model.reader.passage_ids(prompt.continuation)[:WRITTEN_TOKENS]
-    true = str(model.reader.tokenizer.decode(ids))
-    return float(sentence_chrf(written, [true]).score)
-
-
 def _exact_lines(prompt: Prompt, model: Adaptation) -> float | None:
-    """The percentage of the next lines that are written exactly, but for space at their ends."""
+    """RepoEval's exact match: the percentage of right lines, without the space at their ends."""
     return _mean_of_lines(prompt, model, operator.eq)
 
 
 def _similar_lines(prompt: Prompt, model: Adaptation) -> float | None:
-    """Twice the characters that match in order, in percent of those of both lines."""
-
-    def similarity(written: str, line: str) -> float:
-        return SequenceMatcher(None, written, line, autojunk=False).ratio()
-
-    return _mean_of_lines(prompt, model, similarity)
+    """RepoEval's edit similarity: 1 less the edits as a share of the longer line, in percent."""
+    with needed_by("the score similarity"):
+        from rapidfuzz.distance import Levenshtein
+    return _mean_of_lines(prompt, model, Levenshtein.normalized_similarity)
 
 
 def _mean_of_lines(
@@ -116,16 +99,8 @@ METRICS = {
         "The prompt is what the methods adapt to: its bits tell how closely the model fits it.",
         _bits_of_prompt,
     ),
-    "chrf": Metric(
-        "chrF of what is written",
-        f"chrF, from 0 to 100, compares the {WRITTEN_TOKENS} tokens that the model writes with the "
-        "continuation.",
-        _chrf,
-        more_is_better=True,
-        is_written=True,
-    ),
     "line": Metric(
-        "lines that are written exactly, in percent",
+        "exact match of lines, in percent",
         f"Each of the first {LINES} lines of the continuation is written behind the true text "
         "before it. It counts if it is exact, but for space at its ends.",
         _exact_lines,
@@ -133,9 +108,9 @@ METRICS = {
         is_written=True,
     ),
     "similarity": Metric(
-        "similarity of the lines that are written, in percent",
+        "edit similarity of lines, in percent",
         f"Each of the first {LINES} lines of the continuation is written behind the true text "
-        "before it, and compared by the characters that match in order.",
+        "before it. Its similarity is 1 less the Levenshtein distance by the longer length.",
         _similar_lines,
         more_is_better=True,
         is_written=True,

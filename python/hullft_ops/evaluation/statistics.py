@@ -80,7 +80,8 @@ class Measurements:
         prompts: the prompts' ids.
         before: float64 ``[prompts]``, the score without adaptation.
         after: for each configuration float64 ``[prompts]``, the score.
-        failed: configurations that are left out, because they failed on a prompt.
+        failed: for each configuration that is left out, because it failed on a prompt, its
+            settings, by their key.
         incomplete: how many prompts are left out because a configuration has no score on them.
     """
 
@@ -89,7 +90,7 @@ class Measurements:
     prompts: list[str]
     before: np.ndarray
     after: dict[str, np.ndarray]
-    failed: set[str]
+    failed: dict[str, dict[str, Any]]
     incomplete: int
 
     @classmethod
@@ -104,7 +105,7 @@ class Measurements:
         runs = {row.run for row in rows}
         if len(runs) != 1:
             raise InputError(f"rows must be of one run, got {len(runs)}")
-        failed = {row.config for row in rows if row.error is not None}
+        failed = {row.config: row.settings for row in rows if row.error is not None}
         by_prompt: dict[str, dict[str, Row]] = defaultdict(dict)
         for row in rows:
             if row.config not in failed and score in row.scores:
@@ -152,64 +153,11 @@ class Measurements:
             self.after, key=lambda config: sign * float(self.after[config].mean())
         )
 
-    def change(self, scores: np.ndarray, others: np.ndarray) -> Interval:
+    def change(self, scores: np.ndarray, others: np.ndarray) -> str:
         """How far ``scores`` are above ``others``: relative, or in points where more is better."""
-        compare = difference if self.metric.more_is_better else relative
-        return compare(scores, others)
-
-    @property
-    def form(self) -> str:
-        """How to print a change."""
-        return "+.2f" if self.metric.more_is_better else "+.1%"
-
-    def is_better(self, scores: Any, others: Any) -> Any:
-        """Whether the scores are better, each."""
-        return scores > others if self.metric.more_is_better else scores < others
-
-    def settings(self, config: str) -> dict[str, Any]:
-        """The settings of a configuration."""
-        return self.rows[config][0].settings
-
-    def varying(self) -> list[str]:
-        """The settings that tell the configurations apart.
-
-        These are settings with several values, and of each set of settings that some
-        configurations lack, the first.
-        """
-        every = [self.settings(config) for config in self.rows]
-        names = list(dict.fromkeys(name for settings in every for name in settings))
-        sets: dict[tuple[bool, ...], list[str]] = defaultdict(list)
-        for name in names:
-            sets[tuple(name in settings for settings in every)].append(name)
-        varying: set[str] = set()
-        for have, members in sets.items():
-            differing = [
-                name
-                for name in members
-                if len({str(each[name]) for each in every if name in each}) > 1
-            ]
-            varying.update(differing or (members[:1] if not all(have) else []))
-        return [name for name in names if name in varying]
-
-    def shared(self) -> dict[str, Any]:
-        """The settings that have one value wherever they matter, and do not tell apart."""
-        varying = self.varying()
-        every = [self.settings(config) for config in self.rows]
-        return {
-            name: value
-            for settings in every
-            for name, value in settings.items()
-            if name not in varying
-        }
-
-    def names(self) -> dict[str, str]:
-        """What to call each configuration, by its key: the settings that tell it apart."""
-        varying = self.varying()
-        unnamed = f"{varying[0]} off" if varying else "adapted"
-        return {
-            config: named(self.settings(config), varying) or unnamed
-            for config in self.rows
-        }
+        if self.metric.more_is_better:
+            return difference(scores, others).text("+.2f")
+        return relative(scores, others).text("+.1%")
 
     def best_of_each_kind(self) -> list[str]:
         """Of the configurations with the same techniques and methods the best, the best first."""
@@ -223,17 +171,45 @@ class Measurements:
             best.setdefault(kind, config)
         return list(best.values())
 
+    def is_better(self, scores: Any, others: Any) -> Any:
+        """Whether the scores are better, each."""
+        return scores > others if self.metric.more_is_better else scores < others
+
+    def settings(self, config: str) -> dict[str, Any]:
+        """The settings of a configuration."""
+        return self.rows[config][0].settings
+
+    def varying(self) -> list[str]:
+        """The settings that are not the same in all configurations."""
+        every = [self.settings(config) for config in self.rows]
+        names = dict.fromkeys(name for settings in every for name in settings)
+        return [
+            name for name in names if len({str(each.get(name)) for each in every}) > 1
+        ]
+
+    def shared(self) -> dict[str, Any]:
+        """The settings that all configurations have."""
+        [first, *_] = self.rows
+        varying = self.varying()
+        return {
+            name: value
+            for name, value in self.settings(first).items()
+            if name not in varying
+        }
+
+    def names(self) -> dict[str, str]:
+        """What to call each configuration: the settings that vary, in words."""
+        varying = self.varying()
+        return {
+            config: named(self.settings(config), varying) or "shared settings"
+            for config in self.rows
+        }
+
 
 def named(settings: Mapping[str, Any], names: Iterable[str]) -> str:
     """Some settings in words: "hullft refresh=2 lr=5e-05"."""
     return " ".join(
-        str(value) if isinstance(value, str) else f"{name}={shown(value)}"
+        str(value) if isinstance(value, str) else f"{name}={value}"
         for name in names
         if (value := settings.get(name)) is not None
     )
-
-
-def shown(value: object) -> str:
-    """A value as a user writes it."""
-    # A rate of 1 in a file is the rate of 1.0 on the command line.
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
