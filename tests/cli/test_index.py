@@ -107,9 +107,25 @@ def test_verify_reads_a_whole_datastore(run, corpus, tmp_path):
 
     assert printed.endswith("everything is as it was written\n")
 
-    vectors = tmp_path / "store" / "embeddings.f32"
-    vectors.write_bytes(bytes(vectors.stat().st_size))
+    version = tmp_path / "store" / "version-1.sqlite"
+    version.write_bytes(bytes(version.stat().st_size))
     result = hullft_ops("verify", tmp_path / "store")
 
     assert result.code == 2
-    assert "store is damaged: its files have changed" in result.stderr
+    assert "version-1.sqlite: is damaged" in result.stderr
+
+
+def test_the_same_command_brings_a_datastore_up_to_date(run, corpus, tmp_path):
+    arguments = [corpus, "--output", tmp_path / "store", "--text-column", "body"]
+    run(*arguments)
+    corpus.write_text(
+        corpus.read_text() + '\n{"body": "a page that was written later"}'
+    )
+
+    assert "21 records read" in run(*arguments)
+    assert "a page that was written later" in Datastore.open(tmp_path / "store").texts
+
+    result = hullft_ops("index", *arguments, "--no-vectors")
+
+    assert result.code == 2
+    assert "is a datastore with embedder" in result.stderr

@@ -10,10 +10,9 @@ from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.embedding import ray_embedding
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.precision import Precision
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
-from hullft_ops.ttft.store.index import index_corpus
+from hullft_ops.ttft.store.index import check_index, index_corpus
 
 
 def index(
@@ -27,7 +26,7 @@ def index(
     dtype: Precision | None = None,
     vectors: bool = True,
 ) -> None:
-    """Build a datastore from a corpus. After a kill, the same command goes on.
+    """Build a datastore from a corpus, or bring it up to date. After a kill, run it again.
 
     Args:
         corpus: a folder, whose files of text and HTML are read; a file of JSON, CSV, Parquet, HTML
@@ -35,7 +34,8 @@ def index(
             be compressed.
         passages: how to read and cut it.
         workers: where to embed.
-        output: new folder for the datastore.
+        output: new folder for the datastore; or the one of an earlier call, which is brought up to
+            date.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
@@ -43,7 +43,7 @@ def index(
         vectors: embed the passages; without, the datastore is searched by words alone, and ready in
             seconds.
     """
-    check_output(output, inputs=[corpus])
+    check_index(output, corpus)
     settings = IndexConfig(**passages)
     engine = Workers(**workers)
     contents = Corpus(corpus, settings)

@@ -8,7 +8,7 @@ import numpy as np
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.models.precision import Precision
-from hullft_ops.ttft.store.datastore import Embed
+from hullft_ops.ttft.store.writer import Embed
 
 
 def load_encoder(name: str, dtype: Precision | None) -> Callable[[Any], np.ndarray]:

@@ -81,7 +81,7 @@ def new_folder(path: str | Path, *, resume: bool = False) -> Iterator[Path]:
     check_output(path)
     partial = path.with_name(f".{path.name}.hullft_ops.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial, path), named_in_errors(partial):
+    with locked(partial, path), named_in_errors(partial):
         try:
             if not resume:
                 _empty(partial)
@@ -120,7 +120,9 @@ def named_in_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path, path: Path) -> Iterator[None]:
+def locked(folder: Path, path: Path) -> Iterator[None]:
+    """Nobody else is in such a block for the folder meanwhile. ValueError, which names ``path``, if
+    somebody is."""
     # A link would have what it leads to emptied.
     descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import takewhile
@@ -77,9 +78,14 @@ class Lexical(Search):
     """By words: those of the text, and those of its end."""
 
     @cached_property
+    def _built(self) -> Words:
+        return Words.build(self.store.texts)
+
+    @property
     def _words(self) -> Words:
+        # A store that is refreshed has another index.
         index: Words | None = getattr(self.store, "words", None)
-        return Words.build(self.store.texts) if index is None else index
+        return self._built if index is None else index
 
     def rankings(
         self, question: Question, query: Tensor | None, count: int
@@ -199,7 +205,8 @@ def retrieve(question: Question, count: int, search: Search | None) -> Neighbour
     rankings = search.rankings(question, query, count)
     seconds["search"] = perf_counter() - start
     positions = rankings[0] if len(rankings) == 1 else fused(rankings, count)
-    return Neighbours(question, search.store, query, positions.tolist(), seconds)
+    # The store may go on with another version while the prompt is answered.
+    return Neighbours(question, copy(search.store), query, positions.tolist(), seconds)
 
 
 def fused(rankings: Sequence[Tensor], k: int) -> Tensor:

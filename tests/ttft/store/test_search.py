@@ -61,14 +61,12 @@ def test_it_is_exact(make):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_vectors_that_are_not_finite_are_refused(tmp_path, value):
-    rows = unit(8)
-    folder = on_disk(rows, tmp_path).folder
-    rows[:] = value
-    (folder / "embeddings.f32").write_bytes(rows.tobytes())
+def test_vectors_that_are_not_finite_are_refused(make, value):
+    store = make(unit(8))
+    store.embeddings[:] = value
 
     with pytest.raises(ValueError, match="the store has vectors that are not finite"):
-        Datastore.open(folder).search(unit(1, seed=1), 3)
+        store.search(unit(1, seed=1), 3)
 
 
 def test_vectors_are_those_of_the_positions(make):

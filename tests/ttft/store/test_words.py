@@ -1,7 +1,6 @@
 """Search by words: BM25 over the words of identifiers, and its fusion with other rankings."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -105,58 +104,3 @@ def test_a_datastore_has_an_index_of_words(texts, embedder, tmp_path):
     )
     assert alone.summary() == ["60 passages, no vectors"]
     assert alone.identity == stores[0].identity != stores[1].identity
-    assert not (tmp_path / "words" / "embeddings.f32").exists()
-
-
-def test_an_index_is_the_same_whenever_it_is_made(texts, tmp_path):
-    for name in "ab":
-        Words.build(texts).save(tmp_path / name)
-
-    for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
-
-
-DAMAGE = {
-    "no folder": shutil.rmtree,
-    "no JSON": lambda folder: (folder / "vocab.index.json").write_text("{"),
-    "a pickle": lambda folder: np.save(
-        folder / "data.csc.index.npy", [{}], allow_pickle=True
-    ),
-    "a text beyond the last": lambda folder: np.save(
-        folder / "indices.csc.index.npy",
-        np.load(folder / "indices.csc.index.npy") + 1,
-    ),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_index_is_refused(texts, tmp_path, case):
-    folder = Datastore.build(texts, None, tmp_path / "store").folder
-    DAMAGE[case](folder / "words")
-
-    with pytest.raises(ValueError, match=f"^{folder / 'words'}: "):
-        Datastore.open(folder)
-
-
-def test_an_index_that_was_interrupted_is_made_again(
-    texts, embedder, tmp_path, monkeypatch
-):
-    def interrupted(words, folder):
-        folder.mkdir()
-        (folder / "vocab.index.json").write_text("{")
-        raise KeyboardInterrupt
-
-    save = Words.save
-    monkeypatch.setattr(Words, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Datastore.build(texts, embedder, tmp_path / "store", resume=True)
-
-    monkeypatch.setattr(Words, "save", save)
-
-    encode = embedder.encode
-    monkeypatch.setattr(embedder, "encode", lambda texts: 1 / 0)
-    store = Datastore.build(texts, embedder, tmp_path / "store", resume=True)
-    store.verify()
-
-    assert len(store.words.search("cat", 60)) > 0
-    assert torch.equal(store.embeddings, torch.from_numpy(encode(texts)))

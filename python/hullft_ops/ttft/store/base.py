@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -146,7 +146,10 @@ class MemoryStore(Matrix):
         self.embedder = embedder_name
         self.dim = vectors.shape[1]
         self.embeddings = torch.from_numpy(vectors)
-        self.identity = identity_of(self.texts, [None] * len(self.texts), vectors)
+        digests = [text_digest(text) for text in self.texts]
+        documents = [(None, digest, 1) for digest in digests]
+        rows = zip(digests, map(np.ndarray.tobytes, vectors), strict=True)
+        self.identity = identity_of(documents, rows)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -180,29 +183,43 @@ def _nearest(
         asked = min(2 * asked, len(matrix))
 
 
+def text_digest(text: str) -> bytes:
+    """What a text is found by: 16 bytes of BLAKE2."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
 def identity_of(
-    texts: Sequence[str], sources: Sequence[str | None], embeddings: np.ndarray
+    documents: Iterable[tuple[str | None, bytes, int]],
+    texts: Iterable[tuple[bytes, bytes | None]],
 ) -> str:
-    """SHA-256 over the texts with their sources, and the vectors, in hexadecimal digits."""
+    """SHA-256 over the contents of a store, in hexadecimal digits.
+
+    Args:
+        documents: the source of each, the digest of its text, and how many texts it has.
+        texts: the digest of each, and its vector.
+    """
     digest = hashlib.sha256()
-    for row in zip(texts, sources, strict=True):
-        digest.update(json.dumps(row).encode())
-    digest.update(np.ascontiguousarray(embeddings).data)
+    for source, document, count in documents:
+        digest.update(json.dumps([source, document.hex(), count]).encode())
+    for text, vector in texts:
+        digest.update(text + (vector or b""))
     return digest.hexdigest()
 
 
-def check_embedder(embedder: Embedder, store: Store) -> None:
+def check_embedder(
+    embedder: Embedder, store: Store, function: str = "TestTimeFinetuner"
+) -> None:
     """ValueError if the store's vectors come from another embedder."""
     if store.embedder is None:
         raise ValueError(
-            "TestTimeFinetuner: the store has no embeddings: leave the embedder out, or on the "
+            f"{function}: the store has no embeddings: leave the embedder out, or on the "
             "command line take --search lexical"
         )
     ours = f"{embedder.name} of dim {embedder.dim}"
     theirs = f"{store.embedder} of dim {store.dim}"
     if ours != theirs:
         raise ValueError(
-            f"TestTimeFinetuner: embedder is {ours}, the store's is {theirs}: take that, on the "
+            f"{function}: embedder is {ours}, the store's is {theirs}: take that, on the "
             "command line with --embedder"
         )
 

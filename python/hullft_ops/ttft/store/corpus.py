@@ -15,7 +15,7 @@ from hullft_ops._extras import needed_by
 from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line, input_errors
 from hullft_ops.ttft.store.cutting import PASSAGE_CHARS
-from hullft_ops.ttft.store.datastore import INFO
+from hullft_ops.ttft.store.version import INFO
 from hullft_ops.ttft.validation import options_class
 
 _FORMATS = {

@@ -1,114 +1,59 @@
-"""A datastore: a folder with texts and their embeddings, and how it is written, read and searched.
+"""A datastore: a folder with texts, and with their embeddings; see `hullft_ops.ttft.store.version`
+for what is in it."""
 
-    datastore.json   see `Info`
-    texts.arrow      columns of strings, text and source; a stream of Arrow
-    embeddings.f32   float32 [count, dim] in C order, row i embeds text i; absent without vectors
-    embedded.txt     what an interrupted run has embedded: the embedder, and a digest of the texts
-    words/           the index of the texts' words, as bm25s saves it: arrays of numpy, and JSON
-
-All large files are mapped. The operators and FAISS read the embeddings as one matrix without a
-copy; an Arrow column would be split at every record batch.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import pyarrow
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from hullft_ops._checks import check_text
-from hullft_ops._extras import needed_by
-from hullft_ops._terminal import counted, progress
+from hullft_ops._terminal import counted
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.errors import input_errors
-from hullft_ops.ttft.files import digest_of, new_folder
-from hullft_ops.ttft.store.base import Matrix, checked_vectors, identity_of
+from hullft_ops.ttft.files import locked, named_in_errors, new_folder
+from hullft_ops.ttft.store.base import Matrix, check_embedder
+from hullft_ops.ttft.store.version import (
+    Column,
+    Settings,
+    by_position,
+    open_version,
+    read_info,
+)
 from hullft_ops.ttft.store.words import Words
-from hullft_ops.ttft.validation import parse
+from hullft_ops.ttft.store.writer import Writer
 
-INFO = "datastore.json"
-TEXTS = "texts.arrow"
-EMBEDDINGS = "embeddings.f32"
-WORDS = "words"
-_EMBEDDED = "embedded.txt"
-
-# So many texts are embedded at a time. A resumed write forms the same groups, because the texts
-# beside it change the last bits of a vector.
-GROUP = 128
-
-# Turns groups of texts into the vectors float32 [n, dim] of each group, in their order.
-Embed = Callable[[Iterable[list[str]]], Iterable[np.ndarray]]
-
-
-class Info(BaseModel):
-    """The contents of ``datastore.json``.
-
-    Attributes:
-        format: of the datastore's files.
-        embedder: the name of the embedder that made the embeddings; None if there are none.
-        dim: length of an embedding; 0 likewise.
-        identity: SHA-256 over the texts, their sources and the embeddings.
-        words: SHA-256 over the index of words.
-        source: where the texts come from, and what was left out, in words; None if a program gave
-            them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    format: Literal[7] = 7
-    embedder: str | None
-    dim: NonNegativeInt
-    identity: str
-    words: str
-    source: str | None
-
-
-class Column(Sequence[Any]):
-    """A column of a datastore's rows by position; each access reads from disk."""
-
-    def __init__(self, values: Any) -> None:
-        self._values = values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, position: Any) -> Any:
-        if isinstance(position, slice):
-            return self._values[position].to_pylist()
-        return self._values[position].as_py()
+_TEXT = "SELECT text FROM positions JOIN texts USING (id) WHERE position = ?"
+_SOURCE = "SELECT source FROM positions JOIN documents USING (place) WHERE position = ?"
+# Of the passages of its document, those before it.
+_BEFORE = (
+    "SELECT total(length(text)) FROM positions JOIN passages USING (id) "
+    "JOIN texts ON texts.id >= first AND texts.id < passages.id WHERE position = ?"
+)
 
 
 class Datastore(Matrix):
-    """A `Store` in a folder; see `hullft_ops.ttft.store.datastore`. `build` or `open` makes one.
+    """A `Store` in a folder. `build`, `index_corpus` or `open` makes one.
+
+    It stays at the version that it has read, whatever others write, until `refresh`.
 
     Attributes:
         folder: where its files are.
-        info: its embedder and identity.
+        info: its settings and identity.
         texts: by position; each access reads one from disk.
         sources: likewise, the document of each text, or None.
-        embeddings: mapped from disk without a copy. Writing to them changes this process's view,
-            never the file.
-        words: the index of the texts' words, mapped likewise.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        file = folder / INFO
-        if not file.is_file():
-            raise ValueError(f"{folder} is not a datastore: it has no {INFO}")
-        self.info = info = parse(Info, file.read_bytes(), str(file))
-        self.embedder = info.embedder
-        self.dim = info.dim
-        self.identity = info.identity
-        self.texts: Sequence[str]
-        self.sources: Sequence[str | None]
-        self.texts, self.sources = open_texts(folder)
-        matrix = open_matrix(folder, len(self.texts), info.dim)
-        self.embeddings = torch.from_numpy(matrix)
-        self.words = Words.open(folder / WORDS, len(self.texts))
+        self.info, self._database = open_version(folder)
+        self.embedder = self.info.settings.embedder
+        self.dim = self.info.settings.dim
+        self.identity = self.info.identity
+        self.texts: Sequence[str] = Column(self._database, _TEXT)
+        self.sources: Sequence[str | None] = Column(self._database, _SOURCE)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -128,23 +73,34 @@ class Datastore(Matrix):
         The folder appears whole: an exception or a kill leaves ``path`` as it was.
 
         Args:
-            texts: in the order of their positions; an empty text is a text.
+            texts: the passages.
             embedder: what makes their vectors; None for search by words alone.
-            path: the folder to create, with missing parents.
-            sources: the document of each text; texts in a row that share it follow one another.
-            resume: keep the embeddings for the next call if this one is interrupted.
+            path: new folder.
+            sources: the document of each text. Texts in a row of one source follow one another.
+            resume: keep what an interrupted call has embedded, for the next one.
 
         Raises:
-            TypeError, ValueError: there are no texts, a text is not a valid str, or the embedder
-                returns anything but unit vectors.
-            FileExistsError: as from `check_output`.
+            TypeError, ValueError: a text is not a str or not valid Unicode; there is none, or not
+                as many as sources.
+            FileExistsError: something is at ``path``.
         """
         if isinstance(texts, str):
             raise TypeError(
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
+        settings = Settings(
+            embedder=embedder.name if embedder else None,
+            dim=embedder.dim if embedder else 0,
+        )
         with new_folder(path, resume=resume) as folder:
-            count = write_texts(folder, _rows(texts, sources))
+            writer = Writer(folder, settings, resume=resume)
+            count = 0
+            # A text without a source is a document of its own.
+            rows = _rows(texts, sources)
+            for (source, _), run in groupby(rows, key=lambda row: row[:2]):
+                passages = [text for _, _, text in run]
+                writer.add_passages(source, passages)
+                count += len(passages)
             if not count:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
             if sources is not None and len(sources) != count:
@@ -152,15 +108,14 @@ class Datastore(Matrix):
                     f"Datastore.build: sources must have one for each of {count} texts, has "
                     f"{len(sources)}"
                 )
-            complete(folder, embedder)
+            writer.choose()
+            writer.commit(embedder)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "Datastore":
-        """Open the datastore in the folder. Maps its files and runs nothing from them.
-
-        Checks that texts and words can be read without leaving the files; `verify` compares
-        everything with what was written.
+        """Open the datastore in the folder. Reads it once, to see that it is as it was written, and
+        runs nothing from it.
 
         Raises:
             FileNotFoundError: there is no such folder.
@@ -171,157 +126,127 @@ class Datastore(Matrix):
             raise FileNotFoundError(f"Datastore.open: {path}: no such folder")
         return cls(folder)
 
+    def refresh(self) -> None:
+        """Go on with the newest version. Positions of the one before mean nothing in it."""
+        if read_info(self.folder) != self.info:
+            # All at once: another thread sees one version or the other.
+            self.__dict__ = vars(Datastore(self.folder))
+
+    def update(
+        self, documents: Mapping[str, str], embedder: Embedder | None = None
+    ) -> None:
+        """Add documents, or replace those of the same sources, and go on with the new version.
+
+        A new document comes last. It is cut as the datastore's others are; passages of one that
+        `build` made have at most 800 characters. Only passages that are new are embedded.
+
+        Args:
+            documents: texts by their sources.
+            embedder: the datastore's; None if it has no vectors.
+
+        Raises:
+            TypeError, ValueError: a source or a text is not a str or not valid Unicode; it is
+                another embedder; no passage would be left; or another process writes.
+        """
+        for source, text in documents.items():
+            check_text("Datastore.update", "a source", source)
+            check_text("Datastore.update", f"document {source}", text)
+        if embedder is not None:
+            check_embedder(embedder, self, "Datastore.update")
+        elif self.embedder is not None:
+            raise ValueError(
+                f"Datastore.update: the embedder must be given, it is {self.embedder}"
+            )
+        with self._next_version(embedder) as writer:
+            for source, text in documents.items():
+                writer.replace(source, text)
+
+    def remove(self, sources: Iterable[str]) -> None:
+        """Remove the documents of these sources, and go on with the new version.
+
+        Raises:
+            ValueError: there is no such document; no passage would be left; or another process
+                writes.
+        """
+        with self._next_version() as writer:
+            for source in sources:
+                if not writer.remove(source):
+                    raise ValueError(f"Datastore.remove: no document {source}")
+
+    @contextmanager
+    def _next_version(self, embedder: Embedder | None = None) -> Iterator[Writer]:
+        """What writes the next version, which is there at the end of the block."""
+        with locked(self.folder, self.folder), named_in_errors(self.folder):
+            self.refresh()
+            writer = Writer(self.folder, self.info.settings, self.info)
+            yield writer
+            if not writer.choose().searched:
+                raise ValueError(f"{self.folder}: no passage would be left")
+            writer.commit(embedder, source=self.info.source)
+            self.refresh()
+
     def verify(self) -> None:
-        """Read every text, source and vector and the index of words once. ValueError if one has
-        changed since it was written."""
-        identity = identity_of(self.texts, self.sources, self.embeddings.numpy())
-        words = digest_of(*sorted((self.folder / WORDS).glob("*")))
-        if (identity, words) != (self.identity, self.info.words):
-            raise ValueError(f"{self.folder} is damaged: its files have changed")
+        """Read everything, as `open` did. ValueError if something has changed since it was
+        written."""
+        open_version(self.folder)
+
+    def documents(self) -> Iterator[tuple[str | None, str]]:
+        """The source and the text of each document, with what is too short to be searched, and
+        what is repeated."""
+        rows = self._database.execute(
+            "SELECT place, source, text FROM documents LEFT JOIN passages USING (first) "
+            "LEFT JOIN texts USING (id) ORDER BY place, id"
+        )
+        for (_, source), passages in groupby(rows, key=lambda row: row[:2]):
+            yield source, "".join(text or "" for _, _, text in passages)
+
+    def place(self, position: int) -> tuple[str | None, int]:
+        """The source of a text, and the character of the document at which it begins."""
+        [(start,)] = self._database.execute(_BEFORE, (position,))
+        return self.sources[position], int(start)
+
+    @cached_property
+    def embeddings(self) -> torch.Tensor:  # type: ignore[override]
+        """Read from disk when they are first asked for."""
+        matrix = torch.empty(len(self), self.dim)
+        if self.dim:
+            vectors = by_position(self._database, "vector")
+            for row, (vector,) in zip(matrix.numpy(), vectors, strict=True):
+                row[:] = np.frombuffer(vector, np.float32)
+        return matrix
+
+    @cached_property
+    def words(self) -> Words:
+        """Search by words."""
+        numbers = np.array([*by_position(self._database, "id, words")])
+        return Words(self._holders, *numbers.T)
+
+    def _holders(self, word: str) -> bytes | None:
+        query = "SELECT holders FROM words WHERE word = ?"
+        row = self._database.execute(query, (word,)).fetchone()
+        return row and row[0]  # type: ignore[no-any-return]
 
     def following(self, position: int) -> int | None:
-        """The next position, if its text has the same source; else None."""
-        sources = self.sources[position : position + 2]
-        is_followed = len(sources) == 2 and None is not sources[0] == sources[1]
-        return position + 1 if is_followed else None
+        """The next position, if it is in the same document, and that has a source; else None."""
+        query = "SELECT place FROM positions WHERE position BETWEEN ? AND ? + 1"
+        places = self._database.execute(query, (position, position)).fetchall()
+        is_followed = len(places) == 2 and places[0] == places[1]
+        return position + 1 if is_followed and self.sources[position] else None
 
     def summary(self) -> list[str]:
         """Lines that describe the datastore."""
-        info = self.info
-        vectors = f"{info.embedder} of dim {info.dim}" if info.dim else "no vectors"
+        vectors = f"{self.embedder} of dim {self.dim}" if self.dim else "no vectors"
         line = f"{counted(len(self), 'passage')}, {vectors}"
-        return [line] if info.source is None else [line, info.source]
+        return [line] if self.info.source is None else [line, self.info.source]
 
 
 def _rows(
     texts: Iterable[str], sources: Sequence[str] | None
-) -> Iterator[dict[str, str | None]]:
+) -> Iterator[tuple[str | None, int, str]]:
+    """Each text behind its source and a number, which differs between texts without one."""
     for position, text in enumerate(texts):
         check_text("Datastore.build", f"texts[{position}]", text)
-        source = sources[position] if sources and position < len(sources) else None
-        yield {"text": text, "source": source}
-
-
-def open_texts(folder: Path) -> tuple[Column, Column]:
-    """The texts and their sources. ValueError if the file is damaged or lacks one."""
-    file = str(folder / TEXTS)
-    with input_errors(file):
-        table = pyarrow.ipc.open_stream(pyarrow.memory_map(file)).read_all()
-        # An offset that leads out of the file would end the process.
-        table.validate(full=True)
-        return Column(table["text"]), Column(table["source"])
-
-
-def open_matrix(folder: Path, count: int, dim: int) -> np.ndarray:
-    """The embeddings float32 ``[count, dim]``, mapped. ValueError if the file is too small."""
-    if not dim:
-        return np.empty((count, 0), np.float32)
-    file = folder / EMBEDDINGS
-    with input_errors(str(file)):
-        # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
-        return np.memmap(file, np.float32, mode="c", shape=(count, dim))
-
-
-def write_texts(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows of a "text" and its "source", and return how many there are. Only a batch of them
-    is in memory."""
-    with needed_by("Datastore"):
-        from datasets import Features, Value
-        from datasets.arrow_writer import ArrowWriter
-
-    file = folder / TEXTS
-    column = Value("large_string")
-    features = Features({"text": column, "source": column})
-    with ArrowWriter(path=str(file), features=features) as writer:
-        for row in progress(rows, desc="writing texts", unit=" texts"):
-            writer.write(row)
-        count: int = writer.finalize()[0]
-    if count == 0:
-        file.unlink()
-    return count
-
-
-def complete(
-    folder: Path,
-    embedder: Embedder | None,
-    *,
-    source: str | None = None,
-    embed: Embed | None = None,
-) -> None:
-    """Make a datastore of a folder with texts: add vectors, the index of words, and `Info`.
-
-    Args:
-        folder: what `write_texts` has filled; vectors of an interrupted call stay.
-        embedder: what makes the texts' vectors; None for none.
-        source: as in `Info`.
-        embed: in place of ``embedder.encode``.
-
-    Raises:
-        ValueError: the vectors of an interrupted call are of other texts or of another embedder.
-    """
-    texts, sources = open_texts(folder)
-    dim = 0
-    if embedder is not None:
-        dim = embedder.dim
-        _check_embedded(folder, embedder)
-        _embed_texts(folder, texts, embedder, embed)
-    count = len(texts)
-    indexed = progress(texts, desc="indexing words", total=count, unit=" texts")
-    Words.build(indexed).save(folder / WORDS)
-    info = Info(
-        embedder=embedder.name if embedder else None,
-        dim=dim,
-        identity=identity_of(texts, sources, open_matrix(folder, count, dim)),
-        words=digest_of(*sorted((folder / WORDS).glob("*"))),
-        source=source,
-    )
-    (folder / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")
-
-
-def _check_embedded(folder: Path, embedder: Embedder) -> None:
-    digest = digest_of(folder / TEXTS)
-    content = f"{embedder.name} of dim {embedder.dim}, texts {digest}"
-    record = folder / _EMBEDDED
-    if not (folder / EMBEDDINGS).exists():
-        record.write_text(content, encoding="utf-8")
-    elif record.read_text(encoding="utf-8") != content:
-        raise ValueError(
-            f"{folder} has vectors of an interrupted run with other texts or another embedder: "
-            "remove it to begin anew"
-        )
-
-
-def _embed_texts(
-    folder: Path, texts: Column, embedder: Embedder, embed: Embed | None
-) -> None:
-    """Append the vectors that are missing to the file of embeddings.
-
-    A group of vectors that is in the file is never embedded again.
-    """
-    dim = embedder.dim
-    with (folder / EMBEDDINGS).open("ab") as file:
-        done = file.tell() // (4 * dim)
-        if done < len(texts):
-            done -= done % GROUP
-        # A kill may leave a part of a group.
-        file.truncate(4 * dim * done)
-        starts = range(done, len(texts), GROUP)
-        groups = (texts[start : start + GROUP] for start in starts)
-        encoded = embed(groups) if embed else map(embedder.encode, groups)
-        pairs = progress(
-            zip(starts, encoded, strict=True),
-            desc="embedding",
-            total=len(range(0, len(texts), GROUP)),
-            initial=done // GROUP,
-            unit=" texts",
-            unit_scale=GROUP,
-        )
-        for start, vectors in pairs:
-            rows = checked_vectors(
-                f"the vectors of embedder {embedder.name}",
-                vectors,
-                count=min(GROUP, len(texts) - start),
-                dim=dim,
-            )
-            file.write(rows.tobytes())
-            file.flush()
+        if sources and position < len(sources):
+            yield sources[position], 0, text
+        else:
+            yield None, position, text

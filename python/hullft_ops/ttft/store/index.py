@@ -1,28 +1,20 @@
-"""Turning a corpus into a datastore: it streams, and resumes after a kill."""
+"""Turning a corpus into a datastore, and keeping it up to date: it streams, and resumes after a
+kill."""
 
-import glob
 import hashlib
 import json
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hullft_ops._terminal import counted, listed
+from hullft_ops._terminal import counted, listed, progress
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.files import check_output, new_folder
-from hullft_ops.ttft.store.corpus import Corpus, IndexConfig, Record
-from hullft_ops.ttft.store.cutting import split_passages
-from hullft_ops.ttft.store.datastore import (
-    Datastore,
-    Embed,
-    Info,
-    complete,
-    write_texts,
-)
+from hullft_ops.ttft.files import check_output, locked, named_in_errors, new_folder
+from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.version import INFO, Info, Settings, open_version
+from hullft_ops.ttft.store.writer import Embed, Writer
 
 # The folder of the datastores of corpora.
 DATASTORES = Path("hullft_datastores")
@@ -37,60 +29,90 @@ def index_corpus(
     embed: Embed | None = None,
     **options: Any,
 ) -> Datastore:
-    """Write a corpus into a datastore, and open it.
+    """Write a corpus into a datastore, or bring the datastore up to date, and open it.
 
-    ``path`` appears whole, at the end. A killed process loses at most the last 128 vectors that it
-    embedded: the same call reads the corpus again, goes on from there, and makes the same
-    datastore. Exact repetitions are left out.
+    A document whose text the datastore has is neither cut nor embedded, nor is a passage that it
+    has. A document that is not in the corpus any more is removed. Exact repetitions are not
+    searched.
+
+    ``path`` appears or changes as a whole, at the end. A killed process loses at most the last 128
+    vectors that it embedded: the same call reads the corpus again, goes on from there, and makes
+    the same datastore.
 
     Args:
         corpus: what to read, as `Corpus`.
+        path: a new folder, or that of a datastore which this function made.
         embedder: what makes the passages' vectors; None for search by words alone.
         embed: embeds groups of texts elsewhere; None for ``embedder.encode``.
         options: fields of `IndexConfig`, in place of ``config``.
 
     Raises:
         InputError: the corpus cannot be read, or has nothing to index.
-        FileExistsError, ValueError: as from `check_output`; or an unfinished datastore has other
-            texts or another embedder.
+        FileExistsError, ValueError: as from `check_output`; or the datastore is of another corpus,
+            embedder or options, is damaged, or another process writes it.
     """
     config = replace(config or IndexConfig(), **options)
     if not isinstance(corpus, Corpus):
         corpus = Corpus(corpus, config)
-    check_output(path, inputs=[corpus.name])
-    skipped: list[str] = []
-    counts = Counter[str]()
-    with new_folder(path, resume=True) as folder:
-        passages = _passages(corpus.records(skipped), config, counts)
-        count = write_texts(folder, passages)
-        named = f" ({listed(skipped)})" if skipped else ""
-        left_out = (
-            f"{counted(counts['record'], 'record')} read, {len(skipped)} skipped{named}; "
-            f"{counts['short']} short and {counts['repeated']} repeated passages left out"
-        )
-        if count == 0:
-            raise InputError(f"{corpus.name}: nothing to index: {left_out}")
-        source = f"{corpus.name}: {left_out}"
-        complete(folder, embedder, source=source, embed=embed)
+    settings = Settings(
+        embedder=embedder.name if embedder else None,
+        dim=embedder.dim if embedder else 0,
+        passage_chars=config.passage_chars,
+        min_chars=config.min_chars,
+        corpus=json.dumps({"path": str(Path(corpus.name).resolve())} | asdict(config)),
+    )
+    path = Path(path)
+    check_index(path, corpus.name)
+    if (path / INFO).exists():
+        with locked(path, path), named_in_errors(path):
+            previous = open_version(path)[0]
+            _check_settings(path, previous.settings, settings)
+            writer = Writer(path, settings, previous, resume=True)
+            _write(writer, corpus, embedder, embed)
+    else:
+        with new_folder(path, resume=True) as folder:
+            _write(Writer(folder, settings, resume=True), corpus, embedder, embed)
     return Datastore.open(path)
 
 
-def _passages(
-    records: Iterable[Record], config: IndexConfig, counts: Counter[str]
-) -> Iterator[Record]:
-    """The passages of the records, each text once; counts records and what is left out."""
-    seen: set[bytes] = set()
-    for record in records:
-        counts["record"] += 1
-        for text in split_passages(record["text"], config.passage_chars):
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if len(text.strip()) < config.min_chars:
-                counts["short"] += 1
-            elif digest in seen:
-                counts["repeated"] += 1
-            else:
-                seen.add(digest)
-                yield {**record, "text": text}
+def check_index(path: Path, corpus: str) -> None:
+    """Refuse a folder that is neither a datastore nor an output for one; raises as
+    `check_output`."""
+    if not (path / INFO).exists():
+        check_output(path, inputs=[corpus])
+
+
+def _check_settings(path: Path, old: Settings, new: Settings) -> None:
+    for name, value in old:
+        if value != getattr(new, name):
+            raise InputError(
+                f"{path} is a datastore with {name} {value}, not {getattr(new, name)}: take the "
+                "same, or another output"
+            )
+
+
+def _write(
+    writer: Writer,
+    corpus: Corpus,
+    embedder: Embedder | None,
+    embed: Embed | None,
+) -> None:
+    """Write a version of a datastore with the documents of the corpus."""
+    skipped: list[str] = []
+    records = 0
+    for record in progress(corpus.records(skipped), desc="reading", unit=" texts"):
+        writer.add(record["source"], record["text"])
+        records += 1
+    counts = writer.choose()
+    named = f" ({listed(skipped)})" if skipped else ""
+    line = (
+        f"{counted(records, 'record')} read, {len(skipped)} skipped{named}; "
+        f"{counts.short} short and {counts.repeated} repeated passages left out"
+    )
+    if not counts.searched:
+        raise InputError(f"{corpus.name}: nothing to index: {line}")
+    source = f"{corpus.name}: {line}"
+    writer.commit(embedder, embed=embed, source=source, state=corpus.state)
 
 
 def folder_datastore(
@@ -98,7 +120,7 @@ def folder_datastore(
 ) -> Datastore:
     """The datastore of ``corpus`` with fields of `IndexConfig`, kept below ``root``.
 
-    If the corpus has changed since the last call, a new one takes its place. Raises as
+    If the corpus has changed since the last call, it is brought up to date. Raises as
     `index_corpus`.
     """
     config = IndexConfig(**options)
@@ -106,15 +128,11 @@ def folder_datastore(
     version = Info.model_fields["format"].default
     place = Path(corpus).resolve()
     encoder = embedder.name if embedder else None
-    name = f"{place.name}-{_short_digest([str(place), encoder, options])}"
-    path = root / f"{name}-{_short_digest([version, contents.state])}"
-    if not path.exists():
-        index_corpus(contents, path, embedder, config)
-        for other in root.glob(f"{glob.escape(name)}-????????"):
-            if other != path:
-                shutil.rmtree(other, ignore_errors=True)
-    return Datastore.open(path)
-
-
-def _short_digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
+    content = json.dumps([version, str(place), encoder, options])
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    path = root / f"{place.name}-{digest[:8]}"
+    if path.exists():
+        store = Datastore.open(path)
+        if store.info.state == contents.state:
+            return store
+    return index_corpus(contents, path, embedder, config)
