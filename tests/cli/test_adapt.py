@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from command import hullft_ops, succeeded
-from hullft_ops._terminal import printable
 from hullft_ops.ttft import (
     Datastore,
     PassageSteps,
@@ -23,6 +22,7 @@ from hullft_ops.ttft import (
 from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Prefix, Reader
+from hullft_ops.ttft.terminal import printable
 from hullft_ops.ttft.training import Training
 
 PROMPT = "the cat sat on the red mat and the dog ran to the park"

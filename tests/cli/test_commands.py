@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from command import hullft_ops, succeeded
 from hullft_ops import cli
-from hullft_ops._terminal import progress_shown, ticking, waiting
 from hullft_ops.cli.command import errors_of
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation import measuring
@@ -28,6 +27,7 @@ from hullft_ops.ttft.adapter import AdapterConfig
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import IndexConfig
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.terminal import progress_shown, ticking, waiting
 from processes import wait_for
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from command import Result, hullft_ops, succeeded
 from evaluation_rows import result_row
-from hullft_ops._terminal import listed
 from hullft_ops.evaluation.prompts import Document, Prompt
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft import (
@@ -24,6 +23,7 @@ from hullft_ops.ttft import (
     score_text,
 )
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.terminal import listed
 
 Evaluate = Callable[..., Result]
 OUTPUT = Path("rows.jsonl")

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from transformers import TextStreamer
 
-from hullft_ops._terminal import counted, echo, printable, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
@@ -24,6 +23,7 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.passage_steps import PassageSteps
+from hullft_ops.ttft.terminal import counted, echo, printable, waiting
 from hullft_ops.ttft.training import Deadline
 
 _EXCERPT_CHARS = 60

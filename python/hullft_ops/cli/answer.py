@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from hullft_ops._checks import check_integer, check_text
-from hullft_ops._terminal import counted, echo, ticking
 from hullft_ops.cli.adapt import loaded_finetuner, text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.measuring import run_identity
@@ -22,6 +21,7 @@ from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.question import Prompt, question_of
 from hullft_ops.ttft.search import check_prompt
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.terminal import counted, echo, ticking
 from hullft_ops.ttft.training import Deadline
 from hullft_ops.ttft.validation import parse
 

@@ -15,9 +15,9 @@ import tyro
 from torch import OutOfMemoryError
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from hullft_ops._terminal import echo, printable, progress_shown
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.models.memory import keep_freed_memory
+from hullft_ops.ttft.terminal import echo, printable, progress_shown
 
 _DESCRIPTION = "Test-time finetuning of language models with HullFT."
 # How the error of a class of options names a field.

@@ -8,8 +8,17 @@ from hullft_ops.cli.evaluate import IN_FILES, measure
 from hullft_ops.cli.options import fields_of
 from hullft_ops.evaluation.experiment import Experiment
 
-SHARED = {"n_select": 20, "lr": 5e-3, "context": 0, "ngrams": 0, "dtype": None}
-GRID = [{"method": "knn"}, {"method": "hullft", "refresh": [1, 2]}]
+SHARED: dict[str, Any] = {
+    "n_select": 20,
+    "lr": 5e-3,
+    "context": 0,
+    "ngrams": 0,
+    "dtype": None,
+}
+GRID: list[dict[str, Any]] = [
+    {"method": "knn"},
+    {"method": "hullft", "refresh": [1, 2]},
+]
 
 
 def demo(

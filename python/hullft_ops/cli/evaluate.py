@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from hullft_ops._terminal import counted, echo, ticking
 from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.evaluation import ray_rows
 from hullft_ops.distributed.workers import Workers
@@ -21,6 +20,7 @@ from hullft_ops.evaluation.results import Row, open_results, read_rows
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.terminal import counted, echo, ticking
 
 # Fields of an experiment that only its file has.
 IN_FILES = ("settings", "description")

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from hullft_ops._terminal import echo, waiting
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.terminal import echo, waiting
 
 
 def train(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import tyro
 
-from hullft_ops._terminal import echo
 from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.terminal import echo
 
 
 def verify(store: tyro.conf.Positional[Path]) -> None:

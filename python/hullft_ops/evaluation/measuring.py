@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from hullft_ops._terminal import waiting
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import Row, Score, key_of
@@ -24,6 +23,7 @@ from hullft_ops.ttft.search import Neighbours, Search, embedder_for
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.terminal import waiting
 from hullft_ops.ttft.tokens import tokenizer_identity
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")

@@ -12,7 +12,6 @@ import pydantic
 import torch
 from pydantic import ConfigDict, Field
 
-from hullft_ops._terminal import counted, listed
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
@@ -21,6 +20,7 @@ from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.cutting import PASSAGE_CHARS, split_passages
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import DATASTORES
+from hullft_ops.ttft.terminal import counted, listed
 from hullft_ops.ttft.validation import parse
 
 # Bits per byte of a shorter text say little, and may not exist.

@@ -6,8 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hullft_ops._terminal import counted, echo, printable
 from hullft_ops.evaluation.statistics import CONFIDENCE, Measurements, named
+from hullft_ops.ttft.terminal import counted, echo, printable
 
 NONE = "no adaptation"
 # Intervals of fewer prompts say little.

@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._terminal import progress, progress_line
 from hullft_ops.ttft.errors import NonFiniteLossError, input_errors
 from hullft_ops.ttft.files import check_output, digest_of, new_folder
 from hullft_ops.ttft.models.lora import read_lora, with_lora
@@ -30,6 +29,7 @@ from hullft_ops.ttft.models.precision import Precision
 from hullft_ops.ttft.models.weights import layer_scale
 from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.terminal import progress, progress_line
 from hullft_ops.ttft.training import MIN_TOKENS
 from hullft_ops.ttft.validation import options_class
 

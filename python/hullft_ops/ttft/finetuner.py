@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import listed
 from hullft_ops.ttft.adaptation import OUT_OF_MEMORY, Adaptation
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.generation import continue_questions
@@ -28,6 +27,7 @@ from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.passage_steps import PassageSteps, Support
 from hullft_ops.ttft.techniques.technique import Prepared, prefix_of
+from hullft_ops.ttft.terminal import listed
 from hullft_ops.ttft.training import Deadline, Training, Weights
 
 # Smaller models grow by little, and memory that returns page by page takes a tenth of their time.

@@ -14,11 +14,11 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from hullft_ops._checks import check_text
-from hullft_ops._terminal import waiting
 from hullft_ops.ttft.embedding import Embedder, encode_queries, load_embedder
 from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.store.base import Store, checked_vectors
 from hullft_ops.ttft.store.words import Words, last_words
+from hullft_ops.ttft.terminal import waiting
 from hullft_ops.ttft.validation import options_class
 
 # Stands behind each retrieved passage: a blank line tells the model that another text begins.

@@ -14,9 +14,9 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-from hullft_ops._terminal import listed
 from hullft_ops.ttft.models.weights import trained_parameters
 from hullft_ops.ttft.restore import unwrapped
+from hullft_ops.ttft.terminal import listed
 
 # The settings of a LoRA that is no more than a product added to each linear layer's weight.
 _PLAIN = (

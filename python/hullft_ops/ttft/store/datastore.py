@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from hullft_ops._checks import check_text
-from hullft_ops._terminal import counted
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.files import locked, named_in_errors, new_folder
 from hullft_ops.ttft.store.base import Matrix, check_embedder
@@ -24,6 +23,7 @@ from hullft_ops.ttft.store.version import (
 )
 from hullft_ops.ttft.store.words import Words
 from hullft_ops.ttft.store.writer import Writer
+from hullft_ops.ttft.terminal import counted
 
 _TEXT = "SELECT text FROM positions JOIN texts USING (id) WHERE position = ?"
 _SOURCE = "SELECT source FROM positions JOIN documents USING (place) WHERE position = ?"

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hullft_ops._terminal import progress
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.store.base import checked_vectors, text_digest
 from hullft_ops.ttft.store.cutting import split_passages
@@ -21,6 +20,7 @@ from hullft_ops.ttft.store.version import (
     version_file,
 )
 from hullft_ops.ttft.store.words import Postings
+from hullft_ops.ttft.terminal import progress
 
 # So many texts are embedded at a time. A resumed write forms the same groups, because the texts
 # beside it change the last bits of a vector.
