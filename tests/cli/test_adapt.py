@@ -15,15 +15,15 @@ from hullft_ops.ttft import (
     Datastore,
     PassageSteps,
     TestTimeFinetuner,
-    generation,
     load_embedder,
     load_model,
+    write,
 )
-from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Prefix, Reader
 from hullft_ops.ttft.terminal import printable
 from hullft_ops.ttft.training import Training
+from hullft_ops.ttft.write import continue_questions
 
 PROMPT = "the cat sat on the red mat and the dog ran to the park"
 HOSTILE = "\x1b[2J\x1b]52;c;aGk=\x07\x9b31m\x7f\u202e\u2066"
@@ -234,7 +234,7 @@ def test_foreign_text_does_not_steer_the_terminal(
     path = tmp_path / "hostile"
     Datastore.build(texts, load_embedder(str(embedder_directory)), path)
 
-    def write(reader: Reader, rows: Any, _: object, request: Any) -> list[str]:
+    def hostile_rows(reader: Reader, rows: Any, _: object, request: Any) -> list[str]:
         streamer = request.streamer
         streamer.put(torch.tensor([row.ids for row in rows]))
         streamer.put(torch.tensor(reader.tokenizer(f"one\n{HOSTILE}\n")["input_ids"]))
@@ -245,7 +245,7 @@ def test_foreign_text_does_not_steer_the_terminal(
         streamer.end()
         return [HOSTILE]
 
-    monkeypatch.setattr(generation, "generate_rows", write)
+    monkeypatch.setattr(write, "generate_rows", hostile_rows)
     result = succeeded(*arguments, "--store", path)
     refused = hullft_ops(*arguments, "--store", f"{HOSTILE}")
     unknown = hullft_ops(*arguments, f"--{HOSTILE}")

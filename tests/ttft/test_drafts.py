@@ -7,9 +7,9 @@ from transformers import DynamicCache, GenerationConfig
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
-from hullft_ops.ttft.generation import Mixing
 from hullft_ops.ttft.models.hidden import HiddenStates
 from hullft_ops.ttft.reader import Draft
+from hullft_ops.ttft.write import Mixing
 
 PROMPT = "the cat sat on the red mat"
 TEXT = f"{PROMPT} and ran to the park, and the dog sat on the blue mat " * 3

@@ -6,10 +6,10 @@ import pytest
 from transformers import TextIteratorStreamer
 
 from hullft_ops.ttft.endings import Ending
-from hullft_ops.ttft.generation import generate_rows, request_of
 from hullft_ops.ttft.question import Question, Row
 from hullft_ops.ttft.reader import Prefix
 from hullft_ops.ttft.techniques.ngrams import Ngrams
+from hullft_ops.ttft.write import generate_rows, request_of
 
 BODY = "    if x:\n        return 1\n\n    return 2\n"
 CASES = [

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.endings import Ending
-from hullft_ops.ttft.generation import generate_rows, request_of
 from hullft_ops.ttft.healing import Healing, Limits, Vocabulary
 from hullft_ops.ttft.question import Question, Row
 from hullft_ops.ttft.techniques.technique import prefix_of
+from hullft_ops.ttft.write import generate_rows, request_of
 
 # Every kind of end that a prompt may have: within a word, behind spaces, tabs and newlines, and in
 # an emoji of two.

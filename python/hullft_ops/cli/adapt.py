@@ -13,7 +13,6 @@ from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Prefix
@@ -25,6 +24,7 @@ from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.passage_steps import PassageSteps
 from hullft_ops.ttft.terminal import counted, echo, printable, waiting
 from hullft_ops.ttft.training import Deadline
+from hullft_ops.ttft.write import continue_questions
 
 _EXCERPT_CHARS = 60
 

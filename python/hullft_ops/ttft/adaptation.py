@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.question import Prompt, Question, question_of
 from hullft_ops.ttft.reader import Passage, Prefix, Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.training import Training
+from hullft_ops.ttft.write import continue_questions
 
 OUT_OF_MEMORY = (
     "TestTimeFinetuner: out of memory, adapting. Lower max_length or context, use "

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import OUT_OF_MEMORY, Adaptation
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.models.checks import model_window, text_window
 from hullft_ops.ttft.models.memory import (
     out_of_memory_explained,
@@ -29,6 +28,7 @@ from hullft_ops.ttft.techniques.passage_steps import PassageSteps, Support
 from hullft_ops.ttft.techniques.technique import Prepared, prefix_of
 from hullft_ops.ttft.terminal import listed
 from hullft_ops.ttft.training import Deadline, Training, Weights
+from hullft_ops.ttft.write import continue_questions
 
 # Smaller models grow by little, and memory that returns page by page takes a tenth of their time.
 _LARGE = 2**30

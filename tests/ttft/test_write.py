@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from hullft_ops.ttft import TestTimeFinetuner, generation, load_model
+from hullft_ops.ttft import TestTimeFinetuner, load_model, write
 from hullft_ops.ttft.chat import chat_text, conversation
-from hullft_ops.ttft.generation import continue_questions
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.reader import Prefix, Reader
+from hullft_ops.ttft.write import continue_questions
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
@@ -71,7 +71,7 @@ def test_the_nearest_passages_that_fit_stand_before_the_message(
     gpt2, tokenizer, make, store_of, monkeypatch
 ):
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
-    monkeypatch.setattr(generation, "generate_rows", read_rows)
+    monkeypatch.setattr(write, "generate_rows", read_rows)
     finetuner = make(gpt2, store=store_of(["ran", "the cat"]), n_select=0, context=2)
     with finetuner.adapted("the cat", chat=True) as adaptation:
         passages = [each.text for each in adaptation.passages]
@@ -92,7 +92,7 @@ def test_passages_stand_before_the_last_message_of_the_user(
 ):
     template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    monkeypatch.setattr(generation, "generate_rows", read_rows)
+    monkeypatch.setattr(write, "generate_rows", read_rows)
     dynamic_llama.config.max_position_embeddings = 256
     options = {"n_select": 0, "context": 1}
     finetuner = TestTimeFinetuner(
@@ -114,7 +114,7 @@ def test_a_template_that_writes_the_message_twice_has_passages_before_it_all(
 ):
     template = "{% for m in messages %}{{ m.content }};{{ m.content }}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    monkeypatch.setattr(generation, "generate_rows", read_rows)
+    monkeypatch.setattr(write, "generate_rows", read_rows)
     store = store_of(["a tree"])
     finetuner = make(dynamic_llama, store=store, n_select=0, context=1)
 
@@ -223,7 +223,7 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
 
 
 def test_of_a_prompt_that_is_too_long_the_end_is_read(gpt2, tokenizer, monkeypatch):
-    monkeypatch.setattr(generation, "generate_rows", read_rows)
+    monkeypatch.setattr(write, "generate_rows", read_rows)
     reader = Reader(gpt2, tokenizer, 10)
     with pytest.warns(UserWarning, match="has 11 tokens: the model reads the last 2"):
         text = continued(reader, PROMPT, max_new_tokens=8)
