@@ -12,16 +12,12 @@ from lstsq_problems import spectra
 
 @pytest.mark.parametrize("solver", [hullft_ops.simplex_lstsq, hullft_ops.nnls])
 @pytest.mark.parametrize("rows", [12, 32, 100])
-@pytest.mark.parametrize(
-    ("width", "condition"), [(1.42, 1e2), (1.72, 1e3), (1.97, 1e4)]
-)
+@pytest.mark.parametrize("width", [1.42, 1.72, 1.97])
 def test_weights_and_supports_up_to_a_condition_number(
-    solver: Callable, rows: int, width: float, condition: float
+    solver: Callable, rows: int, width: float
 ) -> None:
     """Of a shared pool for one query and for many, and of pools of their own."""
     pool, query = spectra(0, 9, rows, width)
-
-    assert torch.linalg.cond(pool.double()) <= 1.2 * condition
 
     oracle = getattr(reference, solver.__name__)
     expected = torch.stack([oracle(pool, q).weights for q in query])
