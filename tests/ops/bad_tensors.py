@@ -32,25 +32,13 @@ def _unlike_the_others(good: AdamTensors) -> BadTensors:
             "grads has 1 tensors, params has 2",
             good._replace(grads=good.grads[:1]),
         ),
-        "fewer steps": (
-            "steps has 0 tensors, params has 2",
-            good._replace(steps=[]),
-        ),
         "shape of a gradient": (
             r"grads\[0\] has shape \[3, 2\], params\[0\] has shape \[2, 3\]",
             changed("grads", 0, torch.zeros(3, 2)),
         ),
-        "shape of a moment": (
-            r"exp_avg_sqs\[1\] has shape \[\], params\[1\] has shape \[4\]",
-            changed("exp_avg_sqs", 1, torch.zeros(())),
-        ),
         "integer parameter": (
             r"params\[1\] must be float32, float64, bfloat16 or float16, got int64",
             changed("params", 1, torch.zeros(4, dtype=torch.int64)),
-        ),
-        "integer gradient": (
-            r"grads\[1\] must be float32, float64, bfloat16 or float16, got int64",
-            changed("grads", 1, torch.zeros(4, dtype=torch.int64)),
         ),
         "dtype of a moment": (
             r"exp_avgs\[0\] is float64, params\[0\] is float32",
@@ -60,34 +48,20 @@ def _unlike_the_others(good: AdamTensors) -> BadTensors:
             r"steps\[1\] must hold one float32 or float64 value, got float32 of shape \[2\]",
             changed("steps", 1, torch.zeros(2)),
         ),
-        "integer step count": (
-            r"steps\[1\] must hold one float32 or float64 value, got int64 of shape \[\]",
-            changed("steps", 1, torch.tensor(3)),
-        ),
         "negative step count": (
             r"steps\[0\] must be finite and >= 0, got -1",
             changed("steps", 0, torch.tensor(-1.0)),
-        ),
-        "step count that is not a number": (
-            r"steps\[0\] must be finite and >= 0, got nan",
-            changed("steps", 0, torch.tensor(math.nan)),
         ),
     }
 
 
 def _bad_memory(good: AdamTensors) -> BadTensors:
     changed = partial(_changed, good)
-    cut = torch.zeros(4)
-    cut.untyped_storage().resize_(0)
     shrunk = torch.zeros(4)
     shrunk.untyped_storage().resize_(12)
     shared = torch.zeros(6)
     wide = torch.zeros(2, 20)
     return {
-        "freed storage": (
-            r"params\[1\] needs 16 bytes of storage, it has 0",
-            changed("params", 1, cut),
-        ),
         "shrunk storage": (
             r"exp_avgs\[1\] needs 16 bytes of storage, it has 12",
             changed("exp_avgs", 1, shrunk),
@@ -103,10 +77,6 @@ def _bad_memory(good: AdamTensors) -> BadTensors:
         "expanded parameter": (
             r"params\[1\] overlaps itself in memory",
             changed("params", 1, torch.zeros(1).expand(4)),
-        ),
-        "moments are one tensor": (
-            r"exp_avg(_sq)?s\[.\] overlaps exp_avg(_sq)?s\[.\] in memory",
-            good._replace(exp_avg_sqs=good.exp_avgs),
         ),
         "gradient is the parameter": (
             r"(grads|params)\[.\] overlaps (grads|params)\[.\] in memory",
@@ -132,10 +102,8 @@ def overlapping_step_counts() -> dict[str, AdamTensors]:
 
 BAD_ADAM_OPTIONS = [
     (r"repeats must be in 1\.\.2147483647, got 0", {"repeats": 0}),
-    (r"repeats must be in 1\.\.2147483647, got 2147483648", {"repeats": 2**31}),
     ("lr must be finite .*got nan", {"lr": math.nan}),
     (r"lr must be finite in float32, got 1e\+39", {"lr": 1e39}),
-    (r"weight_decay must be finite in float32, got 1e\+39", {"weight_decay": 1e39}),
     (
         "lr_scales must be contiguous float64 on the CPU, got float32 of shape .1. on cpu",
         {"lr_scales": torch.ones(1)},
@@ -156,13 +124,11 @@ BAD_ADAM_OPTIONS = [
 
 BAD_RATES = [
     ("must hold one float32 or float64 value, got float32 of shape .2.", torch.ones(2)),
-    ("must hold one float32 or float64 value, got int64 of shape ..", torch.tensor(1)),
 ]
 
 
 BAD_REPEATS = [
     ("must hold one int64 value, got int64 of shape .2.", torch.ones(2).long()),
-    ("must hold one int64 value, got float32 of shape ..", torch.tensor(1.0)),
     (r"must be in 1\.\.2147483647, got 0", torch.tensor(0)),
 ]
 
@@ -175,16 +141,13 @@ def bad_accumulations() -> dict[str, tuple[Tensors, Tensors, dict[str, float]]]:
     cache = torch.zeros(4)
     grad = torch.zeros(4)
     shared = torch.zeros(6)
-    complex_grad = torch.zeros(4, dtype=torch.complex64)
     return {
         "grads has 0 tensors, caches has 1": ([cache], [], {}),
         r"grads\[0\] has shape \[2, 2\], caches": ([cache], [grad.view(2, 2)], {}),
         r"caches\[0\] must be float32, .* got int64": ([cache.long()], [grad], {}),
-        r"grads\[0\] must be .* got ComplexFloat": ([cache], [complex_grad], {}),
         r"caches\[1\] overlaps caches\[0\]": ([shared[:4], shared[2:]], [grad] * 2, {}),
         r".*overlaps .*\[0\] in memory": ([cache], [cache], {}),
         "alpha must be finite.*, got nan": ([cache], [grad], {"alpha": math.nan}),
-        "beta must be finite.*, got inf": ([cache], [grad], {"beta": math.inf}),
         r"alpha must be finite in float32, got 1e\+39": (
             [cache.double(), cache],
             [grad, grad],

@@ -56,10 +56,9 @@ def test_bad_learning_rate_tensors(message: str, rate: torch.Tensor) -> None:
 
 
 @pytest.mark.cpu_only("a learning rate on the device is read by the launch, unchecked")
-@pytest.mark.parametrize("value", [-1.0, math.nan])
-def test_bad_values_of_a_learning_rate_tensor(value: float) -> None:
-    rate = torch.tensor(value)
-    message = f"lr_tensor must be finite and >= 0, got {value:g}"
+def test_a_learning_rate_tensor_that_is_not_a_number() -> None:
+    rate = torch.tensor(math.nan)
+    message = "lr_tensor must be finite and >= 0, got nan"
     assert_refused(message, make_tensors([3]), lr_tensor=rate)
 
 
@@ -97,22 +96,14 @@ def test_bad_accumulations(message: str) -> None:
 
 BAD_GROUP_OPTIONS = [
     (ValueError, "lr must be finite and >= 0, got -1.0", {"lr": -1.0}),
-    (ValueError, "lr must be finite and >= 0, got nan", {"lr": math.nan}),
     (TypeError, "lr must be a number, got str", {"lr": "fast"}),
-    (TypeError, "lr must be a number, got complex", {"lr": torch.tensor(1j)}),
     (ValueError, "lr must have one element", {"lr": torch.ones(2)}),
     (ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0", {"betas": (0.9, 1.0)}),
-    (ValueError, r"betas\[0\] must be in \[0, 1\), got -1", {"betas": (-1.0, 0.9)}),
     (ValueError, "betas must be two numbers, got 0.9", {"betas": 0.9}),
-    (ValueError, "eps must be finite and >= 0, got -1.0", {"eps": -1.0}),
     (ValueError, "weight_decay must be finite", {"weight_decay": math.inf}),
     (ValueError, "amsgrad must be False, got True", {"amsgrad": True}),
-    (ValueError, "differentiable must be False, got True", {"differentiable": True}),
     (ValueError, r"repeats must be in 0\.\..* got -1", {"repeats": -1}),
-    (TypeError, "repeats must be an int, got float", {"repeats": 2.0}),
     (ValueError, r"rounding_seed must be in 0\.\..* got -1", {"rounding_seed": -1}),
-    (TypeError, "rounding_seed must be an int, got float", {"rounding_seed": 1.5}),
-    (ValueError, "lr_scales must be 1 finite .*got 2.0", {"lr_scales": 2.0}),
     (ValueError, "lr_scales must be 1 finite", {"lr_scales": [1.0, 2.0]}),
     (ValueError, "lr_scales must be 1 finite", {"lr_scales": [math.inf]}),
 ]
@@ -160,9 +151,6 @@ def test_bad_parameters_of_a_group(
     ("error", "repeats", "message"),
     [
         (ValueError, -1, r"must be in 0\.\.2147483647, got -1"),
-        (ValueError, 2**31, r"must be in 0\.\.2147483647, got 2147483648"),
-        (TypeError, 2.0, "must be an int, got float"),
-        (TypeError, True, "must be an int, got bool"),
         (TypeError, np.bool_(True), "must be an int, got bool"),
     ],
 )
@@ -227,10 +215,6 @@ BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
         TypeError,
         lambda step: step.spoil_gradient(torch.Tensor.to_sparse),
     ),
-    "the gradient of parameter 0 must be a torch.Tensor, got list": (
-        TypeError,
-        lambda step: step.spoil_gradient(torch.Tensor.tolist),
-    ),
     r"grads\[0\] has shape \[1, 8\], params\[0\] has shape \[3, 8\]": (
         ValueError,
         lambda step: step.spoil_gradient(lambda grad: grad[:1]),
@@ -243,17 +227,9 @@ BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
         TypeError,
         lambda step: step.spoil_state("step", 5),
     ),
-    "exp_avg of parameter 0 must be a torch.Tensor, got NoneType": (
-        TypeError,
-        lambda step: step.optimizer.state[step.param].pop("exp_avg"),
-    ),
     "lr must be finite and >= 0, got -1.0": (
         ValueError,
         lambda step: step.spoil_option("lr", -1.0),
-    ),
-    r"lr_scales must be 1 finite numbers >= 0, .*got \[-1.0\]": (
-        ValueError,
-        lambda step: step.spoil_option("lr_scales", [-1.0]),
     ),
 }
 
