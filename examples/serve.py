@@ -208,7 +208,7 @@ class Server:
             adapted = self.finetuner.adapted(prompt)
             with seeded(task.seed), adapted as adaptation:
                 nearest = adaptation.neighbours.positions[:PASSAGES]
-                store = self.finetuner.store
+                store = adaptation.neighbours.store
                 answer.passages = [store.sources[position] for position in nearest]
                 return adaptation.generate(**options)
         finally:

@@ -91,7 +91,10 @@ def test_steps_on_passages_need_embeddings(gpt2, make, method):
     [
         ({"embedder": None, "search": "hybrid"}, "store and embedder must be given"),
         ({"store": MemoryStore(["a"])}, "the store has no embeddings: leave the embed"),
-        ({"search": "words"}, "search must be 'dense', 'hybrid' or 'lexical'"),
+        (
+            {"search": "words"},
+            "search must be 'dense', 'hybrid', 'lexical' or 'windows'",
+        ),
     ],
 )
 def test_a_search_without_what_it_needs_is_refused(gpt2, make, options, message):

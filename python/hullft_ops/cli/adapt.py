@@ -95,7 +95,7 @@ def adapt(
         with waiting("adapting to the prompt"):
             adapted = finetuner.adapted(question, seconds=seconds)
             adaptation = until_restored.enter_context(adapted)
-        _print_training(adaptation, finetuner.store)
+        _print_training(adaptation)
         echo("with adaptation:")
         adaptation.generate(**options)
 
@@ -134,7 +134,8 @@ def text_in(file: str) -> str:
         raise ValueError(f"prompt {file}: {error}") from error
 
 
-def _print_training(adaptation: Adaptation, store: Any) -> None:
+def _print_training(adaptation: Adaptation) -> None:
+    store = adaptation.neighbours.store
     support = adaptation.report(PassageSteps)
     for number, count in enumerate(support.steps if support else []):
         if count:
@@ -156,6 +157,6 @@ def _print_training(adaptation: Adaptation, store: Any) -> None:
         echo(f"{counted(adaptation.skipped_steps, 'step')} beyond the budget skipped")
 
 
-def _source(store: Datastore, index: int) -> str:
+def _source(store: Any, index: int) -> str:
     """A passage's source; its position if the datastore has no sources."""
     return str(store.sources[index] or index)

@@ -33,6 +33,8 @@ class Question:
         suffix: the text behind the cursor.
         suffix_start: where its tokens begin in ``ids``.
         suffix_end: where they end.
+        source: the document that the text before the cursor is of, as the datastore names it; None
+            if it is not known.
     """
 
     text: str
@@ -43,6 +45,7 @@ class Question:
     suffix: str = ""
     suffix_start: int = 0
     suffix_end: int = 0
+    source: str | None = None
 
     @cached_property
     def before_cursor(self) -> Tensor:
@@ -117,6 +120,7 @@ def question_of(
     *,
     suffix: str = "",
     chat: bool = False,
+    source: str | None = None,
 ) -> Question:
     """Understand a prompt for a model of this tokenizer.
 
@@ -128,6 +132,7 @@ def question_of(
             to fill in with; a model without them reads ``prompt`` alone, with a warning. Special
             tokens in either text are text.
         chat: whether a text is a user's message.
+        source: as in `Question`, for a text that is not a message.
 
     Raises:
         TypeError, ValueError: the prompt is neither, or has no token; a conversation has a suffix;
@@ -145,7 +150,8 @@ def question_of(
     check_text("generate", "prompt", prompt)
     marks = marks_of(tokenizer) if suffix else None
     if marks is not None:
-        return _around_cursor(tokenizer, prompt, suffix, marks)
+        question = _around_cursor(tokenizer, prompt, suffix, marks)
+        return replace(question, source=source)
     if suffix:
         warnings.warn(
             "the model has no tokens to fill in with: it reads what stands before the cursor alone",
@@ -154,7 +160,9 @@ def question_of(
     tokens = tokenized(tokenizer, prompt)
     if not tokens.ids:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
-    return Question(prompt, tokens.ids, tokens.opening, 0, len(tokens.ids))
+    return Question(
+        prompt, tokens.ids, tokens.opening, 0, len(tokens.ids), source=source
+    )
 
 
 def _in_template(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> Question:

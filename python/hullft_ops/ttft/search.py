@@ -20,6 +20,7 @@ from hullft_ops.ttft.store.base import Store, checked_vectors
 from hullft_ops.ttft.store.words import Words, last_words
 from hullft_ops.ttft.terminal import waiting
 from hullft_ops.ttft.validation import options_class
+from hullft_ops.ttft.windows import LineBlocks, line_blocks
 
 # Stands behind each retrieved passage: a blank line tells the model that another text begins.
 SEPARATOR = "\n\n"
@@ -114,11 +115,34 @@ class Hybrid(Search):
         return by_vectors + self._lexical.rankings(question, query, count)
 
 
-SearchName = Literal["dense", "hybrid", "lexical"]
+class Windows(Search):
+    """By windows of lines, for code: by the lines before the cursor. What is found are blocks of
+    lines of the store's documents, which stand where what is written may stand."""
+
+    def __init__(self, store: Store, embedder: Embedder | None) -> None:
+        self._documents = store
+        self._blocks = line_blocks(store)
+
+    @property
+    def store(self) -> Any:  # type: ignore[override]
+        """The blocks of lines."""
+        # A store that is refreshed has others.
+        if self._blocks.identity != self._documents.identity:
+            self._blocks = line_blocks(self._documents)
+        return self._blocks
+
+    def rankings(
+        self, question: Question, query: Tensor | None, count: int
+    ) -> list[Tensor]:
+        return [self.store.nearest(question.text, count, question.source)]
+
+
+SearchName = Literal["dense", "hybrid", "lexical", "windows"]
 _KINDS: dict[str, type[Search]] = {
     "dense": Dense,
     "hybrid": Hybrid,
     "lexical": Lexical,
+    "windows": Windows,
 }
 
 
@@ -127,8 +151,9 @@ class SearchOptions:
     """How a prompt's neighbours are found."""
 
     search: SearchName | type[Search] | None = None
-    """dense by embeddings, lexical by words (BM25), which needs no embedder, hybrid by both; None
-    for dense, or lexical without an embedder; in Python a class of your own, a `Search`."""
+    """dense by embeddings, lexical by words (BM25), hybrid by both, windows by the lines before the
+    cursor, for code; lexical and windows need no embedder. None for dense, or lexical without an
+    embedder; in Python a class of your own, a `Search`."""
 
 
 @options_class
@@ -226,9 +251,10 @@ def fused(rankings: Sequence[Tensor], k: int) -> Tensor:
     return torch.tensor(order[:k], dtype=torch.int64)
 
 
-def text_of(store: Store, run: Sequence[int]) -> str:
+def text_of(store: Store | LineBlocks, run: Sequence[int]) -> str:
     """The text of passages that follow one another, with what separates it from others."""
-    return "".join(store.texts[position] for position in run) + SEPARATOR
+    heading = store.heading(run[0]) if isinstance(store, LineBlocks) else ""
+    return heading + "".join(store.texts[position] for position in run) + SEPARATOR
 
 
 def retrieved_runs(

@@ -91,11 +91,17 @@ class Words:
             rarity = math.log(1 + (len(scores) - number + 0.5) / (number + 0.5))
             gain = counts / (self._norms[positions] + counts)
             scores[positions] += np.float32(rarity) * gain
-        k = min(k, len(scores))
-        least = max(np.partition(scores, -k)[-k], np.finfo(np.float32).tiny)
-        positions = np.flatnonzero(scores >= least)
-        order = np.argsort(-scores[positions], kind="stable")[:k]
-        return torch.from_numpy(positions[order])
+        return nearest_first(scores, k)
+
+
+def nearest_first(scores: np.ndarray, k: int) -> Tensor:
+    """Positions int64 ``[n]`` of the scores above 0, n at most ``k``, largest first; on ties the
+    lower position comes first."""
+    k = min(k, len(scores))
+    least = max(np.partition(scores, -k)[-k], np.finfo(np.float32).tiny)
+    positions = np.flatnonzero(scores >= least)
+    order = np.argsort(-scores[positions], kind="stable")[:k]
+    return torch.from_numpy(positions[order])
 
 
 def inverse(numbers: np.ndarray) -> np.ndarray:
