@@ -104,11 +104,8 @@ def store_without_documents(texts, sources):
     """A store of one's own."""
 
     def following(position):
-        return (
-            position + 1
-            if sources[position : position + 2].count(sources[position]) == 2
-            else None
-        )
+        pair = sources[position : position + 2]
+        return position + 1 if pair == 2 * pair[:1] else None
 
     return SimpleNamespace(
         texts=texts, sources=sources, identity="", following=following
