@@ -166,6 +166,15 @@ def test_vectors_of_an_interrupted_call_are_found_by_their_text(
     assert store.texts[0] == "one more passage came"
 
 
+def test_vectors_of_another_embedder_are_not_taken(corpus, other_embedder, tmp_path):
+    path = tmp_path / "store"
+    interrupted(corpus, path, other_embedder("other"), after=512)
+    calls = []
+    index_corpus(corpus, path, counted(other_embedder(), calls))
+
+    assert len(calls) == 1000
+
+
 def killed_after(seconds, run):
     """How long it ran, in a process that is killed after that time; None lets it end."""
     process = multiprocessing.get_context("fork").Process(target=run)

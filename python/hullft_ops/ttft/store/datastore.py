@@ -27,7 +27,12 @@ from hullft_ops.ttft.terminal import counted
 
 _TEXT = "SELECT text FROM positions JOIN texts USING (id) WHERE position = ?"
 _SOURCE = "SELECT source FROM positions JOIN documents USING (place) WHERE position = ?"
-# Of the passages of its document, those before it.
+_FOLLOWING = (
+    "SELECT other.position FROM positions AS this JOIN documents USING (place) "
+    "JOIN positions AS other ON other.position = this.position + 1 AND other.place = this.place "
+    "WHERE this.position = ? AND source IS NOT NULL"
+)
+# How many characters the passages before it have in its document.
 _BEFORE = (
     "SELECT total(length(text)) FROM positions JOIN passages USING (id) "
     "JOIN texts ON texts.id >= first AND texts.id < passages.id WHERE position = ?"
@@ -228,10 +233,8 @@ class Datastore(Matrix):
 
     def following(self, position: int) -> int | None:
         """The next position, if it is in the same document, and that has a source; else None."""
-        query = "SELECT place FROM positions WHERE position BETWEEN ? AND ? + 1"
-        places = self._database.execute(query, (position, position)).fetchall()
-        is_followed = len(places) == 2 and places[0] == places[1]
-        return position + 1 if is_followed and self.sources[position] else None
+        row = self._database.execute(_FOLLOWING, (position,)).fetchone()
+        return row and row[0]  # type: ignore[no-any-return]
 
     def summary(self) -> list[str]:
         """Lines that describe the datastore."""

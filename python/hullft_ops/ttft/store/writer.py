@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -66,9 +67,13 @@ class Writer:
         self._version = 1 if previous is None else previous.version + 1
         self._file = version_file(folder, self._version)
         self._database = sqlite3.connect(self._file)
-        [(tables,)] = self._database.execute("SELECT count(*) FROM sqlite_schema")
-        if not (resume and tables):
+        # An interrupted version may be of another embedder.
+        mark = crc32(settings.model_dump_json().encode()) >> 1
+        if not (
+            resume and [(mark,)] == [*self._database.execute("PRAGMA user_version")]
+        ):
             self._begin(previous)
+            self._database.execute(f"PRAGMA user_version = {mark}")
         # A kill ends the process, not the system.
         self._database.execute("PRAGMA synchronous = OFF")
         documents = self._database.execute("SELECT digest, first FROM documents")
