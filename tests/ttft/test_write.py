@@ -1,5 +1,6 @@
 """Continuing a prompt with the adapted model, behind retrieved passages."""
 
+from copy import deepcopy
 from unittest.mock import patch
 
 import pytest
@@ -329,6 +330,41 @@ def test_a_configuration_is_heard_as_options_are(gpt2, make):
 
     assert text == finetuner.generate("the", **options)
     assert text != finetuner.generate("the", **options | {"max_new_tokens": 6})
+
+
+@pytest.mark.parametrize("cut", ["x, y", "x, y):\n    retu", "x"])
+def test_ngrams_drafts_and_healing_act_before_a_suffix(
+    dynamic_llama, tokenizer, store_of, embedder, weigh_ngrams, cut
+):
+    code = "def f(x, y):\n    return g(x + y)\n\n\ndef h(x):\n    pass\n"
+    weigh_ngrams(0.5, 0.9, 0.9, 0.9, 0.9)
+    dynamic_llama.config.max_position_embeddings = 256
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.add_tokens(["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"])
+    options = {"n_select": 0, "train_on_prompt": 0, "context": 0, "dtype": None}
+    finetuner = TestTimeFinetuner(
+        dynamic_llama, tokenizer, store_of([code]), embedder, **options
+    )
+    prompt = code[: code.index(cut) + len(cut)]
+    passes = []
+    dynamic_llama.register_forward_pre_hook(
+        lambda module, args, named: passes.append(named["input_ids"][0].tolist()),
+        with_kwargs=True,
+    )
+    with finetuner.adapted(prompt, suffix="\n\n\n# end\n") as adaptation:
+        passes.clear()
+        written = adaptation.generate(max_new_tokens=16, do_sample=False)
+
+    middle = tokenizer.convert_tokens_to_ids("<|fim_middle|>")
+
+    assert code.startswith(prompt + written)
+    assert written
+
+    [read] = [tokens for tokens in passes if middle in tokens]
+
+    # A draft of what was taken back, and more, stands behind the suffix.
+    assert read[-1] != middle
+    assert len(passes) < 16
 
 
 def test_a_streamer_takes_one_prompt(gpt2, make):
