@@ -43,6 +43,18 @@ def table_of(stdout: str) -> list[tuple[str, float, int]]:
     return [(source, float(weight), int(steps)) for source, weight, steps in rows]
 
 
+def test_a_file_may_have_what_stands_behind_the_cursor(
+    arguments: list[object], store: Path, tmp_path: Path
+) -> None:
+    suffix = tmp_path / "suffix.txt"
+    suffix.write_text(" on the mat")
+    result = succeeded(*arguments, "--suffix-file", suffix)
+
+    # The toy model has no marks.
+    assert "no tokens to fill in with" in result.stderr
+    assert "with adaptation:" in result.stdout
+
+
 def test_it_prints_what_the_finetuner_does(
     arguments: list[object],
     model_directory: Path,

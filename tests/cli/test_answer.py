@@ -64,6 +64,20 @@ def test_it_writes_what_the_finetuner_generates(
     assert OUTPUT.read_bytes() == content
 
 
+def test_a_prompt_may_have_a_suffix(arguments: list[object]) -> None:
+    suffixes = ["", " on the mat", " on the rug"]
+    rows = [{"prompt": "the cat", "behind": suffix} for suffix in suffixes]
+    FILE.write_text("\n".join(map(json.dumps, rows)))
+    result = succeeded(*arguments, "--suffix-column", "behind")
+
+    assert "no tokens to fill in with" in result.stderr
+    assert {row.suffix for row in read_rows(OUTPUT, Answer)} == {*suffixes}
+
+    again = succeeded(*arguments, "--suffix-column", "behind")
+
+    assert "3 prompts, 3 answered before" in again.stderr
+
+
 def test_datastores_of_other_documents_give_other_answers(
     arguments: list[object], texts: list[str]
 ) -> None:

@@ -46,6 +46,13 @@ def test_a_plot_shows_what_was_selected(tmp_path: Path) -> None:
     assert 1 < found["selected"] <= found["passes"] < 50
 
 
+def test_a_knn_language_model_lowers_the_bits_of_the_answer() -> None:
+    bits = run("knn_lm.py")
+
+    assert bits["kNN-LM"] < bits["nothing"]
+    assert bits["both"] < bits["n-grams"]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trainer_takes_every_step_of_the_multiplicities() -> None:
     found = run("trainer.py")
