@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "build_info.h"
-#include "call_until_done.h"
 
 STABLE_TORCH_LIBRARY(hullft_ops, m) {
   m.def(
@@ -65,6 +64,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("quick_quotients", &hullft::quick_quotients,
         "Whether several Adam steps multiply where they would divide.");
   m.def("use_quick_quotients", &hullft::use_quick_quotients, "For tests and measurements.");
-  m.def("call_until_done", &hullft::call_until_done,
-        "Calls a function again until no signal cuts it short.");
 }

@@ -1,6 +1,7 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from itertools import chain, islice
@@ -20,7 +21,7 @@ from hullft_ops.ttft.models.memory import (
 )
 from hullft_ops.ttft.question import Prompt, Question, question_of
 from hullft_ops.ttft.reader import Reader
-from hullft_ops.ttft.restore import at_exit, exclusive, restored, signal_safe
+from hullft_ops.ttft.restore import at_exit, exclusive, restored
 from hullft_ops.ttft.search import Neighbours, Search, kind_of, retrieve
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.techniques import TTFTConfig
@@ -136,7 +137,7 @@ class TestTimeFinetuner:
             raise ValueError("select: n_select must be at least 1, got 0")
         return steps[0].select(self.retrieve(prompt), self.reader)
 
-    @signal_safe
+    @contextmanager
     def adapted(
         self,
         prompt: Prompt | Question | Neighbours,
@@ -273,7 +274,7 @@ class TestTimeFinetuner:
     def _prepare(self, neighbours: Neighbours) -> list[Prepared]:
         return [each.prepare(neighbours, self.reader) for each in self.techniques]
 
-    @signal_safe
+    @contextmanager
     def _changed(
         self, prepared: Sequence[Prepared], deadline: Deadline
     ) -> Iterator[tuple[Training, dict[type, Any]]]:

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,16 +22,9 @@ from hullft_ops.ttft.models.checks import (
     model_identity,
     text_window,
 )
-from hullft_ops.ttft.models.precision import AutoPrecision, autocast
+from hullft_ops.ttft.models.precision import AutoPrecision, reading
 from hullft_ops.ttft.question import Question, Row
-from hullft_ops.ttft.restore import (
-    ThreadModes,
-    at_exit,
-    eval_mode,
-    exclusive,
-    signal_safe,
-    unwrapped,
-)
+from hullft_ops.ttft.restore import unwrapped
 from hullft_ops.ttft.tokens import SENTENCE, Tokens, tokenized
 
 if TYPE_CHECKING:
@@ -205,8 +199,7 @@ class Reader:
         self.model = model
         self.tokenizer = tokenizer
         self.dtype = dtype
-        with exclusive(model):
-            check_causal(model, tokenizer)
+        check_causal(model, tokenizer)
         self.window = text_window(model, tokenizer, max_length)
         self.keyword = cache_keyword(model)
 
@@ -231,21 +224,12 @@ class Reader:
         encoding = self.tokenizer(text, add_special_tokens=with_special, verbose=False)
         return list(encoding["input_ids"])
 
-    @signal_safe
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Keep others from the model in the body. It is in eval mode, without gradients.
 
         RuntimeError if it is in use elsewhere.
         """
-        model = self.model
-        with (
-            exclusive(model),
-            eval_mode(model),
-            at_exit(ThreadModes(model.device).put_back),
-            torch.no_grad(),
-            autocast(model.device, self.dtype),
-        ):
-            yield
+        return reading(self.model, self.dtype)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -1,77 +1,46 @@
 """Putting back what a with block changes, whatever ends it: a model, and a thread's modes."""
 
-import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from functools import partial, wraps
+from contextlib import contextmanager
+from functools import partial
 from operator import call
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from hullft_ops import _C
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-P = ParamSpec("P")
-T = TypeVar("T")
 # The thread that has each model at the moment. A tuple, so that each call has its own.
 _callers: "WeakKeyDictionary[nn.Module, tuple[int]]" = WeakKeyDictionary()
 
 
-def signal_safe(
-    function: Callable[P, Iterator[T]],
-) -> Callable[P, AbstractContextManager[T]]:
-    """As `contextlib.contextmanager`, but a signal cannot come between the body and its end.
-
-    Python handles signals at the first instruction of a function that is written in Python. An
-    exception that the handler raises there, as Ctrl-C does, ends contextlib's ``__exit__`` before
-    it has reached the generator, whose ``finally`` then does not run. Here no such function is in
-    between: the handler runs in the generator, at its ``yield`` or later, so within its with
-    blocks. What must be undone belongs into `at_exit`; a ``finally`` may be cut short.
-
-    The generator sees every end of the body as GeneratorExit.
-    """
-
-    @wraps(function)
-    def block(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[T]:
-        return _Block(function(*args, **kwargs))
-
-    return block
-
-
-@signal_safe
+@contextmanager
 def at_exit(undo: Callable[[], None]) -> Iterator[None]:
-    """Call ``undo`` at the end of the body, again from its beginning for each signal that cuts it
-    short, until it is done. What the last signal's handler raised is raised then."""
+    """Call ``undo`` at the end of the body, again from its beginning if a signal cuts it short.
+
+    It is called at most three times. Python handles signals between the body and this generator
+    too, for a part of a microsecond: then ``undo`` is called once nobody keeps the exception.
+    """
     try:
         yield
     finally:
-        # The first call in this clause, of a function in C++: no signal can come before it.
-        _C.call_until_done(undo)
-
-
-class _Block(io.IOBase):
-    # IOBase's ``__exit__`` is written in C, and calls ``close``.
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
-        # A generator's is written in C too.
-        self.close = generator.close  # type: ignore[method-assign]
-
-    def __enter__(self) -> Any:
+        # Not a loop or a function: signals would be handled where it begins, outside of any try.
         try:
-            return next(self._generator)
+            undo()
         except BaseException:
-            # The signal may have come behind the call.
-            self.close()
+            try:
+                undo()
+            except BaseException:
+                undo()
+                raise
             raise
 
 
-@signal_safe
+@contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, and at the end every module back in its mode from before."""
     # ``model.train`` would give all the same mode.
@@ -87,37 +56,33 @@ def _restore_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-class ThreadModes:
-    """The grad mode of this thread, and its autocast for a device, when this is made.
+@contextmanager
+def thread_modes_restored(device: torch.device) -> Iterator[None]:
+    """Put this thread's grad mode, and its autocast for a device, back at the end of the body.
 
     Ctrl-C within the end of `torch.no_grad` or `torch.autocast` leaves theirs on.
     """
+    records_gradients = torch.is_grad_enabled()
+    is_on = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type)
+    # Torch tells the depth only when it changes. One instruction: no signal comes between.
+    _, depth = map(
+        call, (torch.autocast_increment_nesting, torch.autocast_decrement_nesting)
+    )
 
-    def __init__(self, device: torch.device) -> None:
-        self._thread = threading.get_ident()
-        self._records_gradients = torch.is_grad_enabled()
-        self._device = device.type
-        self._is_on = torch.is_autocast_enabled(self._device)
-        self._dtype = torch.get_autocast_dtype(self._device)
-        # Torch tells the depth only when it changes. One instruction: no signal comes between.
-        _, self._depth = map(
-            call, (torch.autocast_increment_nesting, torch.autocast_decrement_nesting)
-        )
-
-    def put_back(self) -> None:
-        """Give them back to the thread that had them."""
-        # A generator that nobody holds any more may be closed in any thread.
-        if threading.get_ident() != self._thread:
-            return
-        torch.set_grad_enabled(self._records_gradients)
-        torch.set_autocast_enabled(self._device, self._is_on)
-        torch.set_autocast_dtype(self._device, self._dtype)
+    def put_back() -> None:
+        torch.set_grad_enabled(records_gradients)
+        torch.set_autocast_enabled(device.type, is_on)
+        torch.set_autocast_dtype(device.type, dtype)
         torch.autocast_increment_nesting()
-        while torch.autocast_decrement_nesting() > self._depth:
+        while torch.autocast_decrement_nesting() > depth:
             pass
-        if self._depth == 0:
+        if depth == 0:
             # Copies of weights, which autocast keeps no longer than it is on.
             torch.clear_autocast_cache()
+
+    with at_exit(put_back):
+        yield
 
 
 def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -129,7 +94,7 @@ def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 
-@signal_safe
+@contextmanager
 def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
     """Keep other threads from the model in the body. Nobody waits.
 
@@ -159,7 +124,7 @@ def _release(key: nn.Module, caller: tuple[int]) -> None:
         del _callers[key]
 
 
-@signal_safe
+@contextmanager
 def restored(
     model: nn.Module, trained: Sequence[nn.Parameter], copies: list[Tensor]
 ) -> Iterator[list[Tensor]]:
@@ -178,9 +143,9 @@ def restored(
         The values of ``trained`` from before, in the same order. Do not change them.
     """
     device = next(model.parameters()).device
-    with at_exit(ThreadModes(device).put_back):
+    with thread_modes_restored(device):
         state = _State(model, trained, copies)
-        with at_exit(state.put_back):
+        with at_exit(state.put_back), at_exit(state.put_back_values):
             for parameter in model.parameters():
                 # Detached, not zeroed: a backward pass must not add to a gradient that is kept.
                 parameter.grad = None
@@ -204,31 +169,38 @@ class _State:
                 (parameter, parameter.detach(), parameter.grad, parameter.requires_grad)
                 for parameter in model.parameters()
             ]
+            # A buffer may overlap itself, or be of inference mode. Its storage takes any bytes.
+            storages = [buffer.untyped_storage() for buffer in model.buffers()]
             self._buffers = [
-                (module, dict(vars(module)), name, buffer, buffer.clone())
-                for module in model.modules()
-                for name, buffer in module._buffers.items()
-                if buffer is not None
+                (storage, storage.clone())  # type: ignore[no-untyped-call]
+                for storage in storages
             ]
+        self._modules = [
+            (module, dict(vars(module)), dict(module._buffers))
+            for module in model.modules()
+            if module._buffers
+        ]
         self._modes = [(module, module.training) for module in model.modules()]
 
+    def put_back_values(self) -> None:
+        """The first of the two, and nearly all of the time: no signal comes within it."""
+        if self._copies:
+            torch._foreach_copy_(self._values, self._copies)
+
     def put_back(self) -> None:
-        # In inference mode too, parameters count what is written to them.
-        with torch.no_grad():
-            if self._copies:
-                torch._foreach_copy_(self._values, self._copies)
-            for parameter, values, gradient, requires_grad in self._parameters:
-                if requires_grad:
-                    # The body may have given it another shape.
-                    parameter.data = values
-                parameter.requires_grad_(requires_grad)
-                parameter.grad = gradient
-            for module, attributes, name, buffer, content in self._buffers:
-                # A module may have put another tensor in its place, as dynamic RoPE does, which
-                # counts beside it for how long a text it is.
-                vars(module).update(attributes)
-                module._buffers[name] = buffer
-                buffer.copy_(content)
+        for parameter, values, gradient, requires_grad in self._parameters:
+            if requires_grad:
+                # The body may have given it another shape.
+                parameter.data = values
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        for module, attributes, buffers in self._modules:
+            # A module may have put another tensor in a buffer's place, as dynamic RoPE does, which
+            # counts beside it for how long a text it is.
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
+        for storage, content in self._buffers:
+            storage.copy_(content)
         _restore_modes(self._modes)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()

@@ -9,6 +9,7 @@ of a single head.
 import copy
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from hullft_ops.ttft.restore import at_exit, signal_safe, unwrapped
+from hullft_ops.ttft.restore import at_exit, unwrapped
 
 # So many more tokens are made room for at once.
 _ROOM = 256
@@ -103,7 +104,7 @@ def _appended(room: Tensor, states: Any, new: Tensor) -> tuple[Tensor, Tensor]:
     return room, room[..., :end, :]
 
 
-@signal_safe
+@contextmanager
 def grouped_attention(model: Any) -> Iterator[bool]:
     """Let the query heads that share keys and values attend together in the body, if the model uses
     torch's attention. Yields whether it does."""

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.errors import first_line
 from hullft_ops.ttft.models.memory import is_out_of_memory
-from hullft_ops.ttft.restore import eval_mode, unwrapped
+from hullft_ops.ttft.models.precision import reading
+from hullft_ops.ttft.restore import unwrapped
 
 # A tokenizer without a limit says 1e30.
 _NO_LIMIT = 10**9
@@ -28,7 +29,8 @@ def check_causal(
 ) -> None:
     """ValueError unless the model is a causal language model with every id of the tokenizer.
 
-    A causal model's logits for the first of two tokens do not depend on the second.
+    A causal model's logits for the first of two tokens do not depend on the second. RuntimeError if
+    it is in use elsewhere.
     """
     highest = highest_id(tokenizer)
     embedding: Any = model.get_input_embeddings()
@@ -45,15 +47,15 @@ def check_causal(
         raise _refusal(model, "has tokens of PEFT before each text")
     first, other = highest // 2, highest // 2 + 1
     tokens = torch.tensor([[first, first], [first, other]], device=model.device)
-    try:
-        with eval_mode(model), torch.no_grad():
+    with reading(model, None):
+        try:
             output = model(input_ids=tokens, use_cache=False)
-    # Its configuration may be impossible.
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        reason = f"cannot run on input_ids alone ({first_line(error)})"
-        raise _refusal(model, reason) from error
+        # Its configuration may be impossible.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            reason = f"cannot run on input_ids alone ({first_line(error)})"
+            raise _refusal(model, reason) from error
     logits: Any = getattr(output, "logits", None)
     if logits is None or logits.shape[:-1] != tokens.shape:
         raise _refusal(model, "gives no logits of each token")

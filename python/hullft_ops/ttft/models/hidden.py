@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from hullft_ops.ttft.restore import at_exit, signal_safe, unwrapped
+from hullft_ops.ttft.restore import at_exit, unwrapped
 
 
 class HiddenStates(threading.local):
@@ -24,7 +25,7 @@ class HiddenStates(threading.local):
         return None if latest is None else latest[:, -count:]
 
 
-@signal_safe
+@contextmanager
 def seen_hidden_states(model: Any, *, is_needed: bool) -> Iterator[HiddenStates]:
     """See the hidden states of the model's passes in the body, but not those of compiled ones."""
     states = HiddenStates()

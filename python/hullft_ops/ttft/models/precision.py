@@ -1,7 +1,7 @@
 """Reading a model in another precision."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hullft_ops.ttft.restore import at_exit, signal_safe
+from hullft_ops.ttft.restore import (
+    at_exit,
+    eval_mode,
+    exclusive,
+    thread_modes_restored,
+)
 from hullft_ops.ttft.validation import options_class
 
 Precision = Literal["bfloat16"]
@@ -38,7 +43,23 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-@signal_safe
+@contextmanager
+def reading(model: Any, dtype: AutoPrecision | None) -> Iterator[None]:
+    """Keep others from the model in the body. It is in eval mode, without gradients.
+
+    RuntimeError if it is in use elsewhere.
+    """
+    with (
+        exclusive(model),
+        eval_mode(model),
+        thread_modes_restored(model.device),
+        torch.no_grad(),
+        autocast(model.device, dtype),
+    ):
+        yield
+
+
+@contextmanager
 def casting_once(model: nn.Module) -> Iterator[None]:
     """Let autocast keep its copies of all weights: by itself it keeps only copies of weights
     with ``requires_grad``."""
