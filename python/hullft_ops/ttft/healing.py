@@ -209,16 +209,10 @@ class Healing:
     def is_done(self, input_ids: Tensor, scores: Any) -> Tensor:
         """A stopping criterion."""
         done = [
-            len(tokens) >= self._end(number, tokens) or self._has_ended(number, tokens)
+            len(tokens) >= self._end(number, tokens)
             for number, tokens in self.rows(input_ids)
         ]
         return torch.tensor(done, device=input_ids.device)
-
-    def _has_ended(self, number: int, tokens: Sequence[int]) -> bool:
-        ending = self.endings[number]
-        if not ending:
-            return False
-        return ending.place(_text(self.behind(number, tokens))) is not None
 
     def texts(self, input_ids: Tensor) -> list[list[int]]:
         """The tokens written in place of what was taken back, and behind it, up to their end."""
@@ -239,6 +233,9 @@ class Healing:
             if position >= 0:
                 rest = content[: position + len(stop) - 1]
                 end = min(end, self.vocabulary.count_within(rest, tokens) + 1)
+        ending = self.endings[number]
+        if ending and ending.place(_text(self.behind(number, tokens))) is not None:
+            end = min(end, len(tokens))
         return end
 
 
