@@ -93,8 +93,8 @@ def problems_of_parts() -> Iterator[dict[str, torch.Tensor]]:
     shared = {**separate, "pool": pool[0]}
     yield shared
 
-    indexed = {**shared, "candidates": candidates}
-    yield indexed
+    of_rows = {**shared, "candidates": candidates}
+    yield of_rows
 
 
 def check_same(answer: AnySelection, expected: AnySelection) -> None:

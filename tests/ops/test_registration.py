@@ -23,7 +23,7 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     shared = {"pool": pool[0].half(), "query": query.half(), "n_select": 5}
     targets = torch.stack([query, -query], dim=1)
     candidates = torch.arange(12).repeat(2, 1)
-    indexed = {**pools, "pool": pool[0], "candidates": candidates}
+    of_rows = {**pools, "pool": pool[0], "candidates": candidates}
     integers = {
         "support": pool,
         "query": query,
@@ -47,7 +47,7 @@ def samples() -> dict[str, tuple[str, Arguments]]:
         "fw_select": ("fw_select", pools),
         "fw_select ragged": ("fw_select", {**wide, **ragged}),
         "fw_select shared": ("fw_select", shared),
-        "fw_select candidates": ("fw_select", {**indexed, **ragged}),
+        "fw_select candidates": ("fw_select", {**of_rows, **ragged}),
         "fw_select corrective": (
             "fw_select",
             {**pools, "variant": "corrective", "max_support": 3},
@@ -71,10 +71,10 @@ def samples() -> dict[str, tuple[str, Arguments]]:
         "fw_lmo": ("fw_lmo", {**step, **ragged}),
         "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
         "knn_select": ("knn_select", {**pools, **ragged}),
-        "knn_select candidates": ("knn_select", indexed),
+        "knn_select candidates": ("knn_select", of_rows),
         "sift_select": ("sift_select", {**pools, **ragged}),
         "sift_select targets": ("sift_select", {**pools, "query": targets}),
-        "sift_select candidates": ("sift_select", indexed),
+        "sift_select candidates": ("sift_select", of_rows),
         "integerize": ("integerize", {**integers, "support_sizes": sizes}),
     }
 

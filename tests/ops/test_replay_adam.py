@@ -594,14 +594,15 @@ def test_copies_go_on_alike(duplicate: Callable) -> None:
 
 
 def test_options_of_our_own_go_with_the_state() -> None:
-    """Also through torch's Adam, which keeps them; a state without them leaves the seed."""
-    optimizer = ReplayAdam(make_model().parameters(), repeats=2)
+    """Also through torch's Adam, which keeps them; without, the optimizer's own hold."""
+    optimizer = ReplayAdam(make_model().parameters(), repeats=2, rounding_seed=9)
     peer = Adam(make_model().parameters(), lr=0.5)
     peer.load_state_dict(optimizer.state_dict())
     after = ReplayAdam(make_model().parameters(), rounding_seed=7)
     after.load_state_dict(peer.state_dict())
 
     assert after.param_groups[0]["repeats"] == 2
+    assert after.param_groups[0]["rounding_seed"] == 9
 
     after.load_state_dict(Adam(make_model().parameters(), lr=0.5).state_dict())
 
