@@ -148,7 +148,7 @@ class Writer:
 
     def _write_words(self) -> None:
         self._database.executemany(
-            "INSERT INTO words VALUES (?, ?) ON CONFLICT DO UPDATE "
+            "INSERT INTO words VALUES (?, ?) ON CONFLICT (word) DO UPDATE "
             "SET holders = CAST(holders || excluded.holders AS BLOB)",
             self._postings.holders.items(),
         )
