@@ -1,7 +1,7 @@
-"""How torch.compile sees the gradients. It imports this module when it first traces an operator.
+"""The gradients under torch.compile, which imports this module when it first traces an operator.
 
-As calls in its graph, which autograd and torch.func then differentiate: into an autograd.Function
-torch.compile does not look where it has a `jvp`, and it forgets the gradient under torch.func.
+torch.compile traces no autograd.Function that has a `jvp`, and under torch.func it forgets the
+gradient. So these stand in its graph as calls, which autograd and torch.func differentiate.
 """
 
 import torch

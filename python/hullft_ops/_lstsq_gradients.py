@@ -15,9 +15,8 @@ from torch import Tensor
 
 from hullft_ops import _ops
 
-Pairs = list[
-    tuple[Tensor, Tensor]
-]  # [B, K] and [B, d], whose outer products are summed
+# [B, K] and [B, d], whose outer products are summed.
+Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Solution(_ops.Undifferentiable):
@@ -60,7 +59,8 @@ class Solution(_ops.Undifferentiable):
             rest = _rest(pool, query, weights)
             of_query = of_residual[:, None] * _over(rest, residual) + _combine(v, pool)
             pairs = [(v, rest), (-weights, of_query)]
-        return None, _summed(pairs, pool), of_query.to(query.dtype), *[None] * 4
+        of_pool = _summed(pairs, pool) if ctx.needs_input_grad[1] else None
+        return None, of_pool, of_query.to(query.dtype), *[None] * 4
 
     @staticmethod
     def jvp(ctx: Any, _: None, of_pool: Any, of_query: Any, *options: None) -> Any:
@@ -100,7 +100,8 @@ class Adjoint(_ops.Undifferentiable):
         pool, weights, v = ctx.saved_tensors
         u = _adjoint(ctx, pool, weights, gradients[0])
         pairs = _of_quadratic(pool, -u, v, ctx.is_gram)
-        return None, _summed(pairs, pool), None, u, None, None
+        of_pool = _summed(pairs, pool) if ctx.needs_input_grad[1] else None
+        return None, of_pool, None, u, None, None
 
     @staticmethod
     def jvp(ctx: Any, _: None, of_pool: Any, __: Any, of_g: Any, *options: None) -> Any:

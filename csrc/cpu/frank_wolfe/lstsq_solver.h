@@ -24,7 +24,7 @@ class LstsqSolver {
     return by_rows_.solve(options, in, answer);
   }
 
-  // Of these, which come from memory, each pass counts. Xeon (AVX-512), 40 rows of 10^6 numbers:
+  // Of these, which come from memory, each pass counts. EPYC (AVX-512), 40 rows of 10^6 numbers:
   // the products take 0.07 of the time of the rows.
   static constexpr int64_t kLongRow = int64_t(1) << 15;
 
