@@ -45,6 +45,7 @@ PATTERNS = (
     "benchmarks/gpu/test_estimates.py",
     "tests/ops/test_fw_*.py",
     "tests/ops/test_simplex_*.py",
+    "tests/ops/test_lstsq_*.py",
     "tests/ops/test_nnls.py",
     "tests/ops/test_selection_*.py",
     "tests/ops/test_sift_*.py",

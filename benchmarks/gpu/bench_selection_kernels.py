@@ -5,6 +5,7 @@ One that starts while the one before it still runs counts from its own start.
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -24,7 +25,10 @@ def cases(smoke: bool) -> list[Case]:
     if smoke:
         return [Case(2, 30, n_select=5)]
     vanilla = [Case(batch, dim=dim) for batch in (1, 64, 1024) for dim in (384, 1024)]
-    return [*vanilla, *(Case(batch, variant="corrective") for batch in (1, 64, 1000))]
+    few = [Case(1, 20_000), Case(1, 5000, dim=4096)]  # solved in rounds
+    corrective = [*(Case(batch) for batch in (1, 64, 1000, 16_384)), *few]
+    corrective += [Case(batch, 2000) for batch in (1, 64)]
+    return [*vanilla, *few, *(replace(c, variant="corrective") for c in corrective)]
 
 
 def test_selection_kernels(

@@ -99,7 +99,18 @@ def _selections(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Ca
         named[f"fw_select {variant}"] = Call(run, rows, tolerance)
     for solve in (hullft_ops.simplex_lstsq, hullft_ops.nnls):
         named[solve.__name__] = Call(solve, rows, tolerance)
+        if pool.dtype != torch.bfloat16:
+            backward = partial(_gradients, solve)
+            named[f"{solve.__name__} backward"] = Call(backward, rows, tolerance)
     return named
+
+
+def _gradients(solve: Callable[..., Outputs], *tensors: torch.Tensor) -> Outputs:
+    """Of pool and query, by a sum of weights that has a gradient on the simplex."""
+    inputs = [tensor.detach().requires_grad_() for tensor in tensors]
+    weights = solve(*inputs)[0]
+    slopes = torch.linspace(0, 1, weights.shape[1], device=weights.device)
+    return torch.autograd.grad((weights * slopes).sum(), inputs)
 
 
 def _many(seed: int, dtype: torch.dtype) -> dict[str, Call]:

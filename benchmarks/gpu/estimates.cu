@@ -15,6 +15,7 @@ namespace {
 using namespace hullft;
 
 constexpr uint32_t kOne = 0x3f800000u, kMantissa = (1u << 23) - 1;
+constexpr uint32_t kDividends = 512;
 constexpr double kReach = 0x1p-22;  // what adam_directions.cuh expects of an estimate
 
 struct Found {
@@ -57,17 +58,17 @@ struct Divisor {
   }
 };
 
-// A divisor with many dividends; with all where the refined reciprocal is not the nearest number.
+// A divisor with many dividends, one for each i; with all, a share for each i, where the refined
+// reciprocal is not the nearest number.
 struct Quotient {
   float dividend_scale, divisor_scale;
   __device__ void operator()(uint64_t i, Found& found) const {
-    constexpr uint32_t kMany = 512;
-    const uint32_t mantissa = uint32_t(i);
+    const uint32_t mantissa = uint32_t(i / kDividends), first = uint32_t(i % kDividends);
     const float b = bits_to_float(kOne + mantissa);
     const float y = reciprocal_from_estimate(b, estimated_reciprocal(b), DeviceMath<float>());
     const bool all = y != 1.0f / b;
-    for (uint32_t k = 0; k < (all ? kMantissa + 1 : kMany); ++k) {
-      uint32_t dividend = all ? k : hashed(mantissa * kMany + k);
+    for (uint32_t k = first; k <= (all ? kMantissa : first); k += kDividends) {
+      uint32_t dividend = all ? k : hashed(mantissa * kDividends + k);
       if (!all && k < 4) dividend = k == 3 ? kMantissa : mantissa + k - 1;
       const float a = bits_to_float(kOne + (dividend & kMantissa)) * dividend_scale;
       take(found, quick_quotient(a, b * divisor_scale) != a / (b * divisor_scale));
@@ -139,9 +140,9 @@ int main() {
   const uint64_t ordinary = uint64_t(127 + 76) << 23;  // the bits of 2^76
   report("divisors_with_eps_1e-8", ordinary, Divisor{1e-8f});
   report("divisors_with_the_smallest_eps", ordinary, Divisor{kSmallestEps});
-  report("quotients", kMantissas, Quotient{1, 1});
-  report("smallest_quotients", kMantissas, Quotient{kSmallestDividend, kLargestEps});
-  report("largest_quotients", kMantissas, Quotient{kLargestMoment / 2, kSmallestEps});
+  report("quotients", kMantissas * kDividends, Quotient{1, 1});
+  report("smallest_quotients", kMantissas * kDividends, Quotient{kSmallestDividend, kLargestEps});
+  report("largest_quotients", kMantissas * kDividends, Quotient{kLargestMoment / 2, kSmallestEps});
   report("quotients_of_a_step", uint64_t(1) << 21, StepQuotient());
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) std::printf("cuda_error_%d 1 0\n", int(error));
