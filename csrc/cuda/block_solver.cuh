@@ -17,7 +17,7 @@ class BlockSolver : protected Steps {
   // query's; null where the block makes them. columns: the Gram matrix, or where to keep columns.
   __device__ __forceinline__ BlockSolver(const FwProblem& problem, const SolverPlan& plan,
                                          int64_t query, unsigned char* memory, const State& state,
-                                         const S* products, const double* square, S* columns,
+                                         const S* products, double* square, S* columns,
                                          FwControl<S>& control, BlockScratch& scratch)
       : p_(problem),
         plan_(plan),
@@ -102,7 +102,7 @@ class BlockSolver : protected Steps {
   Pause* const pause_;
   const State x_;
   const S* const products_;
-  const double* const square_;
+  double* const square_;
   S* const columns_;
   FwControl<S>& control_;
   BlockScratch& scratch_;

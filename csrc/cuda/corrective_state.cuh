@@ -15,6 +15,9 @@ struct CorrectiveState : FwState<S> {
   int* place;       // [capacity]: which of the columns is a row's. Past the support, free ones
 };
 
+// Products give a squared residual of so much of the largest square, with the fifth digit right.
+constexpr double kExactShare = 0.01;
+
 // Of the products, and the t of core/corrective.h for it.
 HULLFT_HD double rounding_of(const SolverPlan& plan) {
   return plan.wide_products ? epsilon<double>() : double(epsilon<float>());
@@ -47,7 +50,7 @@ __device__ __forceinline__ CorrectiveState<S> carve_corrective(unsigned char* me
 // Where the rows are long: what a batch takes and leaves of the sums over them.
 template <typename R>
 struct LongRows {
-  double* squares;  // [part], of the queries
+  double* squares;  // [part], of the queries; after the solve below 0 where rows give the residual
   R* weights;       // [part, capacity], of the support
   int* atoms;       // [part, capacity]
 };

@@ -58,7 +58,7 @@ cudaError_t launch_distances_of(const FwProblem& problem, const CorrectivePlan& 
   if (solved) {
     distances.out = solved->residual, distances.slots = plan.slots;
     distances.support = rows.atoms, distances.weights = rows.weights;
-    distances.sizes = solved->support_size, distances.num_iter = solved->num_iter;
+    distances.sizes = solved->support_size, distances.asked = rows.squares;
   }
   return launch_distances(distances, stream);
 }

@@ -92,9 +92,21 @@ class FwCorrective : public BlockSolver<FwCorrective<kConstraint, S, R>, S, Corr
     measure();
     if (!finite(top_.value) || !finite(gap_) || !finite(it_.wu)) return Action::kFail;
     stops_ = stops_ || is_last();
-    if (stops_ && is_long()) return Action::kDone;  // its residual has kernels of its own
+    if (stops_ && is_long()) return end_of_long_rows();
     const bool may_be_within = p_.tol > 0 && double(squared_residual(it_, qq_)) <= rules().within;
     return stops_ || may_be_within ? Action::kResidual : Action::kColumn;
+  }
+
+  // The residual by products, unless little of the rows is left: that has kernels of its own.
+  __device__ __forceinline__ Action end_of_long_rows() {
+    S largest = qq_;
+    for (int i = me_.lane; i < m_; i += kWarp)
+      largest = larger(largest, column(i)[x_.table.atom[i]]);
+    const S squared = squared_residual(it_, qq_);
+    residual_ = sqrt(squared);
+    const bool stands = double(squared) >= kExactShare * double(warp_top(largest).value);
+    if (me_.lane == 0) *Base::square_ = stands ? 0 : -1;
+    return Action::kDone;
   }
 
   // <w, b>, <w, u>, the gap, and whether the support has the row of largest correlation.

@@ -30,7 +30,7 @@ cudaError_t launch_corrective(const FwProblem& problem, Constraint constraint,
                               const CorrectivePlan& plan, void* workspace, const FwOutputs& outputs,
                               cudaStream_t stream);
 
-// The same after the Gram matrices, of few rows: one warp solves a query.
+// The same after the Gram matrices, of few rows: a lane has one.
 constexpr int kTableauRows = 32;
 cudaError_t launch_tableau(const FwProblem& problem, Constraint constraint,
                            const CorrectivePlan& plan, void* workspace, const FwOutputs& outputs,

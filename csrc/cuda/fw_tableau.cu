@@ -2,6 +2,9 @@
 // in which the rows of the support have changed places with their weights: Gauss and Jordan's step
 // for the row that joins or leaves gives the best weights for the support and what the other rows
 // would gain, without solving a system. It is float64, since its rounding adds up over steps.
+//
+// A warp solves one, two or four queries in step: in each turn every query that has not ended lets
+// one row join or leave. So all lanes take part in every shuffle.
 #include "corrective_state.cuh"
 #include "fw_answer.cuh"
 
@@ -11,11 +14,11 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 
-// S: of the outputs. kRows: at least those of the pool.
+// S: of the outputs. kRows: lanes of a query, at least the rows of its pool.
 template <Constraint kConstraint, typename S, int kRows>
 class FwTableau {
  public:
-  // row [kWarp]: of this warp.
+  // row [kRows]: of this query. Past the end of a batch the last query is solved for nothing.
   __device__ __forceinline__ FwTableau(const FwProblem& problem, const CorrectivePlan& plan,
                                        int64_t query, const double* products, const double* gram,
                                        const LongRows<S>& long_rows, double* row)
@@ -26,25 +29,27 @@ class FwTableau {
         gram_(gram),
         long_(long_rows),
         row_(row) {
-    me_.thread = me_.lane, me_.n_threads = kWarp;
+    first_lane_ = me_.lane / kRows * kRows;
+    me_.thread = me_.lane -= first_lane_, me_.n_threads = kRows;
   }
 
-  __device__ __forceinline__ void solve(const FwOutputs& out) {
+  __device__ __forceinline__ void solve(const FwOutputs& out, bool exists) {
     const int64_t n = p_.pool.sizes ? p_.pool.sizes[query_] : int64_t(p_.pool.width);
-    if (n < 0 || n > p_.pool.width) return write_failure<S>(query_, p_.n_select, out, me_);
-    n_ = int(n), is_row_ = me_.lane < n_;
+    const bool in_range = n >= 0 && n <= p_.pool.width;
+    n_ = in_range ? int(n) : 0, is_row_ = me_.lane < n_;
     b_ = is_row_ ? products_[me_.lane] : 0.0;
     qq_ = plan_.shares.count ? long_.squares[query_] : distance(0);
     const double square = is_row_ ? gram_[me_.lane * (p_.pool.width + 1)] : 0.0;
-    if (__any_sync(kFullWarp, !finite(qq_) || !finite(b_) || !finite(square)))
-      return write_failure<S>(query_, p_.n_select, out, me_);
-    bool goes_on = n_ > 0 && start(square);
-    while (goes_on) goes_on = step();
-    write(out);
+    fails_ = !in_range || lanes(!finite(qq_) || !finite(b_) || !finite(square));
+    runs_ = start(square, exists && !fails_ && n_ > 0);
+    while (__any_sync(kFullWarp, runs_)) turn();
+    write(out, exists);
   }
 
  private:
   static constexpr bool kSimplex = kConstraint == Constraint::kSimplex;
+
+  // ---- of the lanes of a query
 
   // A lane's number for all lanes, in row_.
   __device__ __forceinline__ void share(double mine) {
@@ -53,18 +58,61 @@ class FwTableau {
     __syncwarp();
   }
 
-  // A, of which the largest element is 1, and on the simplex all weight on the first row. False
-  // where that is the query, and 0.
-  __device__ __forceinline__ bool start(double square) {
-    const int first = warp_best(is_row_ ? Best<double>{b_, me_.lane} : no_best<double>()).index;
-    const double of_first = __shfl_sync(kFullWarp, square, first);
-    const FactorTerms<double> terms{qq_, shift_of(plan_, qq_, of_first)};
-    shift_ = terms.shift;
-    square_ = factor_entry<kConstraint>(square, b_, b_, terms);
-    const double largest = warp_top(is_row_ ? square_ : 0.0).value;
-    scale_ = largest > 0 ? 1 / largest : 1.0;
-    const double length = is_row_ ? fabs(b_) + square : 0.0;
-    size_ = qq_ + warp_top(length).value;
+  __device__ __forceinline__ unsigned lanes(bool has) const {
+    return __ballot_sync(kFullWarp, has) >> first_lane_ & unsigned((uint64_t(1) << kRows) - 1);
+  }
+
+  // Of any lane where there is none such.
+  __device__ __forceinline__ double of_lane(double mine, int lane) const {
+    return __shfl_sync(kFullWarp, mine, first_lane_ + lane % kRows);
+  }
+
+  __device__ __forceinline__ double sum(double mine) const {
+#pragma unroll
+    for (int lanes = kRows / 2; lanes > 0; lanes /= 2)
+      mine += __shfl_xor_sync(kFullWarp, mine, lanes);
+    return mine;
+  }
+
+  __device__ __forceinline__ double largest(double mine) const {
+#pragma unroll
+    for (int lanes = kRows / 2; lanes > 0; lanes /= 2)
+      mine = larger(mine, __shfl_xor_sync(kFullWarp, mine, lanes));
+    return mine;
+  }
+
+  __device__ __forceinline__ Best<double> best(bool has, double mine) const {
+    const double value = largest(has ? mine : -INFINITY);
+    const unsigned here = lanes(has && mine == value);
+    return {value, here ? __ffs(int(here)) - 1 : kNoIndex};
+  }
+
+  // The lane of the largest number above 0, up to its 20th bit, the lowest on ties: half of the
+  // instructions of best(). Without any it is that of some number.
+  __device__ __forceinline__ int large_lane(bool has, double mine) const {
+    uint64_t bits;
+    memcpy(&bits, &mine, sizeof bits);
+    const int upper = has ? int(bits >> 32) : INT32_MIN;
+    int top = upper;
+#pragma unroll
+    for (int lanes = kRows / 2; lanes > 0; lanes /= 2)
+      top = larger(top, __shfl_xor_sync(kFullWarp, top, lanes));
+    const unsigned here = lanes(has && upper == top);
+    return here ? __ffs(int(here)) - 1 : kNoIndex;
+  }
+
+  // ---- a solve
+
+  // A, of which the largest element is 1, and on the simplex all weight on the first row. Whether
+  // the query goes on: not where that row is the query, and 0.
+  __device__ __forceinline__ bool start(double square, bool goes_on) {
+    const int first = best(is_row_, b_).index;
+    const FactorTerms<double> terms{qq_, shift_of(plan_, qq_, of_lane(square, first))};
+    shift_ = terms.shift, per_shift_ = 1 / shift_;
+    square_ = is_row_ ? factor_entry<kConstraint>(square, b_, b_, terms) : 0.0;
+    const double most = largest(square_);
+    scale_ = most > 0 ? 1 / most : 1.0;
+    size_ = qq_ + largest(is_row_ ? fabs(b_) + square : 0.0);
     share(b_);
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
@@ -74,101 +122,108 @@ class FwTableau {
     }
     left_ = square_ *= scale_;
     target_ = scale_ * factor_target<kConstraint>(b_, terms);
-    if (!kSimplex) return true;
+    if (!kSimplex) return goes_on;
     weight_ = me_.lane == first ? 1.0 : 0.0;
-    return join(first);
+    const double pivot = of_lane(pivot_to_join(), first);
+    goes_on = goes_on && pivot > 0;
+    exchange(first, pivot, true, goes_on);
+    return goes_on;
   }
 
-  // Row k joins, or leaves. `pivot`: what is left of its square, or what has taken the place of it.
-  // tableau_[lane] is never read: left_ has it.
-  __device__ __forceinline__ void exchange(int k, double pivot, bool joins) {
-    const double sign = joins ? 1 : -1, reciprocal = 1 / pivot;
-    const bool here = me_.lane == k;
+  __device__ __forceinline__ double pivot_to_join() const {
+    return pivot_of(left_, square_, m_, rounding_of(plan_));
+  }
+
+  // Row k joins, or leaves, if the query is `active`. `pivot`: what is left of its square, or what
+  // has taken the place of it. tableau_[lane] is never read: left_ has it.
+  __device__ __forceinline__ void exchange(int k, double pivot, bool joins, bool active) {
+    const double sign = joins ? 1 : -1, reciprocal = active ? 1 / pivot : 0.0;
+    const bool here = active && me_.lane == k;
     __syncwarp();
     if (here) {
 #pragma unroll
       for (int j = 0; j < kRows; ++j) row_[j] = tableau_[j];
       row_[k] = pivot - sign;  // so that the loop below leaves sign * share there
+      if (joins) raised_ = pivot - left_;
     }
     __syncwarp();
-    const double mine = row_[me_.lane % kRows];
+    const double mine = row_[me_.lane];
     const double share = here ? 1 - sign * reciprocal : mine * reciprocal;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) tableau_[j] -= share * row_[j];
-    left_ = here ? -reciprocal : left_ - share * mine;
-    const double target = __shfl_sync(kFullWarp, target_, k);
+    left_ = here ? (joins ? 0.0 : -raised_) - reciprocal : left_ - share * mine;
+    const double target = of_lane(target_, k);
     target_ -= share * target;
     sum_ += reciprocal * target * target;
     if (here) in_support_ = joins;
-    m_ += joins ? 1 : -1;
+    m_ += active ? int(sign) : 0;
   }
 
-  // False where nothing of the row is left.
-  __device__ __forceinline__ bool join(int k) {
-    const double mine = pivot_of(left_, square_, m_, rounding_of(plan_));
-    const double pivot = __shfl_sync(kFullWarp, mine, k);
-    if (!(pivot > 0)) return false;
-    if (me_.lane == k) raised_ = pivot - left_;
-    exchange(k, pivot, true);
-    return true;
-  }
-
-  __device__ __forceinline__ void leave(int k) {
-    exchange(k, __shfl_sync(kFullWarp, left_, k), false);
-    if (me_.lane == k) left_ -= raised_;
-  }
-
-  // A major cycle. False at the end.
-  __device__ __forceinline__ bool step() {
-    const bool may_join = is_row_ && !in_support_;
-    const Best<double> top =
-        warp_best(may_join ? Best<double>{target_, me_.lane} : no_best<double>());
-    if (m_ >= plan_.slots || top.index == kNoIndex || iterations_ >= p_.max_iter) return false;
-    if (is_optimal(top) || !join(top.index)) return false;
-    ++iterations_;
-    return correct(top.index);
+  // A row joins where none is to leave.
+  __device__ __forceinline__ void turn() {
+    const bool joins = runs_ && !leaving_;
+    int k = leaving_ ? __ffs(int(leaving_)) - 1 : 0;
+    double pivot = of_lane(left_, k);
+    if (__any_sync(kFullWarp, joins)) {
+      const int top = large_lane(is_row_ && !in_support_, target_);
+      const double to_join = of_lane(pivot_to_join(), top);
+      const bool is_last = m_ >= plan_.slots || top == kNoIndex || iterations_ >= p_.max_iter;
+      const bool ends = is_optimal(top, joins && !is_last) || is_last || !(to_join > 0);
+      if (joins) k = entering_ = top, pivot = to_join, runs_ = !ends, iterations_ += !ends;
+    }
+    exchange(k, pivot, joins, runs_);
+    leaving_ &= leaving_ - 1;
+    // What enters may leave again, which is no progress.
+    if (!in_support_ && !leaving_) weight_ = 0;
+    if (!(lanes(in_support_) >> entering_ % kRows & 1)) runs_ = runs_ && leaving_;
+    correct(runs_ && !leaving_);
   }
 
   // Weights that sum to 1 on the simplex.
   __device__ __forceinline__ double scaled(double weight) const {
-    return kSimplex ? weight / warp_sum(weight) : weight;
+    return kSimplex ? weight / sum(weight) : weight;
   }
 
   // What a row's target is above 0 is the gap, but for the scale of the weights.
-  __device__ __forceinline__ bool is_optimal(const Best<double>& top) const {
-    const double gap = kSimplex ? top.value * shift_ / sum_ : top.value / scale_;
-    if (p_.gap_tol > 0 && gap <= p_.gap_tol) return true;
-    if (gap > 128 * rounding_of(plan_) * size_) return false;  // what follows takes longer
-    const double wb = kSimplex ? warp_sum(scaled(weight_) * b_) : 0.0;
+  __device__ __forceinline__ bool is_optimal(int top, bool asked) const {
+    const double target = of_lane(target_, top), unit = kSimplex ? sum_ * per_shift_ : scale_;
+    const bool is_within = p_.gap_tol > 0 && target <= p_.gap_tol * unit;
+    const bool is_small = target <= 128 * rounding_of(plan_) * size_ * unit;
+    if (!__any_sync(kFullWarp, asked && is_small)) return is_within;  // what follows takes longer
+    const double gap = target / unit;
+    const double wb = kSimplex ? sum(scaled(weight_) * b_) : 0.0;
     // <w, c> = <q, q - X^T w> - t (1 - sum) / sum, for the sum of weights that are not scaled
     const double mean = kSimplex ? qq_ - wb - scale_ * shift_ * shift_ / sum_ + shift_ : 0.0;
-    const double u = __shfl_sync(kFullWarp, b_, top.index) - mean - gap;
-    return plan_.wide_products ? is_optimal<double>(gap, mean, u, wb)
-                               : is_optimal<float>(gap, mean, u, wb);
+    const double u = of_lane(b_, top) - mean - gap;
+    const bool is_optimal = plan_.wide_products ? is_optimal_at<double>(gap, mean, u, wb)
+                                                : is_optimal_at<float>(gap, mean, u, wb);
+    return is_within || (is_small && is_optimal);
   }
 
   template <typename P>
-  static __device__ __forceinline__ bool is_optimal(double gap, double mean, double u, double wb) {
+  static __device__ __forceinline__ bool is_optimal_at(double gap, double mean, double u,
+                                                       double wb) {
     return hullft::is_optimal<kConstraint, P>(P(gap), {P(mean + gap), P(u), P(0)},
                                               {P(wb), P(wb - mean)});
   }
 
-  // Minor cycles, as FwCorrective has them.
-  __device__ __forceinline__ bool correct(int top) {
-    do {
-      double a = in_support_ ? target_ : 0.0;
-      const bool falls = in_support_ && !(a > 0);
-      if (!__any_sync(kFullWarp, falls)) return weight_ = a, true;
-      a = scaled(a), weight_ = scaled(weight_);
-      if (__any_sync(kFullWarp, !finite(a))) return fails_ = true, false;
-      const Best<double> nearest = warp_best(
-          falls ? Best<double>{-share_until_zero(weight_, a), me_.lane} : no_best<double>());
-      weight_ = me_.lane == nearest.index ? 0.0 : weight_ - nearest.value * (a - weight_);
-      unsigned leaving = __ballot_sync(kFullWarp, in_support_ && !(weight_ > 0));
-      for (; leaving; leaving &= leaving - 1) leave(__ffs(int(leaving)) - 1);
-      if (!in_support_) weight_ = 0;
-    } while (__any_sync(kFullWarp, me_.lane == top && in_support_));
-    return false;
+  // The weights become the targets, or as near to them as none falls below 0: rows of weight 0 are
+  // to leave.
+  __device__ __forceinline__ void correct(bool active) {
+    double a = in_support_ ? target_ : 0.0;
+    const bool falls = active && in_support_ && !(a > 0);
+    const bool is_cut = lanes(falls);
+    if (active && !is_cut) weight_ = a;
+    if (!__any_sync(kFullWarp, falls)) return;
+    const double from = scaled(weight_);
+    a = scaled(a);
+    const bool known = !lanes(!finite(a));
+    const Best<double> nearest = best(falls, -share_until_zero(from, a));
+    const double cut = me_.lane == nearest.index ? 0.0 : from - nearest.value * (a - from);
+    const unsigned leaving = lanes(in_support_ && !(cut > 0));
+    if (!is_cut) return;
+    fails_ = fails_ || !known, runs_ = known;
+    weight_ = cut, leaving_ = leaving;
   }
 
   // ||q - X^T w||^2 for a support, as bits.
@@ -178,12 +233,12 @@ class FwTableau {
     double squared = 0;
     with_rows<S>(p_.pool, query_, p_.pool.width, [&](const auto& rows) {
       const auto* q = query_at(rows, p_.query, query_);
-      for (int64_t first = me_.lane; first < rows.d; first += kAtOnce * kWarp) {
+      for (int64_t first = me_.lane; first < rows.d; first += kAtOnce * kRows) {
         S left[kAtOnce];
         int64_t at[kAtOnce];
 #pragma unroll
         for (int e = 0; e < kAtOnce; ++e) {
-          at[e] = first + e * kWarp < rows.d ? first + e * kWarp : first;
+          at[e] = first + e * kRows < rows.d ? first + e * kRows : first;
           left[e] = widen_to<S>(q[at[e]]);
         }
 #pragma unroll 1
@@ -199,7 +254,7 @@ class FwTableau {
           if (e == 0 || at[e] != first) squared += double(left[e]) * double(left[e]);
       }
     });
-    return warp_sum(squared);
+    return sum(squared);
   }
 
   // c = b - G w from the Gram matrix, whatever rounding has made of the tableau.
@@ -213,32 +268,29 @@ class FwTableau {
     return c;
   }
 
-  // ||q - X^T w||^2 = <q, q> - <w, b> - <w, c>, 0 where that is rounding. float32 rows round more.
-  __device__ __forceinline__ double distance_by_products(double wc) const {
-    const double squared = qq_ - warp_sum(weight_ * b_) - wc;
-    return squared > 128 * epsilon<double>() * qq_ ? squared : 0.0;
-  }
-
-  __device__ __forceinline__ void write(const FwOutputs& out) {
-    if (n_ > 0) weight_ = scaled(weight_);
-    if (fails_ || __any_sync(kFullWarp, !finite(weight_)))
-      return write_failure<S>(query_, p_.n_select, out, me_);
-    const unsigned support = __ballot_sync(kFullWarp, S(weight_) > S(0));
+  __device__ __forceinline__ void write(const FwOutputs& out, bool exists) {
+    const double on_simplex = scaled(weight_);
+    if (n_ > 0) weight_ = on_simplex;
+    const unsigned support = lanes(S(weight_) > S(0)), unknown = lanes(!finite(weight_));
     const int m = __popc(support);
-    const double c = correlation_of(support), wc = warp_sum(weight_ * c);
+    const double c = correlation_of(support), wc = sum(weight_ * c), wb = sum(weight_ * b_);
     const double violation = !kSimplex && weight_ > 0 ? fabs(c) : c;
-    const double top = warp_top(is_row_ ? violation : -INFINITY).value;
+    const double top = largest(is_row_ ? violation : -INFINITY);
     const double gap = n_ > 0 ? top - (kSimplex ? wc : 0.0) : 0.0;
-    const bool is_long = plan_.shares.count > 0;
-    double squared = 0;
-    if (sizeof(S) == 4 && plan_.wide_products)
-      squared = distance_by_products(wc);
-    else if (!is_long)
-      squared = distance(support);
+    // ||q - X^T w||^2 = <q, q> - <w, b> - <w, c>, unless that is rounding. float32 rounds more.
+    const bool is_long = plan_.shares.count > 0, is_exact = sizeof(S) == 4 && plan_.wide_products;
+    double squared = qq_ - wb - wc;
+    const bool stands = is_exact || (is_long && squared >= kExactShare * size_);
+    if (is_exact && !(squared > 128 * epsilon<double>() * qq_)) squared = 0;
+    if (!is_exact && !is_long) squared = distance(support);
+    if (!exists) return;
+    if (fails_ || unknown) return write_failure<S>(query_, p_.n_select, out, me_);
     const int64_t width = p_.pool.width;
     if (me_.lane < width) static_cast<S*>(out.weights)[query_ * width + me_.lane] = S(weight_);
     if (me_.lane == 0) write_scalars<S>(query_, m, S(sqrt(squared)), S(gap), iterations_, out);
-    if (!is_long || !(S(weight_) > S(0))) return;
+    if (!is_long) return;
+    if (me_.lane == 0) long_.squares[query_] = stands ? 0 : -1;
+    if (!(S(weight_) > S(0))) return;
     const int at = __popc(support & ((1u << me_.lane) - 1));
     long_.weights[query_ * plan_.slots + at] = S(weight_);
     long_.atoms[query_ * plan_.slots + at] = me_.lane;
@@ -251,38 +303,46 @@ class FwTableau {
   const LongRows<S> long_;
   double* const row_;
   BlockThread me_;
+  int first_lane_;
   double tableau_[kRows];
   // The lane's row: its product with the query, its diagonal elements, its target or weight.
   double b_ = 0, square_ = 0, left_ = 0, raised_ = 0, target_ = 0, weight_ = 0;
   bool is_row_ = false, in_support_ = false;
   int n_ = 0;
-  double qq_ = 0, shift_ = 0, scale_ = 1, size_ = 0;
+  double qq_ = 0, shift_ = 0, per_shift_ = 0, scale_ = 1, size_ = 0;
   double sum_ = 0;  // of weights times what they had as targets
-  int m_ = 0, iterations_ = 0;
-  bool fails_ = false;
+  int m_ = 0, iterations_ = 0, entering_ = 0;
+  unsigned leaving_ = 0;  // rows, as bits
+  bool fails_ = false, runs_ = false;
 };
 
 template <typename S, int kConstraint, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows <= 16 ? 4 : 2)
     fw_tableau_kernel(FwProblem problem, CorrectivePlan plan, unsigned char* workspace,
                       FwOutputs outputs) {
-  __shared__ double rows[kWarps][kWarp];
-  const int warp = int(threadIdx.x) / kWarp;
-  const int64_t query = int64_t(blockIdx.x) * kWarps + warp;
-  if (query >= problem.batch) return;
+  __shared__ double rows[kThreads / kRows][kRows];
+  const int of_block = int(threadIdx.x) / kRows;
+  const int64_t asked = int64_t(blockIdx.x) * (kThreads / kRows) + of_block;
+  const bool exists = asked < problem.batch;
+  const int64_t query = exists ? asked : problem.batch - 1;
   const unsigned char* gram = workspace + plan.columns_offset + query * plan.column_stride;
   FwTableau<Constraint(kConstraint), S, kRows> solver(
       problem, plan, query, reinterpret_cast<const double*>(workspace) + query * problem.pool.width,
-      reinterpret_cast<const double*>(gram), long_rows_of<S>(plan, workspace), rows[warp]);
-  solver.solve(outputs);
+      reinterpret_cast<const double*>(gram), long_rows_of<S>(plan, workspace), rows[of_block]);
+  solver.solve(outputs, exists);
+}
+
+template <typename S, int kRows>
+auto kernel_of(Constraint constraint) {
+  return constraint == Constraint::kSimplex
+             ? fw_tableau_kernel<S, int(Constraint::kSimplex), kRows>
+             : fw_tableau_kernel<S, int(Constraint::kNonNegative), kRows>;
 }
 
 template <typename S>
 auto kernel_of(Constraint constraint, int width) {
-  constexpr int kSum = int(Constraint::kSimplex), kNone = int(Constraint::kNonNegative);
-  if (constraint == Constraint::kSimplex)
-    return width <= 16 ? fw_tableau_kernel<S, kSum, 16> : fw_tableau_kernel<S, kSum, kTableauRows>;
-  return width <= 16 ? fw_tableau_kernel<S, kNone, 16> : fw_tableau_kernel<S, kNone, kTableauRows>;
+  if (width <= 8) return kernel_of<S, 8>(constraint);
+  return width <= 16 ? kernel_of<S, 16>(constraint) : kernel_of<S, kTableauRows>(constraint);
 }
 
 }  // namespace
@@ -294,7 +354,8 @@ cudaError_t launch_tableau(const FwProblem& problem, Constraint constraint,
   const auto kernel = problem.pool.storage == Storage::kFloat64
                           ? kernel_of<double>(constraint, width)
                           : kernel_of<float>(constraint, width);
-  const int64_t blocks = (problem.batch + kWarps - 1) / kWarps;
+  const int64_t queries = kThreads / (width <= 8 ? 8 : width <= 16 ? 16 : kTableauRows);
+  const int64_t blocks = (problem.batch + queries - 1) / queries;
   HULLFT_LAUNCH(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem, plan,
                 static_cast<unsigned char*>(workspace), outputs);
   return cudaGetLastError();

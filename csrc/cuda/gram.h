@@ -58,7 +58,7 @@ struct DistanceProblem {
   const int* support = nullptr;    // [batch, slots], or null
   const void* weights = nullptr;   // [batch, slots], of the type of the outputs
   const int64_t* sizes = nullptr;  // of the supports
-  const int64_t* num_iter = nullptr;  // below 0: the query has failed, and keeps its output
+  const double* asked = nullptr;   // below 0: the query has no residual yet
   int slots = 0;
 };
 

@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(kThreads, 2) distance_kernel(DistanceProblem p
   const BlockThread me;
   const int64_t query = int64_t(blockIdx.x) / problem.shares.count;
   const int64_t share = int64_t(blockIdx.x) % problem.shares.count;
+  if (problem.asked && !(problem.asked[query] < 0)) return;
   const int m = problem.support ? int(problem.sizes[query]) : 0;
   const int* listed = problem.support + query * problem.slots;
   const S* weights = static_cast<const S*>(problem.weights) + query * problem.slots;
@@ -89,11 +90,12 @@ __global__ void __launch_bounds__(kThreads, 4) distance_sum_kernel(DistanceProbl
   __shared__ BlockScratch scratch;
   const BlockThread me;
   const int64_t query = blockIdx.x;
+  if (problem.asked && !(problem.asked[query] < 0)) return;
   const double* partial = problem.partial + query * problem.shares.count;
   double total = 0;
   for (int s = me.thread; s < problem.shares.count; s += kThreads) total += partial[s];
   total = block_sum(total, scratch, me);
-  if (me.thread != 0 || (problem.support && problem.num_iter[query] < 0)) return;
+  if (me.thread != 0) return;
   if (problem.support)
     static_cast<S*>(problem.out)[query] = S(sqrt(total));
   else

@@ -86,9 +86,9 @@ def corrective_kinds(library: Library, seed: int) -> None:
 
 @case
 def corrective_few_rows(library: Library, seed: int) -> None:
-    """At most 16 and 32, of own pools and of a shared one: a lane has a row."""
+    """At most 8, 16 and 32, of own pools and of a shared one: a lane has a row."""
     for dtype, candidates, constraint in product(
-        (torch.float32, torch.float64), (11, 32), CONSTRAINTS
+        (torch.float32, torch.float64), (7, 11, 32), CONSTRAINTS
     ):
         pool, query, sizes = kinds(dtype)
         pool, sizes = pool[:, :candidates].contiguous(), sizes.clamp(max=candidates)
@@ -118,7 +118,7 @@ def corrective_spectra(library: Library, seed: int) -> None:
 
 @case
 def corrective_long_rows(library: Library, seed: int) -> None:
-    """Rows that a plan splits: own pools and a shared one; a query, one that is a row, one without
+    """Rows that a plan splits: own pools and a shared one; a query, one between two rows, one without
     rows, and one that fails."""
     for dtype, candidates, dim, constraint in (
         (torch.float32, 33, 32_771, "simplex"),
@@ -126,7 +126,7 @@ def corrective_long_rows(library: Library, seed: int) -> None:
         (torch.float32, 6, 32_768, "simplex"),
     ):
         pool, query = hull_problem(6, 4, candidates, dim, dtype)
-        query[1] = pool[1, 2]
+        query[1] = (pool[1, 2] + 3 * pool[1, 1]) / 4
         query[3, 7] = float("nan")
         sizes = torch.tensor([5, 4, 0, candidates])
         rows = pool[1] if candidates > 6 else pool

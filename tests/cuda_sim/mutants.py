@@ -292,6 +292,13 @@ MUTANTS = {
         "S(epsilon<float>())",
         ("corrective_spectra",),
     ),
+    "a number of the other query": Mutant(
+        "fw_tableau",
+        "cuda/fw_tableau.cu",
+        "first_lane_ + lane % kRows",
+        "lane % kRows",
+        ("corrective_few_rows",),
+    ),
     "a row that leaves as it joined": Mutant(
         "fw_tableau",
         "cuda/fw_tableau.cu",
