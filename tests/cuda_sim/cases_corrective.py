@@ -118,8 +118,8 @@ def corrective_spectra(library: Library, seed: int) -> None:
 
 @case
 def corrective_long_rows(library: Library, seed: int) -> None:
-    """Rows that a plan splits: own pools and a shared one; a query, one between two rows, one without
-    rows, and one that fails."""
+    """Rows that a plan splits: own pools and a shared one; a query, one between two rows, one that
+    sees none, and one that fails."""
     for dtype, candidates, dim, constraint in (
         (torch.float32, 33, 32_771, "simplex"),
         (torch.float64, 6, 32_768, "non-negative"),
