@@ -120,6 +120,9 @@ class Infill(Sampled):
     input_suffix: str = ""
     prompt: str = ""
     n_predict: Annotated[int, Field(ge=-1)] = 128
+    n_indent: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    t_max_predict_ms: Annotated[float, Field(ge=0)] = 0
 
 
 @dataclass
@@ -155,7 +158,9 @@ def understood(path: str, body: bytes, tokenizer: Any) -> Task:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise RequestError(f"{place}: {problem['msg']}".removeprefix(": ")) from error
+    options = sampling(asked.temperature, asked.top_p)
     if kind is Infill:
+        options = infill_options(asked)
         length = asked.n_predict if asked.n_predict >= 0 else 128
         texts, suffix = [asked.input_prefix + asked.prompt], asked.input_suffix
         name = "infill"
@@ -180,12 +185,14 @@ def understood(path: str, body: bytes, tokenizer: Any) -> Task:
     return Task(
         prompts=prompts,
         length=length,
-        options=sampling(asked.temperature, asked.top_p),
+        options=options,
         kind=name,
         seed=asked.seed,
         stops=[stop for stop in stops if stop],
         is_stream=bool(asked.stream),
-        has_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        # An infill has no usage.
+        has_usage=kind is not Infill
+        and bool(asked.stream_options and asked.stream_options.include_usage),
     )
 
 
@@ -207,6 +214,19 @@ def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
         return {"do_sample": False}
     top_p = 1.0 if top_p is None else top_p
     return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def infill_options(asked: Infill) -> dict[str, Any]:
+    """As llama.cpp, but greedy without a temperature, where an editor wants the likeliest text."""
+    options = sampling(asked.temperature or 0.0, asked.top_p)
+    if options["do_sample"]:
+        options["top_k"] = asked.top_k
+    if asked.n_indent:
+        # The lines that are indented as far as the cursor's.
+        options["stop_at"] = "block"
+    if asked.t_max_predict_ms:
+        options["max_time"] = asked.t_max_predict_ms / 1000
+    return options
 
 
 def error_body(reason: object, kind: str = "invalid_request_error") -> dict[str, Any]:

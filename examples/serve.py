@@ -170,6 +170,9 @@ class Server:
         except (TypeError, ValueError) as error:
             abandon(answers)
             return JSONResponse(error_body(error), 400)
+        except RuntimeError as error:  # of the model: a loss of NaN, no memory
+            abandon(answers)
+            return JSONResponse(error_body(error, "server_error"), 500)
         finally:
             watching.cancel()
         choices = [

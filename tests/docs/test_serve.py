@@ -20,6 +20,7 @@ from unittest.mock import Mock, patch
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+import torch
 import uvicorn
 from openai import (
     APIStatusError,
@@ -34,6 +35,25 @@ from model_state import unchanged
 SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
 ASKED = {"model": "toy", "max_tokens": 12, "temperature": 0}
 TEXT = "def area("
+# What llama.vim sends.
+LLAMA_VIM = {
+    "id_slot": 0,
+    "input_prefix": "import math\n\n",
+    "input_suffix": "\n\nprint(area(2))",
+    "input_extra": [{"filename": "a.py", "text": "b", "time": 0}],
+    "prompt": TEXT,
+    "n_predict": 128,
+    "stop": [],
+    "n_indent": 4,
+    "top_k": 40,
+    "top_p": 0.9,
+    "samplers": ["top_k", "top_p", "infill"],
+    "stream": False,
+    "cache_prompt": True,
+    "t_max_prompt_ms": 500,
+    "t_max_predict_ms": 1000,
+    "response_fields": ["content", "timings/prompt_n", "truncated"],
+}
 MESSAGES = [{"role": "user", "content": TEXT}]
 
 
@@ -265,16 +285,7 @@ def test_it_lists_its_model_and_its_health(served: Served) -> None:
 
 
 def test_an_editor_asks_for_what_stands_between(served: Served) -> None:
-    body = {
-        "input_prefix": "import math\n\n",
-        "input_suffix": "\n\nprint(area(2))",
-        "input_extra": [{"filename": "a.py", "text": "b"}],
-        "prompt": TEXT,
-        "n_predict": 8,
-        "temperature": 0,
-        "samplers": ["top_k", "top_p", "infill"],
-        "cache_prompt": True,
-    }
+    body = LLAMA_VIM | {"n_predict": 8, "n_indent": 0}
     expected = served.finetuner.generate(
         "import math\n\ndef area(", max_new_tokens=8, do_sample=False
     )
@@ -297,6 +308,48 @@ def test_an_editor_asks_for_what_stands_between(served: Served) -> None:
     assert [each.suffix for each in questions] == ["\n\nprint(area(2))", "b"]
     assert [each.text for each in questions] == ["import math\n\ndef area(", "a"]
     assert {each.ids[-1] for each in questions} == {302}
+
+
+def test_an_editor_gets_a_block_within_its_time(served: Served) -> None:
+    function = "hullft_ops.ttft.adaptation.continue_questions"
+    with patch(function, return_value=["x"]) as written:
+        served.ask("/infill", LLAMA_VIM)
+        served.ask("/infill", LLAMA_VIM | {"temperature": 0.5, "t_max_predict_ms": 0})
+
+    editors, sampled = (call.kwargs for call in written.call_args_list)
+
+    assert editors["stop_at"] == "block"
+    assert editors["max_time"] == 1.0
+    assert not editors["do_sample"]
+    assert sampled["top_k"] == 40
+    assert "max_time" not in sampled
+
+    hurried = {"n_predict": 200, "n_indent": 0, "t_max_predict_ms": 1}
+
+    assert len(served.ask("/infill", LLAMA_VIM | hurried)[1]["content"]) < 20
+
+
+def test_an_infill_is_streamed_without_usage(served: Served) -> None:
+    asked = {"n_predict": 4, "stream": True, "stream_options": {"include_usage": True}}
+    body = json.dumps(LLAMA_VIM | asked).encode()
+    with urllib.request.urlopen(served.url + "/infill", body, timeout=60) as response:
+        lines = response.read().decode().split("\n\n")
+
+    [*events, last, done] = [line.removeprefix("data: ") for line in lines if line]
+
+    assert done == "[DONE]"
+    assert json.loads(last)["stop"]
+    assert not any(json.loads(event)["stop"] for event in events)
+
+
+def test_a_model_that_fails_says_why(served: Served) -> None:
+    for parameter in served.finetuner.model.parameters():
+        parameter.data.fill_(torch.nan)
+
+    status, answer = served.ask("/v1/completions", {"prompt": TEXT})
+
+    assert status == 500
+    assert "the loss of the prompt is nan" in answer["error"]["message"]
 
 
 def test_a_client_may_go_away(served: Served, caplog: pytest.LogCaptureFixture) -> None:
