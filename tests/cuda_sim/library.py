@@ -228,8 +228,9 @@ class Library:
         launch: Launch = Launch(),
     ) -> torch.Tensor:
         out = torch.zeros_like(gradient)
+        query = pool.new_zeros(len(weights), pool.shape[-1])  # is not read
         case = AdjointCase(
-            pool=_pool(pool, torch.zeros_like(weights, dtype=pool.dtype), None, None),
+            pool=_pool(pool, query, None, None),
             weights=_pointer(weights),
             gradient=_pointer(gradient),
             out=_pointer(out),
