@@ -12,7 +12,6 @@ from hullft_ops.ttft.techniques.prompt_steps import PromptStepOptions, PromptSte
 from hullft_ops.ttft.techniques.technique import Technique
 from hullft_ops.ttft.validation import options_class
 
-# In the order in which they are applied.
 TECHNIQUES: tuple[type[Technique], ...] = (
     Adapter,
     PassageSteps,
@@ -20,6 +19,7 @@ TECHNIQUES: tuple[type[Technique], ...] = (
     Passages,
     NgramMixture,
 )
+"""The package's techniques, in the order in which they are applied."""
 
 
 @options_class
