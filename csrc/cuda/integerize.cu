@@ -93,6 +93,7 @@ cudaError_t launch(const IntegerizeProblem& p, void* workspace, int64_t* counts,
   unsigned char* memory = static_cast<unsigned char*>(workspace);
   GramProblem grams{};
   grams.pool = p.support, grams.pools = p.batch, grams.gram = memory;
+  grams.wide = grams.wide_products = p.support.storage == Storage::kFloat64;
   const cudaError_t status = launch_gram(grams, p.sms, stream);
   if (status != cudaSuccess) return status;
   HULLFT_LAUNCH(integerize_kernel<S>, dim3(unsigned(p.batch)), dim3(kThreads), 0, stream, p,
