@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 _INDENTATION = re.compile(r"^[ \t]*(?=\S)", re.MULTILINE)
 _QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
@@ -58,7 +59,8 @@ class Ending:
     def __bool__(self) -> bool:
         return bool(self.stop_at or self._again)
 
-    @property
+    # Each token that is written asks for it.
+    @cached_property
     def _again(self) -> str:
         lines = _TWO_LINES.match(self.suffix)
         return lines[0] if lines else ""
