@@ -82,7 +82,8 @@ def test_without_vectors_no_embedder_is_loaded(
     arguments = ["--model", model_directory, "--embedder", "missing"]
     arguments += ["--output", OUTPUT, "--n-select", 0, "--context", 1]
     of_store = [*arguments, "--store", "words", "--prompts", prompts]
-    of_corpus = [*arguments, "--corpus", prompts, "--limit", 1, "--search", "lexical"]
+    of_corpus = [*arguments, "--corpus", prompts, "--text-column", "body"]
+    of_corpus += ["--limit", 1, "--search", "lexical"]
     stored = succeeded("evaluate", *of_store)
 
     assert "6 prompts" in stored.stderr
@@ -93,7 +94,7 @@ def test_without_vectors_no_embedder_is_loaded(
     assert "embedder missing" in dense.last
 
     OUTPUT.unlink()
-    documents = [{"text": "\n".join(texts[6 * n :][:6])} for n in range(9)]
+    documents = [{"body": "\n".join(texts[6 * n :][:6])} for n in range(9)]
     prompts.write_text("\n".join(map(json.dumps, documents)))
 
     assert "loading the embedder" not in succeeded("evaluate", *of_corpus).stderr
@@ -336,17 +337,6 @@ def test_a_folder_becomes_evidence(
     refused = hullft_ops(*arguments, "--output", folder / "rows.jsonl")
 
     assert "rows.jsonl is in the corpus" in refused.last
-
-
-def test_a_column_of_a_file_becomes_evidence(
-    models_of: list[object], texts: list[str]
-) -> None:
-    lines = [json.dumps({"body": f"{n} {text}"}) for n, text in enumerate(texts)]
-    Path("c.jsonl").write_text("\n".join(lines))
-    few = ["--limit", 1, "--n-select", 1, "--text-column", "body"]
-    succeeded("evaluate", *models_of, "--corpus", "c.jsonl", *few)
-
-    assert len(read_rows(Path("results.jsonl"))) == 2
 
 
 def test_a_corpus_of_one_document_has_no_prompts(models_of: list[object]) -> None:

@@ -55,15 +55,6 @@ def test_the_embedder_may_compute_in_bfloat16(run, corpus, tmp_path, monkeypatch
     assert loaded == [{"device": None, "dtype": "bfloat16"}]
 
 
-def test_a_command_says_that_it_loads_the_embedder(
-    embedder_directory, corpus, tmp_path
-):
-    options = ["--text-column", "body", "--embedder", embedder_directory]
-    result = succeeded("index", corpus, "--output", tmp_path / "store", *options)
-
-    assert result.stderr.startswith("loading the embedder\n")
-
-
 def test_without_vectors_no_embedder_is_loaded(run, tmp_path):
     (tmp_path / "a.py").write_text("def area_of(circle):\n    return PI\n" * 40)
     printed = run(

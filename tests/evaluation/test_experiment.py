@@ -110,11 +110,7 @@ def test_a_setting_that_cannot_be(settings: dict[str, Any], message: str) -> Non
     ("content", "message"),
     [
         ("{", "Invalid JSON"),
-        ("[]", "must be an object, got []"),
         ({"limits": 3}, "limits: Unexpected keyword argument"),
-        ({"limit": "3"}, "limit must be a valid integer, got '3'"),
-        ({"store": 3}, "store must be"),
-        ({"settings": []}, "settings: List should have at least 1 item"),
         ({"settings": ["knn"]}, "settings.0 must be an object, got 'knn'"),
         (
             {"settings": [{}, {"n_select": 1, "lr": -1}]},

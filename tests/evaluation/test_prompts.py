@@ -147,12 +147,8 @@ def test_prompts_come_once_each_with_their_domain(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{not json", "Invalid JSON"),
-        ("[1]", "must be an object, got [1]"),
         ({"body": "no text"}, "text: Field required"),
-        ({"text": 7}, "text must be a valid string"),
         ({"text": " \n"}, "text: String should match pattern"),
-        ({"text": "a", "domain": 3}, "domain must be a valid string"),
-        ('{"text": "\\ud800"}', "Invalid JSON"),
     ],
 )
 def test_a_wrong_line_is_named(line: object, message: str, tmp_path: Path) -> None:

@@ -125,12 +125,7 @@ def test_one_process_writes_at_a_time(file: Path) -> None:
     ("forged", "message"),
     [
         ({"scores": {"prompt": {"before": -1, "after": 1.0}}}, "scores.prompt.before"),
-        ({"scores": {"prompt": {"before": 1.0}}}, "scores.prompt.after: Field req"),
-        ({"scores": {"prompt": 1.0}}, "scores.prompt must be an object"),
         ({"seconds": {"embed": float("nan")}}, "seconds.embed must be"),
-        ({"passes": 1.5}, "passes must be a valid integer"),
-        ({"settings": [1]}, "settings must be an object"),
-        ({"versions": {"torch": 2}}, "versions.torch must be a valid string"),
         ({"prompt": "\ud800"}, "Invalid JSON"),
     ],
 )

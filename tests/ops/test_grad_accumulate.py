@@ -71,15 +71,6 @@ def test_dtypes(
         assert error.le(bound).all()
 
 
-def test_by_default_it_adds() -> None:
-    caches = normal(SIZES, torch.float32, 0)
-    grads = normal(SIZES, torch.float32, 1)
-    expected = list(map(torch.add, caches, grads))
-    OPS.grad_accumulate_(caches, grads)
-
-    assert all(map(torch.equal, caches, expected))
-
-
 def test_nan_and_infinity_in_a_gradient_reach_the_cache() -> None:
     caches = normal([20], torch.float32, 0)
     grads = normal([20], torch.bfloat16, 1)

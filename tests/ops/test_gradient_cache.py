@@ -85,18 +85,6 @@ def test_accumulate_adds_weighted_gradients() -> None:
     assert torch.equal(cache.gradients(7)[param], third)
 
 
-def test_a_new_example_starts_from_zero_whatever_its_buffer_held() -> None:
-    [param] = make_params((4, 3))
-    cache = GradientCache([param])
-    param.grad = torch.full((4, 3), math.nan)
-    cache.accumulate("poison")
-    cache.drop("poison")
-    [grad] = set_grads([param], 1)
-    cache.accumulate("clean")
-
-    assert torch.equal(cache.gradients("clean")[param], grad)
-
-
 def test_own_dtypes_by_default() -> None:
     params = [torch.zeros(4), torch.zeros(6, dtype=torch.bfloat16)]
     cache = GradientCache(iter(params))
@@ -169,19 +157,6 @@ def test_parameters_without_a_gradient() -> None:
     cache.accumulate(0, beta=0)
 
     assert list(cache.gradients(0)) == [params[1]]
-
-
-def test_a_graph_that_saved_a_buffer_notices_a_later_accumulation() -> None:
-    [param] = make_params((3,))
-    cache = GradientCache([param])
-    set_grads([param], 1)
-    cache.accumulate("a")
-    factor = torch.ones(3, requires_grad=True)
-    loss = (factor * cache.gradients("a")[param]).sum()
-    cache.accumulate("a")
-
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
 ONE = torch.zeros(3)

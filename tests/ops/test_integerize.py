@@ -64,25 +64,6 @@ def test_repeated_rows_equal_reference() -> None:
         assert counts[b].tolist() == expected.tolist()
 
 
-@pytest.mark.usefixtures("simd_level")
-def test_equals_the_counts_of_fw_select(golden: dict[str, torch.Tensor]) -> None:
-    pool = golden["pool"].double()
-    query = golden["query"].double()
-    sel = hullft_ops.fw_select(pool, query, 50)
-    rows = sel.indices.clamp(min=0).unsqueeze(-1)
-    support = pool.gather(1, rows.expand(-1, -1, 384))
-
-    counts = hullft_ops.integerize(
-        support,
-        query,
-        sel.weights,
-        50,
-        support_sizes=sel.support_size,
-    )
-
-    assert torch.equal(counts, sel.counts)
-
-
 @pytest.mark.parametrize("norm", [1.0, 2.0**-40, 2.0**40])
 def test_swaps_that_gain_less_than_the_documented_bound_are_none(norm: float) -> None:
     """Around a point of norm 1, differences scaled by 2^-25 leave gains below 1e-14."""

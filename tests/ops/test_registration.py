@@ -277,14 +277,6 @@ def test_exported_with_a_dynamic_batch(name: str) -> None:
     torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
 
 
-def test_a_new_operators_single_result_is_a_tensor() -> None:
-    text = "hullft_ops::fw_gap(Tensor pool, Tensor query) -> Tensor gap"
-    fake = _ops._fake("fw_gap", torch._C.parse_schema(text))
-    pool, query = make_problem(0, 2, 12, 8, torch.float32)
-
-    assert fake(pool.to("meta"), query.to("meta")).shape == (2,)
-
-
 @pytest.mark.cpu_only(ON_VALUES)
 # torch 2.15 calls the operator in a compiled graph, and raises its own error.
 @pytest.mark.parametrize(

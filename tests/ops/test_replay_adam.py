@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adam_problems import (
     OPS,
@@ -309,7 +308,6 @@ TRAININGS: dict[str, tuple[Callable[..., Optimizer], Callable | None]] = {
     "groups": (grouped, None),
     "decoupled": (decoupled_by_group, None),
     "one cycle": (plain, one_cycle),
-    "exponential": (grouped, exponential),
 }
 
 
@@ -343,17 +341,6 @@ def test_defaults_are_those_of_torch() -> None:
 
     assert ReplayAdam(params).defaults == Adam(params).defaults
     assert ReplayAdamW(params).defaults == torch.optim.AdamW(params).defaults
-
-
-def test_add_param_group() -> None:
-    models = [make_model(), make_model()]
-    for model, kind in zip(models, (ReplayAdam, Adam), strict=True):
-        optimizer = kind(model[0].parameters(), lr=1e-2)
-        train(model, optimizer, range(3), 2)
-        optimizer.add_param_group({"params": model[2].parameters(), "lr": 1e-3})
-        train(model, optimizer, range(3, 6), 2)
-
-    assert_models_close(*models)
 
 
 def test_lr_as_a_tensor_is_read_at_every_step() -> None:
@@ -459,17 +446,6 @@ def test_parameters_without_gradient_are_left_alone() -> None:
     assert torch.equal(model[0].bias, before)
     assert model[0].bias not in optimizer.state
     assert model[0].weight in optimizer.state
-
-
-def test_gradients_in_place_of_grad() -> None:
-    ours, theirs = make_model(), make_model()
-    backward(ours, 0)
-    gradient = ours[0].weight.grad.float()
-    ReplayAdam(ours.parameters()).step(repeats=2, grads={ours[0].weight: gradient})
-    theirs[0].weight.grad = gradient.double()
-    ReplayAdam(theirs.parameters()).step(repeats=2)
-
-    assert_same_models(ours, theirs)
 
 
 def step_counts(optimizer: ReplayAdam) -> list[float]:
@@ -665,29 +641,6 @@ def test_state_made_ahead_or_reset_is_that_of_a_new_optimizer() -> None:
 
     assert optimizer.state[model[0].weight]["exp_avg"].isnan().all()
     assert pointers(optimizer) == buffers
-
-
-class Operators(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.names.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
-def test_reset_is_one_operator_for_all_tensors_of_a_device() -> None:
-    """On a GPU each would be a launch."""
-    optimizer = ReplayAdam(make_model(torch.float32).parameters())
-    optimizer.make_state()
-
-    with Operators() as operators:
-        optimizer.reset()
-
-    assert operators.names == ["_foreach_zero_"]
 
 
 @pytest.mark.parametrize("complete", [0, 1, 2])

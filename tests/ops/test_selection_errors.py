@@ -1,7 +1,5 @@
 """Every error of a selection operator names the operator, the argument and what came."""
 
-from typing import get_args, get_type_hints
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,7 @@ from bad_arguments import (
     Bad,
     Form,
 )
-from problems import ON_VALUES, VARIANTS
+from problems import ON_VALUES
 
 
 @pytest.mark.parametrize("bad", WRONG_OBJECTS + WRONG_DTYPES, ids=Bad.pattern)
@@ -77,8 +75,3 @@ def test_integers_of_numpy_are_integers(form: Form) -> None:
     torch.testing.assert_close(
         with_numpy, function(**arguments), rtol=0, atol=0, equal_nan=True
     )
-
-
-def test_a_type_checker_knows_the_variants() -> None:
-    hints = get_type_hints(hullft_ops.fw_select)
-    assert list(get_args(hints["variant"])) == VARIANTS

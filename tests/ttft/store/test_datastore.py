@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hullft_ops.ttft.store.datastore import Datastore
+from stores import counted, interrupted
 
 
 @pytest.fixture
@@ -37,28 +38,17 @@ def test_what_was_built_is_opened(store, texts, embedder, tmp_path):
     assert opened.summary() == ["60 passages, hashing of dim 24"]
 
 
-def test_an_interrupted_build_goes_on(embedder, tmp_path, monkeypatch):
+def test_an_interrupted_build_goes_on(embedder, tmp_path):
     """Embeddings are written 128 at a time."""
     texts = [f"text {n}" for n in range(500)]
-    encode, encoded = embedder.encode, []
-
-    def interrupted(batch):
-        if len(encoded) >= 384:
-            raise KeyboardInterrupt
-
-        encoded.extend(batch)
-        return encode(batch)
-
-    monkeypatch.setattr(embedder, "encode", interrupted)
-
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(embedder, after=384):
         Datastore.build(texts, embedder, tmp_path / "store", resume=True)
 
-    encoded.clear()
+    encoded = counted(embedder)
     store = Datastore.build(texts, embedder, tmp_path / "store", resume=True)
 
     assert sorted(encoded) == sorted(texts[384:])
-    assert torch.equal(store.embeddings, torch.from_numpy(encode(texts)))
+    assert torch.equal(store.embeddings, torch.from_numpy(embedder.encode(texts)))
 
 
 def test_texts_in_a_row_of_one_source_follow_one_another(embedder, tmp_path):
@@ -103,11 +93,6 @@ def change_info(path, **values):
     (path / "datastore.json").write_text(json.dumps(info))
 
 
-def cut_off(file):
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-
-
 def flip(file, place=9000):
     content = bytearray(file.read_bytes())
     content[place] ^= 1
@@ -124,9 +109,7 @@ DAMAGE = {
     "no JSON": (lambda p: (p / "datastore.json").write_text("{"), "json: Invalid JSON"),
     "another format": (lambda p: change_info(p, format=7), "json: format must be 8"),
     "too many fields": (lambda p: change_info(p, code="x"), "json: code: Extra"),
-    "another identity": (lambda p: change_info(p, identity="0"), "is damaged"),
     "no version": (lambda p: (p / VERSION).unlink(), f"{VERSION}: .*No such file"),
-    "half of a version": (lambda p: cut_off(p / VERSION), f"{VERSION}: is damaged"),
     "a bit of a version": (lambda p: flip(p / VERSION), f"{VERSION}: is damaged"),
 }
 

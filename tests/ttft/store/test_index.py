@@ -14,6 +14,7 @@ import torch
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore, index_corpus
+from stores import assert_same_stores, counted, interrupted
 
 WORDS = ["tide", "moon", "harbour", "sand", "gull", "rope", "salt", "pier", "net"]
 
@@ -28,26 +29,6 @@ def corpus(tmp_path):
             file.write(json.dumps({"text": f"{text} {number}", "n": number}) + "\n")
 
     return tmp_path / "c.jsonl"
-
-
-def counted(embedder, calls):
-    """Appends the texts that are embedded to ``calls``."""
-    encode = embedder.encode
-
-    def encode_and_count(texts):
-        calls.extend(texts)
-        return encode(texts)
-
-    embedder.encode = encode_and_count
-    return embedder
-
-
-def same(store, other):
-    assert list(store.texts) == list(other.texts)
-    assert list(store.sources) == list(other.sources)
-    assert torch.equal(store.embeddings, other.embeddings)
-    assert store.identity == other.identity
-    assert store.info.source == other.info.source
 
 
 def test_texts_come_with_their_source(corpus, embedder, tmp_path):
@@ -115,52 +96,17 @@ def test_nothing_to_index_is_refused(embedder, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
 
 
-def interrupted(corpus, path, embedder, after, **options):
-    """Run `index_corpus` until that many texts are embedded."""
-    calls = []
-    encode = embedder.encode
-
-    def encode_some(texts):
-        if len(calls) >= after:
-            raise KeyboardInterrupt
-
-        calls.extend(texts)
-        return encode(texts)
-
-    embedder.encode = encode_some
-
-    with pytest.raises(KeyboardInterrupt):
-        index_corpus(corpus, path, embedder, **options)
-
-    embedder.encode = encode
-
-
-def test_an_interrupted_call_goes_on(corpus, embedder, tmp_path):
-    path = tmp_path / "store"
-    interrupted(corpus, path, embedder, after=512)
-
-    assert not path.exists()
-
-    calls = []
-    store = index_corpus(corpus, path, counted(embedder, calls))
-
-    assert len(calls) == 1000 - 4 * 128
-
-    same(store, index_corpus(corpus, tmp_path / "whole", embedder))
-    names = {entry.name for entry in tmp_path.iterdir()}
-
-    assert names == {"c.jsonl", "store", "whole"}
-
-
 def test_vectors_of_an_interrupted_call_are_found_by_their_text(
     corpus, embedder, tmp_path
 ):
     path = tmp_path / "store"
-    interrupted(corpus, path, embedder, after=512)
+    with interrupted(embedder, after=512):
+        index_corpus(corpus, path, embedder)
+
     lines = corpus.read_text().splitlines()
     corpus.write_text("\n".join(['{"text": "one more passage came"}', *lines[10:]]))
-    calls = []
-    store = index_corpus(corpus, path, counted(embedder, calls))
+    calls = counted(embedder)
+    store = index_corpus(corpus, path, embedder)
 
     assert len(calls) == 1 + 1000 - 512
     assert store.texts[0] == "one more passage came"
@@ -168,9 +114,12 @@ def test_vectors_of_an_interrupted_call_are_found_by_their_text(
 
 def test_vectors_of_another_embedder_are_not_taken(corpus, other_embedder, tmp_path):
     path = tmp_path / "store"
-    interrupted(corpus, path, other_embedder("other"), after=512)
-    calls = []
-    index_corpus(corpus, path, counted(other_embedder(), calls))
+    other, embedder = other_embedder("other"), other_embedder()
+    with interrupted(other, after=512):
+        index_corpus(corpus, path, other)
+
+    calls = counted(embedder)
+    index_corpus(corpus, path, embedder)
 
     assert len(calls) == 1000
 
@@ -220,15 +169,14 @@ def test_kills(pytestconfig, corpus, embedder, tmp_path):
         embedder.encode = slowly
         killed_after(moments.uniform(0, duration), lambda path=path: index(path))
         if path.exists():
-            same(Datastore.open(path), whole)
+            assert_same_stores(Datastore.open(path), whole)
             continue
 
         partial = path.with_name(f".{path.name}.hullft_ops.partial")
         done = vectors_in(partial, tmp_path / f"copy{number}")
-        calls = []
         embedder.encode = encode
-        counted(embedder, calls)
-        same(index(path), whole)
+        calls = counted(embedder)
+        assert_same_stores(index(path), whole)
 
         assert len(calls) == 1000 - done
 
@@ -283,7 +231,9 @@ def test_the_datastore_of_a_changed_folder_is_brought_up_to_date(
 
 def test_a_finished_datastore_holds_no_parts_of_files(corpus, embedder, tmp_path):
     path = tmp_path / "store"
-    interrupted(corpus, path, embedder, after=0)
+    with interrupted(embedder, after=0):
+        index_corpus(corpus, path, embedder)
+
     index_corpus(corpus, path, embedder)
     index_corpus(corpus, path, embedder)
 

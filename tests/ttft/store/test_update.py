@@ -13,6 +13,7 @@ from hullft_ops.ttft.files import locked
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import index_corpus
+from stores import assert_same_stores, counted
 
 LINES = [
     f"def {name}_of(harbour, {name}):\n" for name in ("tide", "moon", "salt", "rope")
@@ -46,31 +47,6 @@ def indexed(folder, path, embedder=None):
     return index_corpus(folder, path, embedder, passage_chars=50)
 
 
-def counted(embedder, monkeypatch):
-    """The texts that are embedded from now on."""
-    encode, texts = embedder.encode, []
-    monkeypatch.setattr(
-        embedder, "encode", lambda batch: (texts.extend(batch), encode(batch))[1]
-    )
-    return texts
-
-
-def same(store, other):
-    assert list(store.texts) == list(other.texts)
-    assert list(store.sources) == list(other.sources)
-    assert [*store.documents()] == [*other.documents()]
-    assert store.identity == other.identity
-    for query in (*LINES, store.texts[0]):
-        assert torch.equal(store.words.search(query, 9), other.words.search(query, 9))
-        if store.dim:
-            count = min(5, len(store))
-            vector = store.vectors(torch.tensor([len(store) // 2]))
-            for ours, theirs in zip(
-                store.search(vector, count), other.search(vector, count), strict=True
-            ):
-                assert torch.equal(ours, theirs)
-
-
 @settings(
     max_examples=15,
     deadline=None,
@@ -91,17 +67,17 @@ def test_searches_are_those_of_a_store_that_is_made_anew(
                 (folder / name).unlink()
 
         store = indexed(folder, path / "store", embedder)
-        same(store, indexed(folder, path / f"new{number}", embedder))
+        assert_same_stores(store, indexed(folder, path / f"new{number}", embedder))
 
 
-def test_only_what_changed_is_embedded(folder, embedder, tmp_path, monkeypatch):
+def test_only_what_changed_is_embedded(folder, embedder, tmp_path):
     indexed(folder, tmp_path / "store", embedder)
     for number in (3, 14):
         write(folder, f"{number % 3}/{number}.py", page(number, edits=1))
 
     (folder / "0" / "0.py").rename(folder / "moved.py")
     (folder / "1" / "1.py").unlink()
-    texts = counted(embedder, monkeypatch)
+    texts = counted(embedder)
     store = indexed(folder, tmp_path / "store", embedder)
 
     assert len(texts) == 2
@@ -109,10 +85,10 @@ def test_only_what_changed_is_embedded(folder, embedder, tmp_path, monkeypatch):
     assert store.sources[-1] == "moved.py"
 
     store.verify()
-    same(store, indexed(folder, tmp_path / "anew", embedder))
+    assert_same_stores(store, indexed(folder, tmp_path / "anew", embedder))
 
 
-def test_a_program_updates_and_removes_documents(embedder, tmp_path, monkeypatch):
+def test_a_program_updates_and_removes_documents(embedder, tmp_path):
     store = Datastore.build(
         ["a cat", "a dog", "a mat"],
         embedder,
@@ -120,7 +96,7 @@ def test_a_program_updates_and_removes_documents(embedder, tmp_path, monkeypatch
         sources=["x", "x", "y"],
     )
     old = Datastore.open(tmp_path / "store")
-    texts = counted(embedder, monkeypatch)
+    texts = counted(embedder)
     store.update({"y": "a tree", "z": "a cat", "empty": ""}, embedder)
 
     assert [*store.documents()] == [
@@ -240,4 +216,4 @@ def test_kills(pytestconfig, folder, embedder, tmp_path):
         assert store.identity in (old.identity, new.identity)
 
         old = indexed(folder, path, embedder)
-        same(old, new)
+        assert_same_stores(old, new)
