@@ -59,18 +59,22 @@ class KnnLm(ttft.Technique):
     def __init__(
         self, passages: int = 20, count: int = 16, weight: float = 0.3
     ) -> None:
-        self.neighbours = passages
+        self.n_neighbours = passages
         self.count, self.weight = count, weight
         self.settings = {"knn_lm": weight}
 
-    def prepare(self, neighbours: ttft.Neighbours, reader: Any) -> ttft.Prepared:
+    def prepare(
+        self, neighbours: ttft.Neighbours, language_model: Any
+    ) -> ttft.Prepared:
         states, following = [], []
-        with reader.reading():
-            for position in neighbours.positions[: self.neighbours]:
+        with language_model.reading():
+            for position in neighbours.positions[: self.n_neighbours]:
                 text = neighbours.store.texts[position]
-                ids = reader.passage_ids(text, with_special=True)[: reader.window]
-                tokens = torch.tensor([ids], device=reader.model.device)
-                output = reader.model(tokens, output_hidden_states=True)
+                ids = language_model.passage_ids(text, with_special=True)[
+                    : language_model.window
+                ]
+                tokens = torch.tensor([ids], device=language_model.model.device)
+                output = language_model.model(tokens, output_hidden_states=True)
                 states.append(output.hidden_states[-1][0, :-1].float())
                 following.append(tokens[0, 1:])
         mixture = NearestStates(

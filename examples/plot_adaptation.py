@@ -72,7 +72,7 @@ def main(
     above.legend()
 
     # Each loss is of another passage, so no line joins them.
-    repeats = [each.repeats for each in adaptation.taken]
+    repeats = [each.repeats for each in adaptation.trained_on]
     starts = [0, *accumulate(repeats[:-1])] if repeats else []
     below.plot(starts, adaptation.losses, "o")
     below.set_xlabel("optimizer steps before the pass")

@@ -140,7 +140,7 @@ class Server:
             task = understood(
                 request.url.path, await request.body(), self.finetuner.tokenizer
             )
-            longest = self.finetuner.reader.window - 1
+            longest = self.finetuner.language_model.window - 1
             if task.length > longest:
                 raise RequestError(
                     f"max_tokens must be at most {longest}, got {task.length}"

@@ -29,8 +29,8 @@ from rapidfuzz.distance import Levenshtein
 from scipy import sparse
 
 from hullft_ops.ttft import MemoryStore, TestTimeFinetuner, load_model, question_of
-from hullft_ops.ttft.reader import Passage, Reader
-from hullft_ops.ttft.search import Neighbours, retrieved_runs, text_of
+from hullft_ops.ttft.language_model import LanguageModel, Passage
+from hullft_ops.ttft.search import Neighbours, retrieved_runs, with_separator
 from hullft_ops.ttft.techniques.technique import Prepared, Technique
 from hullft_ops.ttft.windows import LineBlocks
 
@@ -75,7 +75,7 @@ class Folder(MemoryStore):
 class RepoCoder(Technique):
     """RepoCoder's first iteration, before the prompt."""
 
-    neighbours = 1
+    n_neighbours = 1
     trains = False
 
     def __init__(self, folder: Folder, tokenizer: Any) -> None:
@@ -124,9 +124,11 @@ class RepoCoder(Technique):
             blocks.append(block)
         return head + "".join(reversed(blocks)) + "\n"
 
-    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+    def prepare(
+        self, neighbours: Neighbours, language_model: LanguageModel
+    ) -> Prepared:
         text = self.retrieved(self.task)
-        return Prepared(passages=[Passage(text, reader.passage_ids(text))])
+        return Prepared(passages=[Passage(text, language_model.passage_ids(text))])
 
 
 def code_lines(text: str) -> list[int]:
@@ -186,7 +188,7 @@ def task_at(folder: Folder, tokenizer: Any, name: str, line: int) -> Task:
 def found_by_windows(blocks: LineBlocks, task: Task) -> str:
     nearest = blocks.nearest(task.prompt, WINDOWS, task.file).tolist()
     runs: Any = retrieved_runs(blocks, nearest, following=1)  # type: ignore[arg-type]
-    return "".join(text_of(blocks, run) for run in runs)
+    return "".join(with_separator(blocks, run) for run in runs)
 
 
 def similarity(text: str, target: str) -> float:

@@ -19,8 +19,8 @@ from hullft_ops.ttft import (
     load_model,
     write,
 )
+from hullft_ops.ttft.language_model import LanguageModel, Prefix
 from hullft_ops.ttft.question import question_of
-from hullft_ops.ttft.reader import Prefix, Reader
 from hullft_ops.ttft.terminal import printable
 from hullft_ops.ttft.training import Training
 from hullft_ops.ttft.write import continue_questions
@@ -75,7 +75,7 @@ def test_it_prints_what_the_finetuner_does(
     )
     question = question_of(finetuner.tokenizer, PROMPT)
     [unadapted] = continue_questions(
-        finetuner.reader, [question], [Prefix()], max_new_tokens=8
+        finetuner.language_model, [question], [Prefix()], max_new_tokens=8
     )
     with finetuner.adapted(PROMPT) as adaptation:
         continuation = adaptation.generate(PROMPT, max_new_tokens=8)
@@ -246,10 +246,14 @@ def test_foreign_text_does_not_steer_the_terminal(
     path = tmp_path / "hostile"
     Datastore.build(texts, load_embedder(str(embedder_directory)), path)
 
-    def hostile_rows(reader: Reader, rows: Any, _: object, request: Any) -> list[str]:
+    def hostile_rows(
+        language_model: LanguageModel, rows: Any, _: object, request: Any
+    ) -> list[str]:
         streamer = request.streamer
         streamer.put(torch.tensor([row.ids for row in rows]))
-        streamer.put(torch.tensor(reader.tokenizer(f"one\n{HOSTILE}\n")["input_ids"]))
+        streamer.put(
+            torch.tensor(language_model.tokenizer(f"one\n{HOSTILE}\n")["input_ids"])
+        )
 
         # It is there while the model writes.
         assert sys.stdout.getvalue().endswith("\\u202e\\u2066\n")

@@ -11,15 +11,15 @@ import pytest
 
 from command import Result, hullft_ops, succeeded
 from evaluation_rows import result_row
-from hullft_ops.evaluation.prompts import Document, Prompt
+from hullft_ops.evaluation.prompts import Document, HeldOut
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft import (
     Datastore,
     TestTimeFinetuner,
     finetuner,
+    language_model,
     load_embedder,
     load_model,
-    reader,
     score_text,
 )
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
@@ -123,7 +123,7 @@ def test_a_row_says_what_the_finetuner_does(
         ("knn", 2),
     }
 
-    texts_of = {Prompt(text).id: text for text in texts[:6]}
+    texts_of = {HeldOut(text).id: text for text in texts[:6]}
     model, tokenizer = load_model(str(model_directory))
     embedder = load_embedder(str(embedder_directory))
 
@@ -154,7 +154,7 @@ def test_a_prompt_that_the_datastore_holds_is_left_out(
     assert "limit is 7, there are 6 held-out prompts" in evaluate("--limit", 7).last
     assert evaluate("--limit", 6, "--method", "knn", "--n-select", 1).code == 0
 
-    held_out = {Prompt(text).id for text in texts[:6]}
+    held_out = {HeldOut(text).id for text in texts[:6]}
 
     assert {row.prompt for row in read_rows(OUTPUT)} == held_out
     assert {row.domain for row in read_rows(OUTPUT)} == {"a", "b"}
@@ -191,8 +191,8 @@ def test_configurations_share_a_prompts_neighbours_the_checks_and_the_identities
 ) -> None:
     succeeded("train", store, *models_of[:2], "--rank", 2, "--output", "adapter")
     searches = recorded(monkeypatch, finetuner, "retrieve")
-    checks = recorded(monkeypatch, reader, "check_causal")
-    identities = recorded(monkeypatch, reader, "model_identity")
+    checks = recorded(monkeypatch, language_model, "check_causal")
+    identities = recorded(monkeypatch, language_model, "model_identity")
     methods = ["--method", "hullft", "knn", "--context", 0, 2]
 
     assert evaluate(*methods, "--adapter", "adapter").code == 0

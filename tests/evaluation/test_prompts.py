@@ -11,7 +11,7 @@ import torch
 from hullft_ops.evaluation.prompts import (
     TORCH_SOURCES,
     Document,
-    Prompt,
+    HeldOut,
     choose_prompts,
     hold_out,
     normalised,
@@ -115,7 +115,7 @@ def test_sources_of_torch_give_enough_passages() -> None:
 
 
 def test_prompts_take_turns_over_domains_and_follow_the_seed() -> None:
-    prompts = [Prompt(f"text {i}", f"file {i % 4}") for i in range(20)]
+    prompts = [HeldOut(f"text {i}", f"file {i % 4}") for i in range(20)]
     chosen = choose_prompts(prompts, 8, seed=0)
     for turn in (chosen[:4], chosen[4:]):
         assert {prompt.domain for prompt in turn} == {f"file {i}" for i in range(4)}
@@ -139,7 +139,7 @@ def test_prompts_come_once_each_with_their_domain(tmp_path: Path) -> None:
     )
     prompts = read_prompts(file)
 
-    assert prompts == [Prompt("a b", "x", "c"), Prompt("c d"), Prompt("e\u2028f")]
+    assert prompts == [HeldOut("a b", "x", "c"), HeldOut("c d"), HeldOut("e\u2028f")]
     assert prompts[1].id == hashlib.sha256(b"c d").hexdigest()[:16]
 
 

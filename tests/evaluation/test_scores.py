@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hullft_ops.evaluation.prompts import Prompt
+from hullft_ops.evaluation.prompts import HeldOut
 from hullft_ops.evaluation.scores import metrics_of, scores_of
 from hullft_ops.ttft.errors import InputError
 
@@ -23,12 +23,12 @@ class Model:
         return SimpleNamespace(value=float(len(text.split())))
 
 
-def scores(prompt: Prompt, score: str | None, model: Any) -> dict[str, float]:
+def scores(prompt: HeldOut, score: str | None, model: Any) -> dict[str, float]:
     return scores_of(prompt, model, metrics_of(score))
 
 
 def test_what_is_written_is_measured_only_if_asked_for() -> None:
-    prompt = Prompt("the cat", "all", "sat on the mat")
+    prompt = HeldOut("the cat", "all", "sat on the mat")
 
     assert scores(prompt, None, Model()) == {"continuation": 4, "prompt": 2}
     assert metrics_of("line") == ["continuation", "prompt", "line"]
@@ -37,8 +37,8 @@ def test_what_is_written_is_measured_only_if_asked_for() -> None:
 def test_a_prompt_that_was_trained_on_and_one_without_a_continuation() -> None:
     model = Model(steps_on_prompt=2)
 
-    assert scores(Prompt("the cat", "all", "sat"), None, model) == {"continuation": 1}
-    assert scores(Prompt("the cat"), "line", Model()) == {"prompt": 2}
+    assert scores(HeldOut("the cat", "all", "sat"), None, model) == {"continuation": 1}
+    assert scores(HeldOut("the cat"), "line", Model()) == {"prompt": 2}
 
 
 def test_an_unknown_score_is_refused() -> None:
@@ -75,7 +75,7 @@ def test_lines_are_written_behind_the_true_text(
     metric: str, lines: list[str], score: float
 ) -> None:
     writer: Any = Writer(lines)
-    prompt = Prompt("def f():\n", continuation=TRUE)
+    prompt = HeldOut("def f():\n", continuation=TRUE)
 
     assert scores_of(prompt, writer, [metric]) == {metric: pytest.approx(score)}
     assert writer.prompts == [
@@ -88,4 +88,4 @@ def test_lines_are_written_behind_the_true_text(
 def test_a_prompt_without_a_continuation_has_no_score_of_lines() -> None:
     writer: Any = Writer([])
 
-    assert scores_of(Prompt("text"), writer, ["line", "similarity"]) == {}
+    assert scores_of(HeldOut("text"), writer, ["line", "similarity"]) == {}

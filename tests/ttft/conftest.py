@@ -20,7 +20,7 @@ from transformers import (
 
 from hullft_ops.ttft import techniques, training
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.reader import Passage, Prefix
+from hullft_ops.ttft.language_model import Passage, Prefix
 from hullft_ops.ttft.store.base import MemoryStore
 
 CONTEXT = 32
@@ -268,10 +268,10 @@ def with_lora():
 def prefilled():
     """Passages of these tokens, read behind what opens a text."""
 
-    def make(reader, passages):
+    def make(language_model, passages):
         prefix = Prefix([Passage("", ids) for ids in passages])
-        tokens = reader.tokens("a")
-        return reader.prefill(prefix, tokens.ids[: tokens.opening])
+        tokens = language_model.tokens("a")
+        return language_model.prefill(prefix, tokens.ids[: tokens.opening])
 
     return make
 

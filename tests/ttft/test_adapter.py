@@ -30,9 +30,9 @@ from forked import forked, status_of
 from hullft_ops.ttft import adapter
 from hullft_ops.ttft.adapter import AdapterConfig, read_adapter, train_adapter
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.models.checks import model_identity
 from hullft_ops.ttft.models.lora import add_lora
-from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.scoring import score_text
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -232,7 +232,7 @@ def test_what_is_compiled_is_trained_or_refused(llama, tokenizer, store, tmp_pat
     path = train_adapter(compiled, tokenizer, store, tmp_path / "other", passages=2)
 
     assert (path / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
-    assert read_adapter(path, Reader(llama, tokenizer))
+    assert read_adapter(path, LanguageModel(llama, tokenizer))
 
     # A deep copy of it would still run the original, which no LoRA changes.
     llama.forward = torch.compile(llama.forward, backend="eager")
@@ -361,7 +361,7 @@ def test_adding_it_equals_pefts_merged_weights(model, tokenizer, tmp_path, optio
     merged = PeftModel.from_pretrained(base, path).merge_and_unload().state_dict()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    layers = read_adapter(path, Reader(model, tokenizer))
+    layers = read_adapter(path, LanguageModel(model, tokenizer))
     add_lora(layers)
 
     assert len(layers) == 4
@@ -476,7 +476,7 @@ def test_what_is_no_plain_finite_lora_is_refused(
     damage(path, gpt2)
 
     with pytest.raises(InputError) as caught:
-        read_adapter(path, Reader(gpt2, tokenizer))
+        read_adapter(path, LanguageModel(gpt2, tokenizer))
 
     assert str(caught.value).startswith(f"adapter {path}: ")
     assert reason in str(caught.value)
@@ -489,10 +489,10 @@ def test_what_is_no_plain_finite_lora_is_refused(
 def test_an_adapter_of_other_weights_is_refused(gpt2, tokenizer, train):
     path = train()
 
-    assert read_adapter(path, Reader(gpt2, tokenizer))
+    assert read_adapter(path, LanguageModel(gpt2, tokenizer))
 
     with torch.no_grad():
         next(gpt2.parameters())[-1, -1] += 1
 
     with pytest.raises(InputError, match="was trained with other weights than"):
-        read_adapter(path, Reader(gpt2, tokenizer))
+        read_adapter(path, LanguageModel(gpt2, tokenizer))

@@ -24,7 +24,7 @@ def test_a_deadline_expects_the_slowest_pass_so_far(time):
     deadline = Deadline(10.0)
 
     def takes(seconds, tokens):
-        assert deadline.allows(tokens)
+        assert deadline.begin(tokens)
         time.now += seconds
 
     takes(2.0, 10)
@@ -33,8 +33,8 @@ def test_a_deadline_expects_the_slowest_pass_so_far(time):
     takes(1.0, 5)
 
     # 3 seconds are left. On as few tokens a pass takes 3, on 11 it would take 3.3.
-    assert not deadline.allows(11)
-    assert deadline.allows(10)
+    assert not deadline.begin(11)
+    assert deadline.begin(10)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from transformers import DynamicCache, GenerationConfig
 
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
+from hullft_ops.ttft.language_model import Draft
 from hullft_ops.ttft.models.hidden import HiddenStates
-from hullft_ops.ttft.reader import Draft
 from hullft_ops.ttft.write import Mixing
 
 PROMPT = "the cat sat on the red mat"
@@ -233,7 +233,7 @@ def test_one_token_is_written_in_the_models_dtype_and_drafts_in_bfloat16(
 def test_a_batch_is_read_and_written_in_bfloat16(make_copier, passes):
     finetuner = make_copier(dtype="bfloat16")
     # It is seen in the model's own dtype, once.
-    assert finetuner.reader.takes_padding
+    assert finetuner.language_model.takes_padding
 
     passes.clear()
     texts = finetuner.generate([PROMPT, "the dog"], **OPTIONS)

@@ -6,8 +6,8 @@ import pytest
 from transformers import TextIteratorStreamer
 
 from hullft_ops.ttft.endings import Ending
+from hullft_ops.ttft.language_model import Prefix
 from hullft_ops.ttft.question import Question, Row
-from hullft_ops.ttft.reader import Prefix
 from hullft_ops.ttft.techniques.ngrams import Ngrams
 from hullft_ops.ttft.write import generate_rows, request_of
 
@@ -109,13 +109,15 @@ def test_what_is_written_ends_there(copier, tokenizer, prompt, stop_at, expected
 
 
 def test_a_suffix_is_not_written_again(copier):
-    reader = copier.reader
-    ids = reader.tokens("def f(x):\n    if").ids
+    language_model = copier.language_model
+    ids = language_model.tokens("def f(x):\n    if").ids
     suffix = ":\n        return 1\n    return 2\n"
     question = Question("", ids, 0, start=0, cursor=len(ids), suffix=suffix)
-    ngrams = Ngrams([reader.tokens(CODE).ids], weights=[0.9] * 5)
-    request = request_of(reader, OPTIONS)
-    [text] = generate_rows(reader, [Row([], question)], [Prefix([], [ngrams])], request)
+    ngrams = Ngrams([language_model.tokens(CODE).ids], weights=[0.9] * 5)
+    request = request_of(language_model, OPTIONS)
+    [text] = generate_rows(
+        language_model, [Row([], question)], [Prefix([], [ngrams])], request
+    )
 
     assert text == " g(\n        x,\n    )"
 
@@ -125,7 +127,7 @@ def test_a_mark_between_files_ends_a_text(gpt2, tokenizer, make):
     tokenizer.add_tokens("<|file_sep|>")
     mark = len(tokenizer) - 1
     finetuner = make(gpt2, n_select=0)
-    finetuner.reader.tokenizer = tokenizer
+    finetuner.language_model.tokenizer = tokenizer
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
 
     def marked(ids, scores):
@@ -138,4 +140,4 @@ def test_a_mark_between_files_ends_a_text(gpt2, tokenizer, make):
 
     assert set(text) == {tokenizer.decode([40])}
     assert "".join(streamer) == text
-    assert "<" not in finetuner.reader.vocabulary.content([mark, 41]).decode()
+    assert "<" not in finetuner.language_model.vocabulary.content([mark, 41]).decode()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hullft_ops.ttft import reader
+from hullft_ops.ttft import language_model
 from hullft_ops.ttft.models.lora import add_lora, read_lora, with_lora
 from hullft_ops.ttft.scoring import score_text
 from model_state import unchanged
@@ -124,7 +124,7 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(
     family, model, make, monkeypatch, at_once
 ):
     """Whether they read the padded prompts in parts, or at once."""
-    monkeypatch.setattr(reader, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(language_model, "TOKENS_AT_ONCE", at_once)
     finetuner = make(model, n_select=0, context=1, max_length=64)
     prompts = ["the cat", "the dog sat on the red mat", "a tree", "hello world " * 3]
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
@@ -135,8 +135,8 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(
     is_alone = family in ("mamba", "lfm2", "bart")
     rounded = make(model.to(torch.bfloat16), n_select=0, max_length=64)
 
-    assert finetuner.reader.takes_padding != is_alone
-    assert rounded.reader.takes_padding != is_alone
+    assert finetuner.language_model.takes_padding != is_alone
+    assert rounded.language_model.takes_padding != is_alone
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

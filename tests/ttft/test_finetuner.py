@@ -59,13 +59,17 @@ def test_a_text_is_scored_behind_the_retrieved_passages(
 
         assert len(passages) > 1
 
-        reader = finetuner.reader
-        prefix = prefilled(reader, passages)
-        scored = score(reader, PROMPT, prefix=prefix)
+        language_model = finetuner.language_model
+        prefix = prefilled(language_model, passages)
+        scored = score(language_model, PROMPT, prefix=prefix)
 
-        assert adaptation.score(PROMPT, after="") == scored != score(reader, PROMPT)
+        assert (
+            adaptation.score(PROMPT, after="")
+            == scored
+            != score(language_model, PROMPT)
+        )
 
-        answer = score(reader, "a", after=adaptation.question, prefix=prefix)
+        answer = score(language_model, "a", after=adaptation.question, prefix=prefix)
 
         assert adaptation.score("a") == adaptation.score("a", after=PROMPT) == answer
 
@@ -125,7 +129,7 @@ def test_settings_share_one_state_of_the_optimizer(gpt2, make):
     with other.adapted(PROMPT) as adaptation:
         assert adaptation.score(PROMPT, after="") == expected
 
-    assert other._weights is finetuner._weights
+    assert other._trainable is finetuner._trainable
 
 
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):
@@ -156,7 +160,7 @@ def test_steps_on_the_prompt_fit_it(gpt2, make, n_select):
         assert adaptation.report(PromptSteps) == 5
         assert adaptation.total_steps == n_select + 5
 
-    before = score(finetuner.reader, PROMPT)
+    before = score(finetuner.language_model, PROMPT)
 
     # The head stays, and its random weights allow no more.
     assert after.value < 0.99 * before.value
@@ -214,10 +218,10 @@ def test_reading_on_a_gpu_ends_when_the_device_has_done_its_work(
     with make(gpt2, context=1).adapted(PROMPT) as adaptation:
         assert not devices
 
-        reader = copy(adaptation.reader)
-        reader.model = SimpleNamespace(device=torch.device("cuda:1"))
-        monkeypatch.setattr(reader, "prefill", lambda prefix, opening: prefix)
-        monkeypatch.setattr(adaptation, "reader", reader)
+        language_model = copy(adaptation.language_model)
+        language_model.model = SimpleNamespace(device=torch.device("cuda:1"))
+        monkeypatch.setattr(language_model, "prefill", lambda prefix, opening: prefix)
+        monkeypatch.setattr(adaptation, "language_model", language_model)
         adaptation.prefill()
 
     assert devices == [torch.device("cuda:1")]

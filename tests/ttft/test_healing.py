@@ -71,9 +71,9 @@ def test_tokens_stand_for_the_bytes_of_a_text(tokenizer):
 @pytest.mark.parametrize("share", range(10, 66, 6))
 def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, share):
     prompt = text[: len(text) * share // 100]
-    reader = copier.reader
-    tokens = reader.tokens(prompt).ids
-    count = reader.vocabulary.taken_back(tokens)
+    language_model = copier.language_model
+    tokens = language_model.tokens(prompt).ids
+    count = language_model.vocabulary.taken_back(tokens)
 
     assert 0 < count < len(tokens)
 
@@ -85,10 +85,10 @@ def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, s
             [], Question(prompt, tokens[:cursor], opening=0, start=0, cursor=cursor)
         )
         prefix = prefix_of(copier._prepare(copier.retrieve(text)))
-        request = request_of(reader, options | {"token_healing": False})
-        [cut] = generate_rows(reader, [row], [prefix], request)
+        request = request_of(language_model, options | {"token_healing": False})
+        [cut] = generate_rows(language_model, [row], [prefix], request)
 
-    before = reader.tokenizer.decode(row.ids, skip_special_tokens=True).lstrip()
+    before = language_model.tokenizer.decode(row.ids, skip_special_tokens=True).lstrip()
     # A character may be cut, too.
     if REPLACEMENT not in before:
         assert text.startswith((before + cut).rstrip(REPLACEMENT))
@@ -99,8 +99,8 @@ def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, s
 
 
 def test_what_is_held_is_written_whatever_else_is_forbidden(copier):
-    vocabulary = copier.reader.vocabulary
-    tokens = copier.reader.tokens("the cat sat").ids
+    vocabulary = copier.language_model.vocabulary
+    tokens = copier.language_model.tokens("the cat sat").ids
     count = vocabulary.taken_back(tokens)
     held = vocabulary.content(tokens[-count:])
     healing = Healing(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft import scoring
+from hullft_ops.ttft.language_model import Prediction
 from hullft_ops.ttft.question import Question
-from hullft_ops.ttft.reader import Prediction
 from hullft_ops.ttft.scoring import score
 from hullft_ops.ttft.techniques.ngrams import Ngrams
 
@@ -145,6 +145,6 @@ def test_they_lower_the_bits_of_a_text_that_the_neighbours_hold(llama, make, sto
     text = store.texts[3]
     with finetuner.adapted(text[:20]) as adaptation:
         mixed = adaptation.score(text[20:])
-        plain = score(finetuner.reader, text[20:], after=adaptation.question)
+        plain = score(finetuner.language_model, text[20:], after=adaptation.question)
 
     assert mixed.nll < plain.nll

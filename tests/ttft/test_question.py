@@ -176,7 +176,7 @@ class Watching(Technique):
     def __init__(self):
         self.seen = []
 
-    def prepare(self, neighbours, reader):
+    def prepare(self, neighbours, language_model):
         return Prepared(mixture=Watched(self.seen))
 
 

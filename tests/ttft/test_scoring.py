@@ -6,10 +6,10 @@ from itertools import chain
 import pytest
 import torch
 
-from hullft_ops.ttft import reader as reader_module
+from hullft_ops.ttft import language_model as reader_module
 from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.language_model import LanguageModel, Passage, Prediction, Prefix
 from hullft_ops.ttft.question import Question
-from hullft_ops.ttft.reader import Passage, Prediction, Prefix, Reader
 from hullft_ops.ttft.scoring import score, score_text
 from hullft_ops.ttft.techniques.ngrams import Ngrams
 
@@ -75,7 +75,7 @@ def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, sizes):
     ids, opening = opened_ids(tokenizer, text)
     passages = [[5 + (size + i) % 200 for i in range(size)] for size in sizes]
     prefix = Prefix([Passage("", ids) for ids in passages])
-    scored = score(Reader(gpt2.double(), tokenizer), text, prefix=prefix)
+    scored = score(LanguageModel(gpt2.double(), tokenizer), text, prefix=prefix)
 
     room = max(CONTEXT - len(ids), CONTEXT // 2 - opening)
     while sum(map(len, passages)) > room:
@@ -113,8 +113,8 @@ def test_ngrams_see_what_the_window_holds(llama, tokenizer, length):
     text = TEXTS["long"]
     ids, _ = opened_ids(tokenizer, text)
     ngrams = Ngrams([ids])
-    reader = Reader(llama.double(), tokenizer, length)
-    scored = score(reader, text, prefix=Prefix(mixtures=[ngrams]))
+    language_model = LanguageModel(llama.double(), tokenizer, length)
+    scored = score(language_model, text, prefix=Prefix(mixtures=[ngrams]))
 
     nll = one_by_one(llama, ids, length, 1, ngrams=ngrams)
 
@@ -160,19 +160,19 @@ def test_a_space_that_the_tokenizer_adds_is_no_byte(gpt2, tokenizers):
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
 @pytest.mark.parametrize("text", [TEXTS["ascii"], TEXTS["long"]])
 def test_a_prefix_is_read_once(model, tokenizers, prefilled, kind, text):
-    reader = Reader(model, tokenizers[kind])
-    prefix = prefilled(reader, [[40, 41, 42], [90, 91], [60]])
+    language_model = LanguageModel(model, tokenizers[kind])
+    prefix = prefilled(language_model, [[40, 41, 42], [90, 91], [60]])
     lengths = []
 
     def listen(module, args, kwargs):
         lengths.append(kwargs["input_ids"].shape[1])
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    expected = score(reader, text, prefix=Prefix(prefix.passages))
+    expected = score(language_model, text, prefix=Prefix(prefix.passages))
     whole = lengths[-1]
 
     for _ in range(2):
-        scored = score(reader, text, prefix=prefix)
+        scored = score(language_model, text, prefix=prefix)
 
         assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
         assert scored.tokens == expected.tokens
@@ -182,7 +182,7 @@ def test_a_prefix_is_read_once(model, tokenizers, prefilled, kind, text):
 
 def test_passages_are_read_in_parts(model, tokenizer, prefilled, monkeypatch):
     passages, text = [[40, 41, 42], [90, 91, 92, 60, 61]], TEXTS["ascii"]
-    reader = Reader(model, tokenizer)
+    language_model = LanguageModel(model, tokenizer)
     calls = []
 
     def listen(module, args, kwargs):
@@ -190,12 +190,12 @@ def test_passages_are_read_in_parts(model, tokenizer, prefilled, monkeypatch):
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
     monkeypatch.setattr(reader_module, "TOKENS_AT_ONCE", 3)
-    prefix = prefilled(reader, passages)
+    prefix = prefilled(language_model, passages)
 
     assert calls == [[40, 41, 42], [90, 91, 92], [60]]
 
-    expected = score(reader, text, prefix=Prefix(prefix.passages))
-    scored = score(reader, text, prefix=prefix)
+    expected = score(language_model, text, prefix=Prefix(prefix.passages))
+    scored = score(language_model, text, prefix=prefix)
 
     assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
 

@@ -7,7 +7,7 @@ import torch
 
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.measuring import Evaluation, measure_tasks, missing
-from hullft_ops.evaluation.prompts import Prompt
+from hullft_ops.evaluation.prompts import HeldOut
 from hullft_ops.evaluation.report import cells_of
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft import Draft, Passage, Prepared, Technique, TTFTConfig
@@ -41,17 +41,17 @@ class Everything(Technique):
 
     def __init__(self, token):
         self.token = token
-        self.neighbours = 2
+        self.n_neighbours = 2
         self.settings = {"favourite": token}
 
-    def prepare(self, neighbours, reader):
+    def prepare(self, neighbours, language_model):
         assert len(neighbours.positions) >= 2
 
         def halve(training):
-            for parameter in training.weights.trained:
+            for parameter in training.trainable.parameters:
                 parameter.data.mul_(0.5)
 
-        ids = reader.passage_ids(neighbours.question.text)
+        ids = language_model.passage_ids(neighbours.question.text)
         return Prepared(
             change_weights=halve,
             passages=[Passage(neighbours.question.text, ids)],
@@ -95,7 +95,7 @@ def test_it_is_evaluated_and_reported_beside_others(finetuner):
 
     evaluation = Evaluation(
         run="r",
-        prompts=[Prompt(PROMPT), Prompt("a dog ran")],
+        prompts=[HeldOut(PROMPT), HeldOut("a dog ran")],
         notes=[],
         metrics=["prompt"],
         finetuners={

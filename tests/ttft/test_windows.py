@@ -9,7 +9,7 @@ import torch
 
 from hullft_ops.ttft import TestTimeFinetuner, load_model
 from hullft_ops.ttft.question import question_of
-from hullft_ops.ttft.search import Windows, text_of
+from hullft_ops.ttft.search import Windows, with_separator
 from hullft_ops.ttft.store.base import MemoryStore
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.windows import LineBlocks, line_blocks, terms_in
@@ -175,7 +175,7 @@ def test_files_of_the_same_folder_count_more():
 def test_what_is_read_names_its_file(source, heading):
     blocks = LineBlocks([(source, "x = 1\ny = 2\n")])
 
-    assert text_of(blocks, [0]) == heading + "x = 1\ny = 2\n\n\n"
+    assert with_separator(blocks, [0]) == heading + "x = 1\ny = 2\n\n\n"
 
 
 def test_a_finetuner_reads_windows():
@@ -190,7 +190,7 @@ def test_a_finetuner_reads_windows():
         passage = adaptation.passages[-1]
         nearest = adaptation.neighbours.positions[0]
         assert passage.positions[0] == nearest
-        assert passage.text == text_of(blocks, passage.positions)
+        assert passage.text == with_separator(blocks, passage.positions)
         assert adaptation.generate(max_new_tokens=2)
     # They can be used again, like those of the store itself.
     with finetuner.adapted(adaptation.neighbours) as again:

@@ -9,8 +9,8 @@ from transformers import GenerationConfig
 
 from hullft_ops.ttft import TestTimeFinetuner, load_model, write
 from hullft_ops.ttft.chat import chat_text, conversation
+from hullft_ops.ttft.language_model import LanguageModel, Prefix
 from hullft_ops.ttft.question import question_of
-from hullft_ops.ttft.reader import Prefix, Reader
 from hullft_ops.ttft.write import continue_questions
 
 CONTEXT = 32
@@ -20,10 +20,10 @@ OPTIONS = {"max_new_tokens": 8, "do_sample": False}
 UNHEALED = OPTIONS | {"token_healing": False}
 
 
-def continued(reader, prompt, prefix=NOTHING, **options):
+def continued(language_model, prompt, prefix=NOTHING, **options):
     """What the model writes after a prompt."""
-    question = question_of(reader.tokenizer, prompt)
-    [text] = continue_questions(reader, [question], [prefix], **options)
+    question = question_of(language_model.tokenizer, prompt)
+    [text] = continue_questions(language_model, [question], [prefix], **options)
     return text
 
 
@@ -43,7 +43,7 @@ def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
     assert finetuner.generate(PROMPT, **UNHEALED) == inside
     assert all(module.training for module in model.modules())
 
-    assert continued(finetuner.reader, PROMPT, **UNHEALED) != inside
+    assert continued(finetuner.language_model, PROMPT, **UNHEALED) != inside
 
 
 TEMPLATE = "{{ bos_token }}user: {{ messages[0].content }} assistant:"
@@ -63,9 +63,9 @@ def test_a_message_stands_in_the_chat_template(tokenizers, monkeypatch):
         assert text[place:] == "the cat sat assistant:"
 
 
-def read_rows(reader, rows, prefixes, request):
+def read_rows(language_model, rows, prefixes, request):
     """In place of what a model writes, what it reads."""
-    return [reader.tokenizer.decode(row.ids) for row in rows]
+    return [language_model.tokenizer.decode(row.ids) for row in rows]
 
 
 def test_the_nearest_passages_that_fit_stand_before_the_message(
@@ -208,8 +208,8 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     """The window has 10 tokens. The token that ends a text is not continued."""
     tokenizer = tokenizers[kind]
     passages = [tokenizer.convert_tokens_to_ids(list(text)) for text in ("12", "345")]
-    reader = Reader(gpt2, tokenizer, 10)
-    prefix = prefilled(reader, passages)
+    language_model = LanguageModel(gpt2, tokenizer, 10)
+    prefix = prefilled(language_model, passages)
     calls = []
 
     def listen(module, args, kwargs):
@@ -218,36 +218,36 @@ def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
     gpt2.register_forward_pre_hook(listen, with_kwargs=True)
     # With a cache of transformers' own, the model reads every token again.
     options = {"use_cache": False, "max_new_tokens": new_tokens, "token_healing": False}
-    continued(reader, prompt, prefix, **options)
+    continued(language_model, prompt, prefix, **options)
 
     assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
 
 
 def test_of_a_prompt_that_is_too_long_the_end_is_read(gpt2, tokenizer, monkeypatch):
     monkeypatch.setattr(write, "generate_rows", read_rows)
-    reader = Reader(gpt2, tokenizer, 10)
+    language_model = LanguageModel(gpt2, tokenizer, 10)
     with pytest.warns(UserWarning, match="has 11 tokens: the model reads the last 2"):
-        text = continued(reader, PROMPT, max_new_tokens=8)
+        text = continued(language_model, PROMPT, max_new_tokens=8)
 
     assert text == tokenizer.decode(tokenizer(PROMPT)["input_ids"][-2:])
 
 
 def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled):
-    reader = Reader(model.double(), tokenizer)
-    prefix = prefilled(reader, [[40, 41, 42], [90, 91]])
+    language_model = LanguageModel(model.double(), tokenizer)
+    prefix = prefilled(language_model, [[40, 41, 42], [90, 91]])
     calls = []
 
     def listen(module, args, kwargs):
         calls.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(listen, with_kwargs=True)
-    expected = continued(reader, "the cat", prefix, use_cache=False, **UNHEALED)
+    expected = continued(language_model, "the cat", prefix, use_cache=False, **UNHEALED)
     [whole, *_] = calls
 
     for _ in range(2):
         calls.clear()
 
-        assert continued(reader, "the cat", prefix, **UNHEALED) == expected
+        assert continued(language_model, "the cat", prefix, **UNHEALED) == expected
         assert calls[0] == whole[len(prefix.ids) - 1 :]
 
 
@@ -278,7 +278,7 @@ def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled)
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
     with pytest.raises((TypeError, ValueError), match=f"generate: {message}"):
-        continued(Reader(gpt2, tokenizer), prompt, **options)
+        continued(LanguageModel(gpt2, tokenizer), prompt, **options)
 
 
 class Favourites:
@@ -381,8 +381,8 @@ def test_a_continuation_begins_with_its_space(gpt2, tokenizers, monkeypatch):
         lambda ids, **_: torch.cat([ids, torch.tensor([new])], dim=1),
     )
 
-    reader = Reader(gpt2, tokenizer)
+    language_model = LanguageModel(gpt2, tokenizer)
 
-    text = continued(reader, "a dog ran,", token_healing=False)
+    text = continued(language_model, "a dog ran,", token_healing=False)
 
     assert text == " the cat sat"

@@ -13,9 +13,9 @@ from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.language_model import Prefix
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.question import question_of
-from hullft_ops.ttft.reader import Prefix
 from hullft_ops.ttft.search import embedder_for
 from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.store.datastore import Datastore
@@ -90,7 +90,7 @@ def adapt(
     }
     question = question_of(finetuner.tokenizer, prompt, suffix=behind_cursor, chat=chat)
     echo("without adaptation:")
-    continue_questions(finetuner.reader, [question], [Prefix()], **options)
+    continue_questions(finetuner.language_model, [question], [Prefix()], **options)
     with ExitStack() as until_restored:
         with waiting("adapting to the prompt"):
             adapted = finetuner.adapted(question, seconds=seconds)
@@ -101,25 +101,25 @@ def adapt(
 
 
 def loaded_finetuner(
-    language_model: ModelConfig,
+    model_config: ModelConfig,
     config: TTFTConfig,
-    embedder: str,
+    embedder_name: str,
     *,
     store: Path | None,
     corpus: str | None = None,
     files: dict[str, Any] | None = None,
 ) -> TestTimeFinetuner:
     """The finetuner of a command. The slowest to load comes last."""
-    passages = Datastore.open(store) if store is not None else None
+    datastore = Datastore.open(store) if store is not None else None
     with waiting("loading the model"):
-        model, tokenizer = language_model.load()
-    encoder = None
+        model, tokenizer = model_config.load()
+    embedder = None
     if store or corpus:
-        encoder = embedder_for([config], passages, embedder)
+        embedder = embedder_for([config], datastore, embedder_name)
     if corpus is not None:
-        passages = folder_datastore(corpus, encoder, **files or {})
-        echo(f"datastore: {passages.folder}", *passages.summary(), err=True)
-    return TestTimeFinetuner(model, tokenizer, passages, encoder, config)
+        datastore = folder_datastore(corpus, embedder, **files or {})
+        echo(f"datastore: {datastore.folder}", *datastore.summary(), err=True)
+    return TestTimeFinetuner(model, tokenizer, datastore, embedder, config)
 
 
 def text_in(file: str) -> str:

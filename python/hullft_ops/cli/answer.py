@@ -85,18 +85,18 @@ def answer(
     """
     check_integer("generate", "batch_size", batch_size, 1)
     Deadline(seconds)  # Refuses a wrong budget before the work.
-    language_model = ModelConfig(**model)
+    model_config = ModelConfig(**model)
     config = TTFTConfig(**settings)
-    sources = prompts, store, language_model.model, config.adapter, embedder
+    sources = prompts, store, model_config.model, config.adapter, embedder
     check_output(output, kind="rows", inputs=sources)
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output, Answer)
     every = read_prompts(prompts, prompt_column, suffix_column)
-    finetuner = loaded_finetuner(language_model, config, embedder, store=store)
+    finetuner = loaded_finetuner(model_config, config, embedder, store=store)
     options = {"max_new_tokens": max_new_tokens, "chat": chat, "seconds": seconds}
     settings_of_run = [config.settings(), options]
-    run = run_identity(finetuner.reader, finetuner.store, settings_of_run)
+    run = run_identity(finetuner.language_model, finetuner.store, settings_of_run)
     with open_results(output, run, kind=Answer) as answers:
         left = [each for key, each in every.items() if key not in answers.rows]
         questions = [

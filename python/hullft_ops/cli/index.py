@@ -17,7 +17,7 @@ from hullft_ops.ttft.terminal import echo, waiting
 
 def index(
     corpus: tyro.conf.Positional[str],
-    passages: Annotated[dict[str, Any], fields_of(IndexConfig)],
+    reading: Annotated[dict[str, Any], fields_of(IndexConfig)],
     workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
     output: Path,
@@ -32,7 +32,7 @@ def index(
         corpus: a folder, whose files of text and HTML are read; a file of JSON, CSV, Parquet, HTML
             or plain text; or a dataset that the library datasets saved. Files of JSON and CSV may
             be compressed.
-        passages: how to read and cut it.
+        reading: how to read and cut it.
         workers: where to embed.
         output: new folder for the datastore; or the one of an earlier call, which is brought up to
             date.
@@ -44,15 +44,15 @@ def index(
             seconds.
     """
     check_index(output, corpus)
-    settings = IndexConfig(**passages)
+    settings = IndexConfig(**reading)
     engine = Workers(**workers)
     contents = Corpus(corpus, settings)
     embed = None
     if engine.engine == "ray" and vectors:
         embed = ray_embedding(embedder, engine, dtype)
-    encoder = None
+    loaded = None
     if vectors:
         with waiting("loading the embedder"):
-            encoder = load_embedder(embedder, device=device, dtype=dtype)
-    store = index_corpus(contents, output, encoder, settings, embed=embed)
+            loaded = load_embedder(embedder, device=device, dtype=dtype)
+    store = index_corpus(contents, output, loaded, settings, embed=embed)
     echo(*store.summary())

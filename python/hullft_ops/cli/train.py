@@ -28,10 +28,10 @@ def train(
         model: the language model.
         output: new folder for the adapter, which PEFT and the option --adapter take.
     """
-    config, language_model = AdapterConfig(**training), ModelConfig(**model)
-    check_output(output, inputs=[store, language_model.model])
+    config, model_config = AdapterConfig(**training), ModelConfig(**model)
+    check_output(output, inputs=[store, model_config.model])
     datastore = Datastore.open(store)
     with waiting("loading the model"):
-        loaded = language_model.load()
+        loaded = model_config.load()
     train_adapter(*loaded, datastore, output, **training)
     echo(f"an adapter of rank {config.rank} is in {output}")

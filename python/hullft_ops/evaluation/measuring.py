@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from hullft_ops.evaluation.experiment import Experiment
-from hullft_ops.evaluation.prompts import Prompt, open_texts
+from hullft_ops.evaluation.prompts import HeldOut, open_texts
 from hullft_ops.evaluation.results import Row, Score, key_of
 from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.question import question_of
-from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.search import Neighbours, Search, embedder_for
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
@@ -28,7 +28,7 @@ from hullft_ops.ttft.tokens import tokenizer_identity
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
 # A prompt, and the keys of the configurations to measure on it.
-Task = tuple[Prompt, list[str]]
+Task = tuple[HeldOut, list[str]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Evaluation:
     """
 
     run: str
-    prompts: list[Prompt]
+    prompts: list[HeldOut]
     notes: list[str]
     metrics: list[str]
     finetuners: dict[str, TestTimeFinetuner]
@@ -82,11 +82,11 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     # Fail fast: loading takes long, and embedding a corpus longer.
     if (experiment.store is None) != (experiment.prompts is None):
         raise InputError("store and prompts must be given together, or a corpus")
-    passages = Datastore.open(experiment.store) if experiment.store else None
+    opened = Datastore.open(experiment.store) if experiment.store else None
     with waiting("loading the model"):
         model, tokenizer = experiment.load()
-    embedder = embedder_for(configs, passages, experiment.embedder)
-    store, prompts, notes = open_texts(experiment, passages, embedder)
+    embedder = embedder_for(configs, opened, experiment.embedder)
+    store, prompts, notes = open_texts(experiment, opened, embedder)
     trains_on_prompts = any(config.train_on_prompt for config in configs)
     if trains_on_prompts and any(prompt.continuation is None for prompt in prompts):
         raise InputError(
@@ -101,7 +101,7 @@ def load_evaluation(experiment: Experiment) -> Evaluation:
     written = [name for name in metrics if METRICS[name].is_written]
     options = [experiment.seed, *written] if written else experiment.seed
     return Evaluation(
-        run=run_identity(first.reader, store, options),
+        run=run_identity(first.language_model, store, options),
         prompts=prompts,
         notes=notes,
         metrics=metrics,
@@ -144,7 +144,7 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     prompt, keys = task
     finetuners = [evaluation.finetuners[key] for key in keys]
     # A search serves all of its kind: each takes the beginning of the list that it needs.
-    count = max(finetuner.neighbours for finetuner in finetuners)
+    count = max(finetuner.n_neighbours for finetuner in finetuners)
     question = question_of(evaluation.unadapted.tokenizer, prompt.text)
     retrieved: dict[Search | None, Neighbours] = {}
     with evaluation.unadapted.adapted(question) as unadapted:
@@ -174,7 +174,7 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
 
 def _row(
     evaluation: Evaluation,
-    prompt: Prompt,
+    prompt: HeldOut,
     key: str,
     **measured: Any,
 ) -> Row:
@@ -193,11 +193,13 @@ def _row(
     )
 
 
-def run_identity(reader: Reader, store: Store | None, options: Any) -> str:
+def run_identity(
+    language_model: LanguageModel, store: Store | None, options: Any
+) -> str:
     """Differs if any weight, the tokenizer, a text, an embedding or an option does."""
     about = [
-        reader.model_identity,
-        tokenizer_identity(reader.tokenizer),
+        language_model.model_identity,
+        tokenizer_identity(language_model.tokenizer),
         getattr(store, "identity", None),
         getattr(store, "embedder", None),
         options,

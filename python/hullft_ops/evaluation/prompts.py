@@ -38,7 +38,7 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))
-class Prompt:
+class HeldOut:
     """A text to adapt to and to score, with its domain, and what follows it: the answer.
 
     A line of a JSONL file of prompts has these keys, and may have others.
@@ -68,7 +68,7 @@ class Document:
         pieces = split_passages(self.text, PASSAGE_CHARS)
         return [piece for piece in pieces if piece.strip()]
 
-    def prompts(self) -> Iterator[Prompt]:
+    def prompts(self) -> Iterator[HeldOut]:
         """Each passage with the next one; a document of one passage is cut into two."""
         pieces = self.passages()
         if len(pieces) == 1:
@@ -76,20 +76,20 @@ class Document:
             pieces = [first, self.text[len(first) :]]
         for text, continuation in itertools.pairwise(pieces):
             if text.strip() and continuation.strip():
-                yield Prompt(text, self.name, continuation)
+                yield HeldOut(text, self.name, continuation)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path) -> list[HeldOut]:
     """The prompts of a JSONL file in order, each text once. InputError names a wrong line."""
-    prompts: dict[str, Prompt] = {}
+    prompts: dict[str, HeldOut] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
-            prompt = parse(Prompt, line, f"prompts {path}: line {number}")
+            prompt = parse(HeldOut, line, f"prompts {path}: line {number}")
             prompts.setdefault(prompt.text, prompt)
     return list(prompts.values())
 
 
-def hold_out(documents: Sequence[Document]) -> tuple[dict[str, str], list[Prompt]]:
+def hold_out(documents: Sequence[Document]) -> tuple[dict[str, str], list[HeldOut]]:
     """Hold out one document in eight, by a hash of its name, and cut all.
 
     Returns:
@@ -110,7 +110,7 @@ def hold_out(documents: Sequence[Document]) -> tuple[dict[str, str], list[Prompt
             if normalised(passage) not in known:
                 known.add(normalised(passage))
                 passages[passage] = document.name
-    prompts: dict[str, Prompt] = {}
+    prompts: dict[str, HeldOut] = {}
     for document in held_out:
         for prompt in document.prompts():
             texts = [prompt.text, prompt.continuation or ""]
@@ -127,8 +127,8 @@ def normalised(passage: str) -> str:
 
 
 def choose_prompts(
-    prompts: Sequence[Prompt], count: int | None, seed: int
-) -> list[Prompt]:
+    prompts: Sequence[HeldOut], count: int | None, seed: int
+) -> list[HeldOut]:
     """The first ``count`` by a hash of ``seed`` and text, or all. Domains take turns.
 
     InputError if there are fewer.
@@ -145,7 +145,7 @@ def choose_prompts(
     return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
 
 
-def not_in_store(prompts: Sequence[Prompt], store: Store) -> list[Prompt]:
+def not_in_store(prompts: Sequence[HeldOut], store: Store) -> list[HeldOut]:
     """The prompts that are no passage of the datastore, whatever their layout."""
     texts = {normalised(prompt.text) for prompt in prompts}
     texts -= {text for text in map(normalised, store.texts) if text in texts}
@@ -154,7 +154,7 @@ def not_in_store(prompts: Sequence[Prompt], store: Store) -> list[Prompt]:
 
 def open_texts(
     experiment: Experiment, store: Datastore | None, embedder: Embedder | None
-) -> tuple[Datastore, list[Prompt], list[str]]:
+) -> tuple[Datastore, list[HeldOut], list[str]]:
     """An experiment's datastore, prompts that it does not hold, and where they come from."""
     if store is not None and experiment.prompts is not None:
         every = read_prompts(experiment.prompts)
@@ -167,7 +167,7 @@ def open_texts(
 
 def _held_out_texts(
     experiment: Experiment, embedder: Embedder | None
-) -> tuple[Datastore, list[Prompt], list[str]]:
+) -> tuple[Datastore, list[HeldOut], list[str]]:
     """A datastore of the corpus without the documents that the prompts are of."""
     corpus, include = experiment.corpus, experiment.include
     if corpus is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from hullft_ops._extras import needed_by
-from hullft_ops.evaluation.prompts import Prompt
+from hullft_ops.evaluation.prompts import HeldOut
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.errors import InputError, NothingToScoreError
 from hullft_ops.ttft.techniques.prompt_steps import PromptSteps
@@ -32,18 +32,18 @@ class Metric:
 
     title: str
     meaning: str
-    measure: Callable[[Prompt, Adaptation], float | None]
+    measure: Callable[[HeldOut, Adaptation], float | None]
     more_is_better: bool = False
     is_written: bool = False
 
 
-def _bits_of_continuation(prompt: Prompt, model: Adaptation) -> float | None:
+def _bits_of_continuation(prompt: HeldOut, model: Adaptation) -> float | None:
     if prompt.continuation is None:
         return None
     return model.score(prompt.continuation).value
 
 
-def _bits_of_prompt(prompt: Prompt, model: Adaptation) -> float | None:
+def _bits_of_prompt(prompt: HeldOut, model: Adaptation) -> float | None:
     # A model that was trained on the prompt has no score of it, nor has a prompt of one token.
     if model.report(PromptSteps):
         return None
@@ -53,12 +53,12 @@ def _bits_of_prompt(prompt: Prompt, model: Adaptation) -> float | None:
         return None
 
 
-def _exact_lines(prompt: Prompt, model: Adaptation) -> float | None:
+def _exact_lines(prompt: HeldOut, model: Adaptation) -> float | None:
     """RepoEval's exact match: the percentage of right lines, without the space at their ends."""
     return _mean_of_lines(prompt, model, operator.eq)
 
 
-def _similar_lines(prompt: Prompt, model: Adaptation) -> float | None:
+def _similar_lines(prompt: HeldOut, model: Adaptation) -> float | None:
     """RepoEval's edit similarity: 1 less the edits as a share of the longer line, in percent."""
     with needed_by("the score similarity"):
         from rapidfuzz.distance import Levenshtein
@@ -66,7 +66,7 @@ def _similar_lines(prompt: Prompt, model: Adaptation) -> float | None:
 
 
 def _mean_of_lines(
-    prompt: Prompt, model: Adaptation, agreement: Callable[[str, str], float]
+    prompt: HeldOut, model: Adaptation, agreement: Callable[[str, str], float]
 ) -> float | None:
     """The mean over the first lines with text of the continuation, in percent. Each is written
     behind the true text before it."""
@@ -130,7 +130,7 @@ def metrics_of(score: str | None) -> list[str]:
 
 
 def scores_of(
-    prompt: Prompt, model: Adaptation, metrics: Sequence[str]
+    prompt: HeldOut, model: Adaptation, metrics: Sequence[str]
 ) -> dict[str, float]:
     """The scores that the prompt has, by name."""
     scores = {name: METRICS[name].measure(prompt, model) for name in metrics}

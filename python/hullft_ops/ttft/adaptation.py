@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from hullft_ops.ttft.language_model import LanguageModel, Passage, Prefix
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.question import Prompt, Question, question_of
-from hullft_ops.ttft.reader import Passage, Prefix, Reader
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.training import Training
@@ -25,10 +25,10 @@ class Adaptation:
     """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
 
     Attributes:
-        reader: the model.
+        language_model: the model.
         question: the prompt, understood.
         neighbours: what was retrieved: positions of passages, nearest first.
-        taken: the passes, each with its text and how many steps it served.
+        trained_on: the passes, each with its text and how many steps it served.
         losses: the mean loss of each pass, in nats.
         passes: forward-backward passes, one for each gradient.
         skipped_steps: steps that did not fit into the budget of seconds or passes.
@@ -39,17 +39,17 @@ class Adaptation:
 
     def __init__(
         self,
-        reader: Reader,
+        language_model: LanguageModel,
         neighbours: Neighbours,
         prefix: Prefix,
         training: Training,
         reports: Mapping[type, Any],
         seconds: dict[str, float],
     ) -> None:
-        self.reader = reader
+        self.language_model = language_model
         self.question = neighbours.question
         self.neighbours = neighbours
-        self.taken = training.taken
+        self.trained_on = training.trained_on
         self.losses = training.losses
         self.passes = len(training.losses)
         self.skipped_steps = training.skipped_steps
@@ -79,7 +79,7 @@ class Adaptation:
         question: Question | None = self.question
         if after is not None:
             question = self._other("score", after) if after else None
-        return score(self.reader, text, after=question, prefix=self._prefix)
+        return score(self.language_model, text, after=question, prefix=self._prefix)
 
     def generate(
         self,
@@ -112,14 +112,14 @@ class Adaptation:
             prompt = self.question
         question = self._other("generate", prompt, suffix=suffix, chat=chat)
         [text] = continue_questions(
-            self.reader, [question], [self._prefix], **generate_kwargs
+            self.language_model, [question], [self._prefix], **generate_kwargs
         )
         return text
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps taken."""
-        return sum(each.repeats for each in self.taken)
+        return sum(each.repeats for each in self.trained_on)
 
     @property
     def passages(self) -> Sequence[Passage]:
@@ -129,21 +129,21 @@ class Adaptation:
     def prefill(self) -> None:
         """Read the passages that fit before the prompt."""
         question = self.question
-        self._prefix = self._prefix.fitting(question, self.reader.window)
+        self._prefix = self._prefix.fitting(question, self.language_model.window)
         start = perf_counter()
         with out_of_memory_explained(OUT_OF_MEMORY):
-            self._prefix = self.reader.prefill(
+            self._prefix = self.language_model.prefill(
                 self._prefix, question.ids[: question.opening]
             )
-        if self.reader.model.device.type == "cuda":
-            torch.cuda.synchronize(self.reader.model.device)
+        if self.language_model.model.device.type == "cuda":
+            torch.cuda.synchronize(self.language_model.model.device)
         self.seconds["prefill"] = perf_counter() - start
 
     def _other(
         self, function: str, prompt: Prompt | Question, **options: Any
     ) -> Question:
         """Another prompt, before which the same passages stand."""
-        question = question_of(self.reader.tokenizer, prompt, **options)
+        question = question_of(self.language_model.tokenizer, prompt, **options)
         ours, theirs = (
             list(each.ids[: each.opening]) for each in (self.question, question)
         )

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 from hullft_ops.ttft.errors import NonFiniteLossError, input_errors
 from hullft_ops.ttft.files import check_output, digest_of, new_folder
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.models.precision import Precision
 from hullft_ops.ttft.models.weights import layer_scale
-from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.terminal import progress, progress_line
 from hullft_ops.ttft.training import MIN_TOKENS
@@ -106,8 +106,8 @@ def train_adapter(
     check_output(path)
     if getattr(model, "peft_config", None):
         raise ValueError("train_adapter: model must have no adapters, got a PEFT model")
-    reader = Reader(model, tokenizer, config.max_length)
-    identities = {"model": reader.model_identity, "store": store.identity}
+    language_model = LanguageModel(model, tokenizer, config.max_length)
+    identities = {"model": language_model.model_identity, "store": store.identity}
     record = json.dumps(asdict(config) | identities)
     set_seed(config.seed)
     lora_model = with_lora(model, config.rank)
@@ -125,7 +125,7 @@ def train_adapter(
         digest = hashlib.sha256(record.encode()).hexdigest()
         _train(
             lora_model,
-            _tokenized(reader, store, config),
+            _tokenized(language_model, store, config),
             config,
             folder / f"training_{digest[:16]}",
         )
@@ -136,7 +136,9 @@ def train_adapter(
     return path
 
 
-def _tokenized(reader: Reader, store: Store, config: AdapterConfig) -> list[Tensor]:
+def _tokenized(
+    language_model: LanguageModel, store: Store, config: AdapterConfig
+) -> list[Tensor]:
     """The tokens of the chosen passages, int32 ``[T]`` each."""
     total = len(store.texts)
     chosen: Any = range(total)
@@ -145,9 +147,11 @@ def _tokenized(reader: Reader, store: Store, config: AdapterConfig) -> list[Tens
         chosen = chosen[: config.passages].tolist()
     passages = []
     for position in progress(chosen, desc="tokenizing", unit="passage"):
-        ids = reader.passage_ids(store.texts[position], with_special=True)
+        ids = language_model.passage_ids(store.texts[position], with_special=True)
         if len(ids) >= MIN_TOKENS:
-            passages.append(torch.tensor(ids[: reader.window], dtype=torch.int32))
+            passages.append(
+                torch.tensor(ids[: language_model.window], dtype=torch.int32)
+            )
     if not passages:
         raise ValueError(f"train_adapter: store has no passage of {MIN_TOKENS} tokens")
     return passages
@@ -228,7 +232,9 @@ def adapter_identity(path: str | Path) -> str:
     return digest_of(Path(path, CONFIG_NAME), Path(path, SAFETENSORS_WEIGHTS_NAME))
 
 
-def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, Any]]:
+def read_adapter(
+    path: str | Path, language_model: LanguageModel
+) -> list[tuple[nn.Parameter, Any]]:
     """Read a LoRA that PEFT saved, for `add_lora`.
 
     Raises:
@@ -236,11 +242,11 @@ def read_adapter(path: str | Path, reader: Reader) -> list[tuple[nn.Parameter, A
     """
     subject = f"adapter {path}"
     with input_errors(subject):
-        layers = read_lora(reader.model, Path(path))
+        layers = read_lora(language_model.model, Path(path))
         if Path(path, RECORD).exists():
             identity = json.loads(Path(path, RECORD).read_bytes())["model"]
-            if identity != reader.model_identity:
+            if identity != language_model.model_identity:
                 raise ValueError(
-                    f"was trained with other weights than {reader.model.name_or_path}'s"
+                    f"was trained with other weights than {language_model.model.name_or_path}'s"
                 )
     return layers

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hullft_ops.ttft.language_model import Draft
 from hullft_ops.ttft.models.cache import can_be_cut, copied, grouped_attention
 from hullft_ops.ttft.models.hidden import HiddenStates
-from hullft_ops.ttft.reader import Draft
 
 # No pass verifies more tokens.
 _LONGEST = 15
@@ -70,14 +70,14 @@ class DraftedWriting:
     probability 1, and to accept its tokens with min(1, p / q) is to sample from p.
 
     Attributes:
-        keyword: what the model's forward calls a cache.
+        cache_argument: what the model's forward calls a cache.
         held: tokens that the first draft begins with.
         draft: of the tokens so far, up to so many that may come next.
         states: sees the hidden states of the passes.
         streamer: gets each token.
     """
 
-    keyword: str
+    cache_argument: str
     held: Sequence[int]
     draft: Callable[[Tensor, int], Draft]
     states: HiddenStates
@@ -96,7 +96,9 @@ class DraftedWriting:
         ids, held = input_ids, [*self.held]
         self._put(ids)
         with grouped_attention(model) as is_grouped:
-            verifier = _Verifier(model, self.keyword, arguments, is_grouped=is_grouped)
+            verifier = _Verifier(
+                model, self.cache_argument, arguments, is_grouped=is_grouped
+            )
             acceptance = Acceptance(verifier.seconds)
             while True:
                 ahead = torch.cat([ids[0], ids.new_tensor(held)])
@@ -136,11 +138,16 @@ class _Verifier:
     """
 
     def __init__(
-        self, model: Any, keyword: str, arguments: dict[str, Any], *, is_grouped: bool
+        self,
+        model: Any,
+        cache_argument: str,
+        arguments: dict[str, Any],
+        *,
+        is_grouped: bool,
     ) -> None:
         self._model = model
-        self._keyword = keyword
-        self._cache = copied(arguments[keyword])
+        self._cache_argument = cache_argument
+        self._cache = copied(arguments[cache_argument])
         self._keeps_logits = "logits_to_keep" in arguments
         self._device = model.device.type
         self.longest = _LONGEST if can_be_cut(self._cache) else 0
@@ -159,13 +166,13 @@ class _Verifier:
         drafted = torch.tensor([draft], dtype=ids.dtype, device=ids.device)
         unread = torch.cat([ids[:, self._cache.get_seq_length() :], drafted], dim=1)
         count = len(draft) + 1
-        options: dict[str, Any] = {self._keyword: self._cache}
+        options: dict[str, Any] = {self._cache_argument: self._cache}
         if self._keeps_logits:
             options["logits_to_keep"] = count
         is_cast = self._casts_one or unread.shape[1] > 1
         with nullcontext() if is_cast else torch.autocast(self._device, enabled=False):
             output = self._model(input_ids=unread, use_cache=True, **options)
-        logits, hidden = output.logits[:, -count:].float(), states.taken(count)
+        logits, hidden = output.logits[:, -count:].float(), states.pop(count)
         for place, token in enumerate([*draft, None]):
             states.latest = None if hidden is None else hidden[:, : place + 1]
             yield logits[:, place], token

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import OUT_OF_MEMORY, Adaptation
 from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.models.checks import model_window, text_window
 from hullft_ops.ttft.models.memory import (
     out_of_memory_explained,
     return_freed_memory,
 )
 from hullft_ops.ttft.question import Prompt, Question, question_of
-from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.restore import at_exit, exclusive, restored
 from hullft_ops.ttft.search import Neighbours, Search, kind_of, retrieve
 from hullft_ops.ttft.store.base import Store, check_embedder
@@ -28,7 +28,7 @@ from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.techniques.passage_steps import PassageSteps, Support
 from hullft_ops.ttft.techniques.technique import Prepared, prefix_of
 from hullft_ops.ttft.terminal import listed
-from hullft_ops.ttft.training import Deadline, Training, Weights
+from hullft_ops.ttft.training import Deadline, Trainable, Training
 from hullft_ops.ttft.write import continue_questions
 
 # Smaller models grow by little, and memory that returns page by page takes a tenth of their time.
@@ -84,9 +84,9 @@ class TestTimeFinetuner:
         self.store = store
         self._embedder = embedder
         self._searches: dict[type[Search], Search] = {}
-        self._weights = Weights(model)
+        self._trainable = Trainable(model)
         config = replace(config or TTFTConfig(), **options)
-        self.reader = Reader(model, tokenizer, config.max_length)
+        self.language_model = LanguageModel(model, tokenizer, config.max_length)
         self._set(config)
 
     def with_config(self, config: TTFTConfig) -> "TestTimeFinetuner":
@@ -99,14 +99,16 @@ class TestTimeFinetuner:
         # What fits at once; max_length cuts passages alone.
         cut = text_window(self.model, self.tokenizer, config.max_length)
         window = model_window(self.model, self.tokenizer) or cut
-        self.reader = self.reader.using(window, config.dtype)
+        self.language_model = self.language_model.using(window, config.dtype)
         self.config = config
         self.techniques = config.active()
-        self.neighbours = max((each.neighbours for each in self.techniques), default=0)
+        self.n_neighbours = max(
+            (each.n_neighbours for each in self.techniques), default=0
+        )
         kind = kind_of(config.search, has_embeddings=self._embedder is not None)
         lacks = self.store is None or (kind.embeds and self._embedder is None)
-        if self.neighbours and lacks:
-            names = [type(t).__name__ for t in self.techniques if t.neighbours]
+        if self.n_neighbours and lacks:
+            names = [type(t).__name__ for t in self.techniques if t.n_neighbours]
             raise ValueError(
                 f"TestTimeFinetuner: store and embedder must be given for {listed(names)}; for "
                 "search lexical the store alone; for none context=0, ngrams=0, n_select=0"
@@ -116,7 +118,7 @@ class TestTimeFinetuner:
             search = self._searches.get(kind) or kind(self.store, self._embedder)
             self.search = self._searches[kind] = search
         for technique in self.techniques:
-            technique.load(self.reader)
+            technique.load(self.language_model)
 
     def retrieve(
         self, prompt: Prompt | Question, count: int | None = None
@@ -126,7 +128,7 @@ class TestTimeFinetuner:
         Raises:
             TypeError, ValueError: as `question_of`; or there is no text to search for.
         """
-        count = self.neighbours if count is None else count
+        count = self.n_neighbours if count is None else count
         question = question_of(self.tokenizer, prompt)
         return retrieve(question, count, self.search)
 
@@ -135,7 +137,7 @@ class TestTimeFinetuner:
         steps = [each for each in self.techniques if isinstance(each, PassageSteps)]
         if not steps:
             raise ValueError("select: n_select must be at least 1, got 0")
-        return steps[0].select(self.retrieve(prompt), self.reader)
+        return steps[0].select(self.retrieve(prompt), self.language_model)
 
     @contextmanager
     def adapted(
@@ -188,7 +190,7 @@ class TestTimeFinetuner:
             spent["finetune"] = perf_counter() - start - spent["select"]
             prefix = prefix_of(prepared)
             adaptation = Adaptation(
-                self.reader, neighbours, prefix, training, reports, spent
+                self.language_model, neighbours, prefix, training, reports, spent
             )
             adaptation.prefill()
             try:
@@ -254,7 +256,7 @@ class TestTimeFinetuner:
                     text = adaptation.generate(**options)
                 yield position, text
             return
-        size = batch_size if self.reader.takes_padding else 1
+        size = batch_size if self.language_model.takes_padding else 1
         by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i].text))
         prepared = (self._prepare(self.retrieve(questions[i])) for i in by_length)
         # Changes of weights that do not depend on the prompt come from the first.
@@ -266,13 +268,18 @@ class TestTimeFinetuner:
                 # Their passages are not read before.
                 prefixes = [prefix_of(each) for each in islice(remaining, len(batch))]
                 texts = continue_questions(
-                    self.reader, [questions[i] for i in batch], prefixes, **options
+                    self.language_model,
+                    [questions[i] for i in batch],
+                    prefixes,
+                    **options,
                 )
                 self._return_memory()
                 yield from zip(batch, texts, strict=True)
 
     def _prepare(self, neighbours: Neighbours) -> list[Prepared]:
-        return [each.prepare(neighbours, self.reader) for each in self.techniques]
+        return [
+            each.prepare(neighbours, self.language_model) for each in self.techniques
+        ]
 
     @contextmanager
     def _changed(
@@ -281,17 +288,17 @@ class TestTimeFinetuner:
         """Change the weights in turn, and restore them at the end of the body. Yields the training,
         and the reports of the techniques by their classes."""
         changes = any(each.change_weights for each in prepared)
-        trained = self._weights.trained if changes else []
+        trained = self._trainable.parameters if changes else []
         if changes:
             trains = any(each.trains for each in self.techniques)
             with out_of_memory_explained(OUT_OF_MEMORY):
-                self._weights.check_memory(trains=trains)
+                self._trainable.check_memory(trains=trains)
         with (
             at_exit(self._return_memory),
             exclusive(self.model, adapts=True),
-            restored(self.model, trained, self._weights.copies if changes else []),
+            restored(self.model, trained, self._trainable.copies if changes else []),
         ):
-            training = Training(self._weights, self.config, deadline)
+            training = Training(self._trainable, self.config, deadline)
             with out_of_memory_explained(OUT_OF_MEMORY):
                 reports = {
                     type(technique): each.change_weights(training)

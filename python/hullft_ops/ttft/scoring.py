@@ -15,9 +15,15 @@ from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
+from hullft_ops.ttft.language_model import (
+    LanguageModel,
+    Mixture,
+    Prediction,
+    Prefix,
+    mixed_logits,
+)
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
 from hullft_ops.ttft.question import Question, question_of
-from hullft_ops.ttft.reader import Mixture, Prediction, Prefix, Reader, mixed_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,11 +79,11 @@ def score_text(
         RuntimeError: the model is in use elsewhere.
     """
     question = question_of(tokenizer, after) if after else None
-    return score(Reader(model, tokenizer, max_length), text, after=question)
+    return score(LanguageModel(model, tokenizer, max_length), text, after=question)
 
 
 def score(
-    reader: Reader,
+    language_model: LanguageModel,
     text: str,
     *,
     after: Question | None = None,
@@ -91,14 +97,14 @@ def score(
     """
     check_text("score_text", "text", text)
     prefix = prefix or Prefix()
-    tokens = reader.tokens(text)
+    tokens = language_model.tokens(text)
     byte_count = len(text.encode())
     least = "1 token" if tokens.opening or after else "2 tokens"
     if after is None:
         # The first token to score follows another.
         first = max(tokens.opening, 1)
         if tokens.ids and not tokens.opening:
-            byte_count -= _bytes_of_first(reader, text, tokens.ids)
+            byte_count -= _bytes_of_first(language_model, text, tokens.ids)
         after = Question("", tokens.ids[:first], tokens.opening, 0, first)
         ids = tokens.ids[first:]
     else:
@@ -111,8 +117,11 @@ def score(
     nll = 0.0
     count = 0
     sees = bool(prefix.mixtures)
-    with reader.reading(), seen_hidden_states(reader.model, is_needed=sees) as states:
-        predictions = _predictions(reader, after, ids, prefix, states)
+    with (
+        language_model.reading(),
+        seen_hidden_states(language_model.model, is_needed=sees) as states,
+    ):
+        predictions = _predictions(language_model, after, ids, prefix, states)
         for logits, targets in predictions:
             losses = cross_entropy(logits, targets, reduction="none")
             nll += losses.double().sum().item()
@@ -122,17 +131,17 @@ def score(
     return BitsPerByte(nll, byte_count, count)
 
 
-def _bytes_of_first(reader: Reader, text: str, ids: list[int]) -> int:
+def _bytes_of_first(language_model: LanguageModel, text: str, ids: list[int]) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
-    content = reader.vocabulary.content(ids[:1])
+    content = language_model.vocabulary.content(ids[:1])
     if not content:
-        content = str(reader.tokenizer.decode(ids[:1])).encode()
+        content = str(language_model.tokenizer.decode(ids[:1])).encode()
     # Do not count the space that some tokenizers put before a text.
     return len(content) - (not text.encode().startswith(content))
 
 
 def _predictions(
-    reader: Reader,
+    language_model: LanguageModel,
     question: Question,
     ids: list[int],
     prefix: Prefix,
@@ -140,9 +149,9 @@ def _predictions(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits, and the tokens ``ids`` that they predict, behind the passages and a question.
 
-    Take them in `Reader.reading`. ``states`` sees the passes.
+    Take them in `LanguageModel.reading`. ``states`` sees the passes.
     """
-    window = reader.window
+    window = language_model.window
     if question.suffix:
         # The marks must stay before the text, of which a window has at least the first half.
         row = prefix.row(question, max(window - len(ids), window // 2))
@@ -158,7 +167,7 @@ def _predictions(
         if begin or start > len(question.ids):
             question = Question("", before, opening=0, start=0, cursor=len(before))
         place = 0
-        predictions = reader.logits(head, body[begin:end], len(before), prefix)
+        predictions = language_model.logits(head, body[begin:end], len(before), prefix)
         for logits, targets in predictions:
             if prefix.mixtures:
                 logits = _mixed(

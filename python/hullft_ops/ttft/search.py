@@ -251,7 +251,7 @@ def fused(rankings: Sequence[Tensor], k: int) -> Tensor:
     return torch.tensor(order[:k], dtype=torch.int64)
 
 
-def text_of(store: Store | LineBlocks, run: Sequence[int]) -> str:
+def with_separator(store: Store | LineBlocks, run: Sequence[int]) -> str:
     """The text of passages that follow one another, with what separates it from others."""
     heading = store.heading(run[0]) if isinstance(store, LineBlocks) else ""
     return heading + "".join(store.texts[position] for position in run) + SEPARATOR

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Tokenizers with one vocabulary may merge, normalise and prefix text differently.
-SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
+PROBE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,6 @@ def plain_ids(
 
 def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Differs between tokenizers that make other tokens of a text."""
-    tokens = tokenizer(SENTENCE)["input_ids"]
+    tokens = tokenizer(PROBE)["input_ids"]
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps([vocabulary, tokens]).encode()).hexdigest()

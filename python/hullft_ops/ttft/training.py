@@ -65,21 +65,21 @@ class Pass:
     position: int | None = None
 
 
-class Weights:
+class Trainable:
     """What is trained of a model: one optimizer and one copy serve every prompt and all options.
 
     Attributes:
         model: the model.
-        trained: what is trained of it; see `trained_parameters`.
+        parameters: what is trained of it; see `trained_parameters`.
         copies: memory for their copies.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.model = model
-        self.trained = _checked_parameters(model)
+        self.parameters = _checked_parameters(model)
         self.copies: list[Tensor] = []
-        scales = rate_scales(model, self.trained)
-        group = {"params": self.trained, "lr_scales": scales}
+        scales = rate_scales(model, self.parameters)
+        group = {"params": self.parameters, "lr_scales": scales}
         # Rounding to nearest would lose most steps of bfloat16 parameters.
         self.optimizer = ReplayAdam([group], rounding_seed=0)
         self.loss = MeanLoss(model)
@@ -87,7 +87,7 @@ class Weights:
     @property
     def size(self) -> int:
         """Bytes of what is trained."""
-        return sum(parameter.nbytes for parameter in self.trained)
+        return sum(parameter.nbytes for parameter in self.parameters)
 
     def check_memory(self, *, trains: bool) -> None:
         """MemoryError if what is still to be allocated does not fit into the CPU's memory."""
@@ -106,7 +106,7 @@ class Weights:
     def freeze_others(self) -> None:
         """No gradients of what is not trained; `restored` puts the flags back."""
         self.model.requires_grad_(False)
-        for parameter in self.trained:
+        for parameter in self.parameters:
             parameter.requires_grad_(True)
 
 
@@ -127,7 +127,7 @@ class Deadline:
         self._slowest = (0.0, 1)
         self._running: tuple[float, int] | None = None
 
-    def allows(self, tokens: int) -> bool:
+    def begin(self, tokens: int) -> bool:
         """Whether a pass on a passage of so many tokens may start now. If so, it must."""
         now = perf_counter()
         if self._running is not None:
@@ -144,19 +144,19 @@ class Training:
     """Optimizer steps for one prompt, with a fresh state of Adam.
 
     Attributes:
-        weights: what to train.
+        trainable: what to train.
         options: rate, autocast and how many passes at most.
         deadline: ends the training before a pass that it does not allow.
         losses: the mean loss of each pass, in nats.
-        taken: these passes.
+        trained_on: these passes.
         skipped_steps: steps that did not fit into the budget of seconds or passes.
     """
 
-    weights: Weights
+    trainable: Trainable
     options: TrainingOptions
     deadline: Deadline
     losses: list[float] = field(default_factory=list)
-    taken: list[Pass] = field(default_factory=list)
+    trained_on: list[Pass] = field(default_factory=list)
     skipped_steps: int = 0
 
     def take(self, passes: Sequence[Pass]) -> list[Pass]:
@@ -168,17 +168,17 @@ class Training:
         """
         if not passes:
             return []
-        count = len(self.taken)
-        optimizer, model = self.weights.optimizer, self.weights.model
+        count = len(self.trained_on)
+        optimizer, model = self.trainable.optimizer, self.trainable.model
         if getattr(model, "is_quantized", False):
             raise ValueError(
                 "TestTimeFinetuner: model must not be quantized to take steps"
             )
-        if not self.taken:
+        if not self.trained_on:
             # The moments stay, so they are allocated before any memory that is freed again.
             optimizer.make_state()
             optimizer.reset()
-            self.weights.freeze_others()
+            self.trainable.freeze_others()
         for group in optimizer.param_groups:
             group["lr"] = self.options.lr
         # Record gradients in eval mode, whatever mode the caller is in.
@@ -196,30 +196,30 @@ class Training:
                 loss = self._pass(tokens, current.repeats).item()
                 self._check_loss(loss, current)
                 self.losses.append(loss)
-                self.taken.append(current)
+                self.trained_on.append(current)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
-        return self.taken[count:]
+        return self.trained_on[count:]
 
     def _has_budget(self, current: Pass) -> bool:
         limit = self.options.passes
-        if self.skipped_steps or (limit is not None and len(self.taken) >= limit):
+        if self.skipped_steps or (limit is not None and len(self.trained_on) >= limit):
             return False
-        return self.deadline.allows(len(current.ids))
+        return self.deadline.begin(len(current.ids))
 
     def _pass(self, tokens: Tensor, repeats: int) -> Tensor:
         """The loss of a text, after the steps with its gradient."""
-        optimizer = self.weights.optimizer
+        optimizer = self.trainable.optimizer
         optimizer.zero_grad(set_to_none=True)
-        with autocast(self.weights.model.device, self.options.dtype):
-            loss = self.weights.loss(tokens)
+        with autocast(self.trainable.model.device, self.options.dtype):
+            loss = self.trainable.loss(tokens)
         if not loss.requires_grad:
             raise RuntimeError(
                 "TestTimeFinetuner: the loss depends on no parameter that is trained: is an "
                 "adapter merged or not active?"
             )
         # On a GPU, many small steps would cost more than the memory that they save.
-        if self.weights.model.device.type == "cpu":
+        if self.trainable.model.device.type == "cpu":
             self._step_amid_backward(loss, repeats)
         else:
             torch.autograd.backward(loss)
@@ -233,8 +233,8 @@ class Training:
         By then, whatever multiplies by their parameters on the way back has done so. Autograd
         raises where another use is left.
         """
-        trained, optimizer = self.weights.trained, self.weights.optimizer
-        enough = max(_SHARE * self.weights.size, _LEAST_BYTES)
+        trained, optimizer = self.trainable.parameters, self.trainable.optimizer
+        enough = max(_SHARE * self.trainable.size, _LEAST_BYTES)
         gradients: dict[Tensor, Tensor] = {}
 
         def step() -> None:
@@ -261,7 +261,7 @@ class Training:
             name = "the prompt"
             if current.position is not None:
                 name = f"passage {current.position} of the datastore"
-            step = 1 + sum(each.repeats for each in self.taken)
+            step = 1 + sum(each.repeats for each in self.trained_on)
             raise NonFiniteLossError(
                 f"TestTimeFinetuner: the loss of {name} is {loss} at step {step}"
             )

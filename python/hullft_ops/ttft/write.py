@@ -12,19 +12,19 @@ from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.drafts import DraftedWriting
 from hullft_ops.ttft.endings import STOPS, Ending
 from hullft_ops.ttft.healing import HealedStreamer, Healing, Limits
+from hullft_ops.ttft.language_model import (
+    TOKENS_AT_ONCE,
+    Draft,
+    LanguageModel,
+    Mixture,
+    Prediction,
+    Prefix,
+    mixed_logits,
+)
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
 from hullft_ops.ttft.models.precision import casting_once
 from hullft_ops.ttft.question import Question, Row
-from hullft_ops.ttft.reader import (
-    TOKENS_AT_ONCE,
-    Draft,
-    Mixture,
-    Prediction,
-    Prefix,
-    Reader,
-    mixed_logits,
-)
 
 # Of what ``generate`` takes. The number of tokens is transformers' default.
 _DEFAULTS = {"max_new_tokens": 20, "token_healing": True, "stop_at": None}
@@ -61,7 +61,7 @@ class Request:
     arguments: Mapping[str, Any]
 
 
-def request_of(reader: Reader, options: Mapping[str, Any]) -> Request:
+def request_of(language_model: LanguageModel, options: Mapping[str, Any]) -> Request:
     """Understand the options of ``generate``: those of its ``generation_config``, and others."""
     given = options.get("generation_config")
     given = {} if given is None else vars(given)
@@ -72,7 +72,9 @@ def request_of(reader: Reader, options: Mapping[str, Any]) -> Request:
         if asked.pop(name, value) != value:
             raise ValueError(f"generate: {name} must be {value}: {reason}")
     new_tokens = asked.pop("max_new_tokens")
-    check_integer("generate", "max_new_tokens", new_tokens, 1, reader.window - 1)
+    check_integer(
+        "generate", "max_new_tokens", new_tokens, 1, language_model.window - 1
+    )
     stops = asked.pop("stop_strings", None) or []
     stops = [stops] if isinstance(stops, str) else stops
     for stop in stops:
@@ -84,17 +86,17 @@ def request_of(reader: Reader, options: Mapping[str, Any]) -> Request:
         )
     least, streamer = asked.pop("min_new_tokens", None), asked.pop("streamer", None)
     heals = asked.pop("token_healing")
-    config: Any = deepcopy(reader.model.generation_config)
-    arguments = {"tokenizer": reader.tokenizer} | config.update(**asked)
-    if not reader.vocabulary:
+    config: Any = deepcopy(language_model.model.generation_config)
+    arguments = {"tokenizer": language_model.tokenizer} | config.update(**asked)
+    if not language_model.vocabulary:
         # Without the bytes of tokens, transformers looks for them.
         config.stop_strings, stops = stops or None, []
     last = config.eos_token_id
     last = [] if last is None else torch.tensor(last).flatten().tolist()
-    config.eos_token_id = [*last, *reader.vocabulary.marks] or None
+    config.eos_token_id = [*last, *language_model.vocabulary.marks] or None
     # It fills rows that have ended, and must not become text.
-    if reader.tokenizer.eos_token_id is not None:
-        config.pad_token_id = reader.tokenizer.eos_token_id
+    if language_model.tokenizer.eos_token_id is not None:
+        config.pad_token_id = language_model.tokenizer.eos_token_id
     stops = [stop.encode() for stop in stops if stop]
     last = config.eos_token_id or []
     limits = Limits(new_tokens, least or 0, last, stops, stop_at)
@@ -102,7 +104,7 @@ def request_of(reader: Reader, options: Mapping[str, Any]) -> Request:
 
 
 def continue_questions(
-    reader: Reader,
+    language_model: LanguageModel,
     questions: Sequence[Question],
     prefixes: Sequence[Prefix],
     **generate_kwargs: Any,
@@ -110,7 +112,7 @@ def continue_questions(
     """What the model writes at each cursor, in one batch, without special tokens.
 
     Args:
-        reader: the model, which generates in eval mode.
+        language_model: the model, which generates in eval mode.
         questions: of one that is too long, the model reads what is near the cursor.
         prefixes: what was prepared for each. The farthest passages go until the rest fits.
         generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20, and
@@ -124,36 +126,39 @@ def continue_questions(
             for more than one continuation.
         RuntimeError: the model is in use elsewhere.
     """
-    request = request_of(reader, generate_kwargs)
+    request = request_of(language_model, generate_kwargs)
     if request.streamer is not None and len(questions) > 1:
         raise ValueError(
             f"generate: streamer must be None for several prompts, got {len(questions)}"
         )
-    room = reader.window - request.limits.longest
+    room = language_model.window - request.limits.longest
     rows = [
         prefix.row(question, room)
         for question, prefix in zip(questions, prefixes, strict=True)
     ]
-    return generate_rows(reader, rows, prefixes, request)
+    return generate_rows(language_model, rows, prefixes, request)
 
 
 def generate_rows(
-    reader: Reader, rows: Sequence[Row], prefixes: Sequence[Prefix], request: Request
+    language_model: LanguageModel,
+    rows: Sequence[Row],
+    prefixes: Sequence[Prefix],
+    request: Request,
 ) -> list[str]:
     """What the model writes at each cursor, in one batch, without special tokens.
 
     Args:
-        reader: the model.
+        language_model: the model.
         rows: each has room for the request's tokens in the window.
         prefixes: what was prepared for each.
         request: how to write.
     """
-    ends = [_end_to_heal(reader, row) if request.heals else [] for row in rows]
+    ends = [_end_to_heal(language_model, row) if request.heals else [] for row in rows]
     cut = [row.without_end(len(end)) for row, end in zip(rows, ends, strict=True)]
     healing = Healing(
-        reader.vocabulary,
-        held=[reader.vocabulary.content(end) for end in ends],
-        endings=[_ending(reader, row, request) for row in rows],
+        language_model.vocabulary,
+        held=[language_model.vocabulary.content(end) for end in ends],
+        endings=[_ending(language_model, row, request) for row in rows],
         length=max(len(row.ids) for row in cut),
         limits=request.limits,
     )
@@ -161,40 +166,42 @@ def generate_rows(
         prompt = rows[0].before_cursor
         streamer = HealedStreamer(request.streamer, prompt, healing)
         request = replace(request, streamer=streamer)
-    output = _written(reader, cut, prefixes, ends[0], healing, request)
+    output = _written(language_model, cut, prefixes, ends[0], healing, request)
     texts = [
-        _text_behind(reader, row.before_cursor, [*before.before_cursor, *new])
+        _text_behind(language_model, row.before_cursor, [*before.before_cursor, *new])
         for row, before, new in zip(rows, cut, healing.texts(output), strict=True)
     ]
     return [t[: e.place(t)] for t, e in zip(texts, healing.endings, strict=True)]
 
 
-def _ending(reader: Reader, row: Row, request: Request) -> Ending:
-    before = reader.tokenizer.decode(row.question.before_cursor[-_LINE_TOKENS:])
+def _ending(language_model: LanguageModel, row: Row, request: Request) -> Ending:
+    before = language_model.tokenizer.decode(row.question.before_cursor[-_LINE_TOKENS:])
     line = str(before).rpartition("\n")[2]
     return Ending(request.limits.stop_at, line, row.question.suffix)
 
 
-def _end_to_heal(reader: Reader, row: Row) -> list[int]:
+def _end_to_heal(language_model: LanguageModel, row: Row) -> list[int]:
     """The last tokens before the cursor, which are written again."""
     # A token stays to be continued: one of a passage, a mark, or the prompt's first.
     start = max(1, len(row.head) + row.question.start)
     before = row.before_cursor
-    count = reader.vocabulary.taken_back(before[start - 1 :])
+    count = language_model.vocabulary.taken_back(before[start - 1 :])
     return before[len(before) - count :]
 
 
-def _text_behind(reader: Reader, prompt: list[int], ids: list[int]) -> str:
+def _text_behind(
+    language_model: LanguageModel, prompt: list[int], ids: list[int]
+) -> str:
     """The text of ``ids`` behind a prompt's."""
     # Decoders of SentencePiece take the space from the beginning of what they decode.
-    before, text = reader.tokenizer.batch_decode(
+    before, text = language_model.tokenizer.batch_decode(
         [prompt, ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return text[len(before) :]
 
 
 def _written(
-    reader: Reader,
+    language_model: LanguageModel,
     rows: Sequence[Row],
     prefixes: Sequence[Prefix],
     end: Sequence[int],
@@ -202,10 +209,10 @@ def _written(
     request: Request,
 ) -> Tensor:
     """Padded rows with what the model has written; ``end`` was cut from the first."""
-    model: Any = reader.model
+    model: Any = language_model.model
     ids, mask = _padded([row.ids for row in rows], model.device)
     arguments, config = dict(request.arguments), deepcopy(request.config)
-    config.max_new_tokens = min(healing.longest, reader.window - healing.length)
+    config.max_new_tokens = min(healing.longest, language_model.window - healing.length)
     mixtures = [[m.while_writing() for m in prefix.mixtures] for prefix in prefixes]
     mode = config.get_generation_mode(arguments.get("assistant_model"))
     is_guided = config.guidance_scale not in (None, 1)
@@ -215,7 +222,7 @@ def _written(
     goes_on = makes_one_pass and is_our_cache and config.use_cache is not False
     sees = makes_one_pass and any(mixtures)
     with (
-        reader.reading(),
+        language_model.reading(),
         casting_once(model),
         seen_hidden_states(model, is_needed=sees) as states,
     ):
@@ -226,7 +233,7 @@ def _written(
         criteria = arguments.get("stopping_criteria") or []
         arguments["stopping_criteria"] = [*criteria, healing.is_done]
         cache = prefixes[0].cache_before(rows[0].ids) if len(rows) == 1 else None
-        goes_on = goes_on and (cache is not None or reader.keeps_cache)
+        goes_on = goes_on and (cache is not None or language_model.keeps_cache)
         unread = 1
         if (
             goes_on
@@ -237,15 +244,19 @@ def _written(
             # One pass reads the rest and verifies the first draft.
             unread = TOKENS_AT_ONCE
             arguments["custom_generate"] = DraftedWriting(
-                reader.keyword, end, mixing.draft, states, request.streamer
+                language_model.cache_argument,
+                end,
+                mixing.draft,
+                states,
+                request.streamer,
             )
         else:
             arguments["streamer"] = request.streamer
         if goes_on:
-            cache = reader.read(ids[:, :-unread], mask[:, :-unread], cache)
+            cache = language_model.read(ids[:, :-unread], mask[:, :-unread], cache)
         if goes_on and cache is not None:
             cache.batch_repeat_interleave(config.num_beams or 1)
-            arguments[reader.keyword] = copied(cache)
+            arguments[language_model.cache_argument] = copied(cache)
         arguments |= {"attention_mask": mask, "generation_config": config}
         output: Tensor = model.generate(ids, **arguments)
     return output
@@ -279,7 +290,7 @@ class Mixing:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores of the next token, a row for each text; a prompt's beams are consecutive."""
         beams = len(scores) // len(self.questions)
-        hidden = self.states.taken()
+        hidden = self.states.pop()
         rows = []
         for number, (ids, logits) in enumerate(zip(input_ids, scores, strict=True)):
             prediction = Prediction(

@@ -21,7 +21,7 @@ class Watcher(Technique):
         self.head = head
         self.seen = []
 
-    def prepare(self, neighbours, reader):
+    def prepare(self, neighbours, language_model):
         return Prepared(mixture=self)
 
     def mixed(self, question, written, prediction):
@@ -107,12 +107,12 @@ def test_a_thread_sees_its_own_passes_and_nothing_stays(llama):
         thread.start()
         thread.join()
 
-        assert states.taken() is None
+        assert states.pop() is None
 
         llama(ids)
 
-        assert states.taken(2).shape == (1, 2, 16)
-        assert states.taken() is None
+        assert states.pop(2).shape == (1, 2, 16)
+        assert states.pop() is None
 
     assert not hooks
 

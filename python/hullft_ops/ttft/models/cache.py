@@ -31,7 +31,7 @@ _NAME = "hullft_grouped"
 _PLAIN = "sdpa"
 
 
-def cache_keyword(model: Any) -> str:
+def cache_argument(model: Any) -> str:
     """What this version of transformers calls a cache."""
     parameters = inspect.signature(unwrapped(model).forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"

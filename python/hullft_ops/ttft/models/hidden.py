@@ -19,7 +19,7 @@ class HiddenStates(threading.local):
 
     latest: Tensor | None = None
 
-    def taken(self, count: int = 1) -> Tensor | None:
+    def pop(self, count: int = 1) -> Tensor | None:
         """The states of the last positions, ``[B, count, d]``, once for each pass."""
         latest, self.latest = self.latest, None
         return None if latest is None else latest[:, -count:]

@@ -39,7 +39,7 @@ def rate_scales(
     """
     if getattr(model, "peft_config", None):
         return [layer_scale(model)] * len(parameters)
-    return [_size(parameter) for parameter in parameters]
+    return [_rms(parameter) for parameter in parameters]
 
 
 def layer_scale(model: "PreTrainedModel") -> float:
@@ -48,7 +48,7 @@ def layer_scale(model: "PreTrainedModel") -> float:
     0 if they are quantized.
     """
     frozen = [p for p in _layers(model) if not p.requires_grad]
-    return median(map(_size, frozen)) if frozen else 0.0
+    return median(map(_rms, frozen)) if frozen else 0.0
 
 
 def _layers(model: "PreTrainedModel") -> list[nn.Parameter]:
@@ -67,6 +67,6 @@ def _layers(model: "PreTrainedModel") -> list[nn.Parameter]:
     ]
 
 
-def _size(weight: Tensor) -> float:
+def _rms(weight: Tensor) -> float:
     norm: float = torch.linalg.vector_norm(weight.detach(), dtype=torch.float64).item()
     return max(norm / math.sqrt(max(weight.numel(), 1)), _SMALLEST)

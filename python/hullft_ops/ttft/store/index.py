@@ -127,8 +127,8 @@ def folder_datastore(
     contents = Corpus(corpus, config)
     version = Info.model_fields["format"].default
     place = Path(corpus).resolve()
-    encoder = embedder.name if embedder else None
-    content = json.dumps([version, str(place), encoder, options])
+    embedder_name = embedder.name if embedder else None
+    content = json.dumps([version, str(place), embedder_name, options])
     digest = hashlib.sha256(content.encode()).hexdigest()
     path = root / f"{place.name}-{digest[:8]}"
     if path.exists():

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from hullft_ops.ttft.adapter import adapter_identity, read_adapter
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.models.lora import add_lora
-from hullft_ops.ttft.reader import Reader
 from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.techniques.technique import Prepared, Technique
 from hullft_ops.ttft.validation import options_class
@@ -41,10 +41,12 @@ class Adapter(Technique):
             name += f" {adapter_identity(name)[:8]}"
         return {"adapter": name}
 
-    def load(self, reader: Reader) -> None:
+    def load(self, language_model: LanguageModel) -> None:
         """Read the folder. Raises as `read_adapter`."""
-        layers = read_adapter(self._folder, reader)
+        layers = read_adapter(self._folder, language_model)
         self._prepared = Prepared(change_weights=lambda _: add_lora(layers))
 
-    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+    def prepare(
+        self, neighbours: Neighbours, language_model: LanguageModel
+    ) -> Prepared:
         return self._prepared

@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hullft_ops.ttft.language_model import Draft, LanguageModel, Prediction
 from hullft_ops.ttft.question import Question
-from hullft_ops.ttft.reader import Draft, Prediction, Reader
 from hullft_ops.ttft.search import (
     Neighbours,
     PoolOptions,
-    text_of,
     whole_runs,
+    with_separator,
 )
 from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.validation import options_class
@@ -55,15 +55,17 @@ class NgramMixture(Technique):
     trains = False
 
     def __init__(self, options: NgramOptions) -> None:
-        self.neighbours = options.pool_size
+        self.n_neighbours = options.pool_size
         self.settings = stated(options, NgramOptions)
         self._weights = [options.ngrams * weight for weight in WEIGHTS]
 
-    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+    def prepare(
+        self, neighbours: Neighbours, language_model: LanguageModel
+    ) -> Prepared:
         """The n-grams of the pool's passages, each with the passage that follows it."""
         store = neighbours.store
-        runs = whole_runs(store, neighbours.positions[: self.neighbours])
-        texts = [reader.passage_ids(text_of(store, run)) for run in runs]
+        runs = whole_runs(store, neighbours.positions[: self.n_neighbours])
+        texts = [language_model.passage_ids(with_separator(store, run)) for run in runs]
         return Prepared(mixture=Ngrams(texts, self._weights))
 
 

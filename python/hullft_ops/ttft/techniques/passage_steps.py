@@ -13,7 +13,7 @@ from torch import Tensor
 import hullft_ops
 from hullft_ops import Selection
 from hullft_ops._checks import Variant
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.search import Neighbours, PoolOptions
 from hullft_ops.ttft.techniques.technique import (
     Prepared,
@@ -95,7 +95,7 @@ class PassageSteps(Technique):
     switch = "n_select"
 
     def __init__(self, options: PassageStepOptions) -> None:
-        self.neighbours = options.pool_size
+        self.n_neighbours = options.pool_size
         self._options = options
         idle = {
             "hullft": ("noise",),
@@ -109,10 +109,12 @@ class PassageSteps(Technique):
             del values[option]
         self.settings = values
 
-    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+    def prepare(
+        self, neighbours: Neighbours, language_model: LanguageModel
+    ) -> Prepared:
         """Select passages for the question, and give the steps on them an order."""
         options = self._options
-        support = self.select(neighbours, reader)
+        support = self.select(neighbours, language_model)
 
         def train(training: Training) -> Support:
             passes = schedule(support, options.refresh, options.order)
@@ -123,7 +125,7 @@ class PassageSteps(Technique):
 
         return Prepared(change_weights=train)
 
-    def select(self, neighbours: Neighbours, reader: Reader) -> Support:
+    def select(self, neighbours: Neighbours, language_model: LanguageModel) -> Support:
         """The passages to train on."""
         options = self._options
         if neighbours.query is None:
@@ -136,9 +138,11 @@ class PassageSteps(Technique):
         selection = self._selected(pool, neighbours.query)
         size = int(selection.support_size)
         indices = [positions[i] for i in selection.indices[:size].tolist()]
-        cut = options.max_length or reader.window
+        cut = options.max_length or language_model.window
         input_ids = [
-            reader.passage_ids(neighbours.store.texts[index], with_special=True)[:cut]
+            language_model.passage_ids(
+                neighbours.store.texts[index], with_special=True
+            )[:cut]
             for index in indices
         ]
         counts = [

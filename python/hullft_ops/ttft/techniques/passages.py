@@ -2,12 +2,12 @@
 
 from pydantic import NonNegativeInt
 
-from hullft_ops.ttft.reader import Passage, Reader
+from hullft_ops.ttft.language_model import LanguageModel, Passage
 from hullft_ops.ttft.search import (
     Neighbours,
     SearchOptions,
     retrieved_runs,
-    text_of,
+    with_separator,
 )
 from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.validation import options_class
@@ -31,16 +31,18 @@ class Passages(Technique):
     trains = False
 
     def __init__(self, options: PassageOptions) -> None:
-        self.neighbours = options.context
+        self.n_neighbours = options.context
         self.settings = stated(options, PassageOptions)
         self._following = options.context_following
 
-    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+    def prepare(
+        self, neighbours: Neighbours, language_model: LanguageModel
+    ) -> Prepared:
         """The nearest passage stands last."""
         store = neighbours.store
-        nearest = neighbours.positions[: self.neighbours]
+        nearest = neighbours.positions[: self.n_neighbours]
         passages = []
         for run in retrieved_runs(store, nearest, self._following):
-            text = text_of(store, run)
-            passages.append(Passage(text, reader.passage_ids(text), run))
+            text = with_separator(store, run)
+            passages.append(Passage(text, language_model.passage_ids(text), run))
         return Prepared(passages=passages[::-1])

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from hullft_ops.ttft.reader import Reader
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.training import (
@@ -33,11 +33,13 @@ class PromptSteps(Technique):
         self.settings = stated(options, PromptStepOptions)
         self._options = options
 
-    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
+    def prepare(
+        self, neighbours: Neighbours, language_model: LanguageModel
+    ) -> Prepared:
         """Its report is the number of steps that were taken."""
         options = self._options
-        ids = reader.tokens(neighbours.question.text).ids
-        ids = ids[-(options.max_length or reader.window) :]
+        ids = language_model.tokens(neighbours.question.text).ids
+        ids = ids[-(options.max_length or language_model.window) :]
         if len(ids) < MIN_TOKENS:
             return Prepared()
         passes = passes_of(ids, options.train_on_prompt, options.refresh)

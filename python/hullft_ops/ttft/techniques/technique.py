@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from inspect import get_annotations
 from typing import Any
 
+from hullft_ops.ttft.language_model import LanguageModel, Mixture, Passage, Prefix
 from hullft_ops.ttft.models.precision import ReadingOptions
-from hullft_ops.ttft.reader import Mixture, Passage, Prefix, Reader
 from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.training import Training
 
@@ -39,7 +39,7 @@ class Technique:
     """Something that precedes an answer: an object of a subclass.
 
     Attributes:
-        neighbours: how many of the nearest passages it looks at; 0 for none.
+        n_neighbours: how many of the nearest passages it looks at; 0 for none.
         switch: of the package's own, the option that turns it on.
         trains: whether it changes weights anew for each prompt. Without, prompts are continued
             together.
@@ -48,15 +48,17 @@ class Technique:
     """
 
     switch: str = ""
-    neighbours: int = 0
+    n_neighbours: int = 0
     trains: bool = True
     settings: Mapping[str, Any] = {}
 
-    def load(self, reader: Reader) -> None:
+    def load(self, language_model: LanguageModel) -> None:
         """Called once for a finetuner. Refuses a model that it does not fit."""
 
-    def prepare(self, neighbours: Neighbours, reader: Reader) -> Prepared:
-        """What it does for the question of ``neighbours``, with the model of ``reader``."""
+    def prepare(
+        self, neighbours: Neighbours, language_model: LanguageModel
+    ) -> Prepared:
+        """What it does for the question of ``neighbours``, with a model."""
         return Prepared()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hullft_ops.ttft.healing import Vocabulary
 from hullft_ops.ttft.loss import next_token_logits
-from hullft_ops.ttft.models.cache import cache_keyword, copied, keeps_keys_and_values
+from hullft_ops.ttft.models.cache import cache_argument, copied, keeps_keys_and_values
 from hullft_ops.ttft.models.checks import (
     agree,
     check_causal,
@@ -25,7 +25,7 @@ from hullft_ops.ttft.models.checks import (
 from hullft_ops.ttft.models.precision import AutoPrecision, reading
 from hullft_ops.ttft.question import Question, Row
 from hullft_ops.ttft.restore import unwrapped
-from hullft_ops.ttft.tokens import SENTENCE, Tokens, tokenized
+from hullft_ops.ttft.tokens import PROBE, Tokens, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -170,22 +170,22 @@ class Prefix:
         return copied(self.cache) if is_read and self.cache is not None else None
 
 
-class Reader:
+class LanguageModel:
     """A causal language model and its tokenizer, checked once.
 
     Args:
         model: the model, or a PEFT model around one.
         tokenizer: its tokenizer.
-        max_length: tokens that the model reads at once, new ones included; None for its window.
+        window: tokens that the model reads at once, new ones included; None for all that it can.
         dtype: as in `TTFTConfig`; None for the model's own.
 
     Attributes:
         window: how many tokens it reads at once.
-        keyword: what the model's forward calls a cache.
+        cache_argument: what the model's forward calls a cache.
 
     Raises:
-        ValueError: the model is not causal, or lacks ids of the tokenizer; or ``max_length`` is out
-            of range.
+        ValueError: the model is not causal, or lacks ids of the tokenizer; or ``window`` is out of
+            range.
         RuntimeError: the model is in use elsewhere.
     """
 
@@ -193,18 +193,18 @@ class Reader:
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        max_length: int | None = None,
+        window: int | None = None,
         dtype: AutoPrecision | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.dtype = dtype
         check_causal(model, tokenizer)
-        self.window = text_window(model, tokenizer, max_length)
-        self.keyword = cache_keyword(model)
+        self.window = text_window(model, tokenizer, window)
+        self.cache_argument = cache_argument(model)
 
-    def using(self, window: int, dtype: AutoPrecision | None) -> "Reader":
-        """A reader of the same model with another window and dtype. Nothing is checked again."""
+    def using(self, window: int, dtype: AutoPrecision | None) -> "LanguageModel":
+        """The same model with another window and dtype. Nothing is checked again."""
         other = copy(self)
         other.window, other.dtype = window, dtype
         return other
@@ -245,7 +245,7 @@ class Reader:
     @cached_property
     def takes_padding(self) -> bool:
         """Whether padding changes no prediction: some models mask it, but count its positions."""
-        ids = self.tokens(SENTENCE).ids[: self.window // 2]
+        ids = self.tokens(PROBE).ids[: self.window // 2]
         text = torch.tensor([ids], device=self.model.device)
         padded = text.repeat(1, 2)
         mask = torch.ones_like(padded)
@@ -288,7 +288,7 @@ class Reader:
         first = 0 if cache is None else cache.get_seq_length()
         for start in range(first, ids.shape[1], TOKENS_AT_ONCE):
             output = self._pass(ids, mask, start, cache)
-            cache = getattr(output, self.keyword, None)
+            cache = getattr(output, self.cache_argument, None)
             if not keeps_keys_and_values(cache):
                 return None
         is_read = cache is not None and cache.get_seq_length() >= ids.shape[1]
@@ -302,7 +302,7 @@ class Reader:
         if "logits_to_keep" in parameters:
             arguments["logits_to_keep"] = 1
         if cache is not None:
-            arguments[self.keyword] = cache
+            arguments[self.cache_argument] = cache
         end = min(start + TOKENS_AT_ONCE, ids.shape[1])
         if not mask.all():
             arguments["attention_mask"] = mask[:, :end]
@@ -325,7 +325,9 @@ class Reader:
         """
         cache = prefix.cache_before(head)
         before = head if cache is None else head[-1:]
-        arguments = {} if cache is None else {self.keyword: cache, "use_cache": True}
+        arguments = (
+            {} if cache is None else {self.cache_argument: cache, "use_cache": True}
+        )
         ids = torch.tensor([*before, *body], device=self.model.device)
         return next_token_logits(self.model, ids, len(before) + first, **arguments)
 
