@@ -219,7 +219,7 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
             shape = (batch, rows) if many else (batch,)
             dtype = torch.int64 if result.name in _INT64 else real
             results.append(pool.new_empty(shape, dtype=dtype))
-        return tuple(results) if len(results) > 1 else results[0]
+        return tuple(results)
 
     return fake_kernel
 

@@ -21,16 +21,10 @@ with needed_by("hullft_ops.sklearn", "sklearn"):
     )
 
 
-def _exponent(values: Any) -> int:
-    """Of the largest value, as a power of two."""
-    return int(np.frexp(np.abs(values).max(initial=0))[1])
-
-
 class _ConstrainedRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """``y = X @ coef_ + intercept_``. Several targets are solved as one batch."""
 
     _solve: Callable[..., LstsqSolution]
-    _are_shares: bool  # that sum to 1
 
     def __init__(self, *, fit_intercept: bool = False) -> None:
         self.fit_intercept = fit_intercept
@@ -58,27 +52,12 @@ class _ConstrainedRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  #
             )
         scale = np.sqrt(weight)[:, None]
         vectors = [scale * (X - x_mean), scale * (targets - y_mean)]
-        coefficients = self._coefficients(*vectors)
+        pool, query = (torch.from_numpy(np.ascontiguousarray(v.T)) for v in vectors)
+        coefficients = self._solve(pool, query).weights.numpy()
         intercepts = y_mean - coefficients @ x_mean
         self.coef_ = coefficients[0] if y.ndim == 1 else coefficients
         self.intercept_ = intercepts[0] if y.ndim == 1 else intercepts
         return self
-
-    def _coefficients(self, pool: Any, query: Any) -> Any:
-        """[n_targets, n_features], of pool [n_samples, n_features] and as many targets.
-
-        The solver multiplies vectors, so that their sizes must have squares.
-        """
-        exponents = [_exponent(pool), _exponent(query)]
-        if self._are_shares:
-            exponents = [max(exponents)] * 2
-        of_pool, of_query = exponents
-        tensors = (
-            torch.from_numpy(np.ascontiguousarray(np.ldexp(vectors, -exponent).T))
-            for vectors, exponent in ((pool, of_pool), (query, of_query))
-        )
-        weights = self._solve(*tensors).weights.numpy()
-        return np.ldexp(weights, of_query - of_pool)
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         """[n_samples] or [n_samples, n_targets], of X [n_samples, n_features]."""
@@ -106,7 +85,6 @@ class SimplexRegressor(_ConstrainedRegressor):
     """
 
     _solve = staticmethod(simplex_lstsq)
-    _are_shares = True
 
 
 class NonNegativeRegressor(_ConstrainedRegressor):
@@ -116,4 +94,3 @@ class NonNegativeRegressor(_ConstrainedRegressor):
     """
 
     _solve = staticmethod(nnls)
-    _are_shares = False

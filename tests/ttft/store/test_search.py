@@ -60,15 +60,6 @@ def test_it_is_exact(make):
     np.testing.assert_allclose(scores, best, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_vectors_that_are_not_finite_are_refused(make, value):
-    store = make(unit(8))
-    store.embeddings[:] = value
-
-    with pytest.raises(ValueError, match="the store has vectors that are not finite"):
-        store.search(unit(1, seed=1), 3)
-
-
 def test_vectors_are_those_of_the_positions(make):
     rows = unit(30)
     vectors = make(rows).vectors(torch.tensor([7, 0, 7]))

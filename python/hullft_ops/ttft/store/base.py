@@ -98,9 +98,6 @@ class Matrix:
         if k > count:
             raise ValueError(f"{function}: k is {k}, the store has {count} texts")
         scores, positions = _nearest(self.embeddings.numpy(), vectors, k)
-        # FAISS has no position for a row of NaN.
-        if not np.isfinite(scores).all() or (positions < 0).any():
-            raise ValueError(f"{function}: the store has vectors that are not finite")
         return torch.from_numpy(scores), torch.from_numpy(positions)
 
 
