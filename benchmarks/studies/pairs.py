@@ -18,7 +18,7 @@ import numpy as np
 
 from hullft_ops.evaluation.report import NONE
 from hullft_ops.evaluation.results import Row, read_rows
-from hullft_ops.evaluation.statistics import Measurements, named, relative
+from hullft_ops.evaluation.statistics import Measurements, named, paired, relative
 
 # By setting and number of passes: the score of each prompt, and the median seconds.
 Curves = dict[str, dict[int, tuple[np.ndarray, float]]]
@@ -92,7 +92,7 @@ def curves_of(measured: Measurements) -> Curves:
 
 def change(scores: np.ndarray, others: np.ndarray) -> str:
     better = int((scores < others).sum())
-    return f"{relative(scores, others).text('+.1%')}, better on {better}"
+    return f"{paired(relative, scores, others).text('+.1%')}, better on {better}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 
 from evaluation_rows import answered_row, result_row
 from hullft_ops.evaluation.results import Row
-from hullft_ops.evaluation.statistics import Measurements, relative
+from hullft_ops.evaluation.statistics import Measurements, paired, relative
 from hullft_ops.ttft.errors import InputError
 
 PROMPTS = 30
@@ -37,7 +37,7 @@ def test_an_interval_is_that_of_a_paired_bootstrap(
     bits: tuple[np.ndarray, np.ndarray],
 ) -> None:
     ours, others = bits
-    interval = relative(ours, others)
+    interval = paired(relative, ours, others)
 
     assert interval.value == pytest.approx(ours.mean() / others.mean() - 1)
 
@@ -48,11 +48,11 @@ def test_an_interval_is_that_of_a_paired_bootstrap(
     # Two bootstraps of one sample differ by some hundredths of the interval's width.
     assert interval.low == pytest.approx(low, abs=0.05 * (high - low))
     assert interval.high == pytest.approx(high, abs=0.05 * (high - low))
-    assert relative(ours, others) == interval
+    assert paired(relative, ours, others) == interval
 
 
 def test_one_prompt_has_no_interval() -> None:
-    interval = relative(np.array([1.0]), np.array([2.0]))
+    interval = paired(relative, np.array([1.0]), np.array([2.0]))
     assert interval.text("+.1%") == "-50.0%"
 
 

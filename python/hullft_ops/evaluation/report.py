@@ -59,13 +59,14 @@ def verdicts(measured: Measurements) -> list[str]:
     for config in best:
         after = measured.after[config]
         change = measured.change(after, measured.before)
-        better = int(measured.is_better(after, measured.before).sum())
-        line = f"{names[config]}: {change} against none, better on {better} of {len(after)}"
+        gains = measured.gains(config)
+        better = int((gains > 0).sum())
+        line = f"{names[config]}: {change} against none, better on {better} of {len(gains)}"
         if config != best[0]:
             behind = measured.change(after, measured.after[best[0]])
             line += f", {behind} against {names[best[0]]}"
         lines.append(f"{line}.")
-        if measured.is_better(measured.before.mean(), after.mean()):
+        if gains.mean() < 0:
             lines.append(f"Adapting hurts: {names[config]} scores worse than none.")
     return lines
 

@@ -31,20 +31,21 @@ class Interval:
         return f"{self.value:{form}}{bounds}"
 
 
-def relative(scores: np.ndarray, others: np.ndarray) -> Interval:
-    """The mean of ``scores`` relative to that of ``others``, minus 1; float64 ``[prompts]``."""
-    return _paired(_ratio, scores, others)
+def relative(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+    """The mean of ``scores`` relative to that of ``others``, minus 1."""
+    return scores.mean(axis) / others.mean(axis) - 1
 
 
-def difference(scores: np.ndarray, others: np.ndarray) -> Interval:
-    """The mean of ``scores`` minus that of ``others``; both float64 ``[prompts]``."""
-    return _paired(_difference, scores, others)
+def difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+    """The mean of ``scores`` minus that of ``others``."""
+    return scores.mean(axis) - others.mean(axis)
 
 
-def _paired(
+def paired(
     statistic: Callable[..., Any], scores: np.ndarray, others: np.ndarray
 ) -> Interval:
-    """Paired: a resample draws prompts, and takes both results on each."""
+    """The statistic of float64 ``[prompts]``. A resample draws prompts, and takes both results on
+    each."""
     if len(scores) < 2:
         return Interval(statistic(scores, others), nan, nan)
     interval = stats.bootstrap(
@@ -59,14 +60,6 @@ def _paired(
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(statistic(scores, others), interval.low, interval.high)
-
-
-def _ratio(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
-    return scores.mean(axis) / others.mean(axis) - 1
-
-
-def _difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
-    return scores.mean(axis) - others.mean(axis)
 
 
 @dataclass(frozen=True)
@@ -106,36 +99,33 @@ class Measurements:
         if len(runs) != 1:
             raise InputError(f"rows must be of one run, got {len(runs)}")
         failed = {row.config: row.settings for row in rows if row.error is not None}
-        by_prompt: dict[str, dict[str, Row]] = defaultdict(dict)
+        rows_of: dict[str, dict[str, Row]] = defaultdict(dict)
         for row in rows:
             if row.config not in failed and score in row.scores:
-                by_prompt[row.config][row.prompt] = row
+                rows_of[row.config][row.prompt] = row
         every = list(dict.fromkeys(row.prompt for row in rows))
         prompts = [
             prompt
             for prompt in every
-            if all(prompt in rows_of for rows_of in by_prompt.values())
+            if all(prompt in of_config for of_config in rows_of.values())
         ]
-        if not by_prompt or not prompts:
+        if not rows_of or not prompts:
             raise InputError(
                 f"results hold no prompt with a score {score!r} of every configuration"
             )
         table = {
-            config: [rows_of[prompt] for prompt in prompts]
-            for config, rows_of in by_prompt.items()
+            config: [of_config[prompt] for prompt in prompts]
+            for config, of_config in rows_of.items()
         }
-        scores = {
-            config: [row.scores[score] for row in rows_of]
-            for config, rows_of in table.items()
-        }
+        [first, *_] = table.values()
         return cls(
             score=score,
             rows=table,
             prompts=prompts,
-            before=np.array([each.before for each in next(iter(scores.values()))]),
+            before=np.array([row.scores[score].before for row in first]),
             after={
-                config: np.array([each.after for each in of_config])
-                for config, of_config in scores.items()
+                config: np.array([row.scores[score].after for row in of_config])
+                for config, of_config in table.items()
             },
             failed=failed,
             incomplete=len(every) - len(prompts),
@@ -146,18 +136,20 @@ class Measurements:
         """What is compared."""
         return METRICS[self.score]
 
+    def gains(self, config: str) -> np.ndarray:
+        """How much better each prompt's score is than without adaptation."""
+        change = self.after[config] - self.before
+        return change if self.metric.more_is_better else -change
+
     def ranked(self) -> list[str]:
         """The configurations, the best first."""
-        sign = -1 if self.metric.more_is_better else 1
-        return sorted(
-            self.after, key=lambda config: sign * float(self.after[config].mean())
-        )
+        return sorted(self.after, key=lambda config: float(-self.gains(config).mean()))
 
     def change(self, scores: np.ndarray, others: np.ndarray) -> str:
         """How far ``scores`` are above ``others``: relative, or in points where more is better."""
         if self.metric.more_is_better:
-            return difference(scores, others).text("+.2f")
-        return relative(scores, others).text("+.1%")
+            return paired(difference, scores, others).text("+.2f")
+        return paired(relative, scores, others).text("+.1%")
 
     def best_of_each_kind(self) -> list[str]:
         """Of the configurations with the same techniques and methods the best, the best first."""
@@ -170,10 +162,6 @@ class Measurements:
             )
             best.setdefault(kind, config)
         return list(best.values())
-
-    def is_better(self, scores: Any, others: Any) -> Any:
-        """Whether the scores are better, each."""
-        return scores > others if self.metric.more_is_better else scores < others
 
     def settings(self, config: str) -> dict[str, Any]:
         """The settings of a configuration."""
