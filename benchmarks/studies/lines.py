@@ -3,9 +3,10 @@
     python -m benchmarks.studies.lines rl diffusers --model qwen.gguf --output rows.jsonl --write 0
 
 draws 600 lines of each repository, a folder, and writes a row for each: of what each search finds,
-the similarity of the most similar line, 1 if it has the target itself, and the tokens. For the
-first ``--write`` lines the model writes the line, too: behind RepoCoder's comments, and as the
-layer has it, with n-grams.
+the similarity of the most similar line, 1 if it has the target itself, and the tokens. The model
+writes the first ``--write`` lines itself, in each of ``--ways`` in turn: behind ``nothing``, what
+``repocoder`` reads or ``windows``, and with ``ngrams``. With ``--suffix-lines`` it sees as many
+lines behind the target.
 
 A target is a line of code of five tokens at least, behind a line with text. The prompt is the file
 before it, 1,000 tokens at most. RepoCoder (arXiv:2303.12570, its first iteration) has windows of 20
@@ -22,13 +23,21 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
+import torch
 from rapidfuzz.distance import Levenshtein
 from scipy import sparse
 
-from hullft_ops.ttft import MemoryStore, TestTimeFinetuner, load_model, question_of
+from hullft_ops.ttft import (
+    MemoryStore,
+    TestTimeFinetuner,
+    TTFTConfig,
+    load_model,
+    question_of,
+)
 from hullft_ops.ttft.language_model import LanguageModel, Passage
 from hullft_ops.ttft.search import Neighbours, retrieved_runs, with_separator
 from hullft_ops.ttft.techniques.technique import Prepared, Technique
@@ -197,31 +206,49 @@ def similarity(text: str, target: str) -> float:
     return max(Levenshtein.normalized_similarity(line, target) for line in lines)
 
 
-def written(finetuner: TestTimeFinetuner, task: Task) -> str:
-    """The next line with text."""
-    question = question_of(finetuner.tokenizer, task.prompt, source=task.file)
+def written(finetuner: TestTimeFinetuner, task: Task, suffix: str) -> tuple[str, float]:
+    """The next line with text, and the seconds of this process that it took."""
+    start = process_time()
+    question = question_of(
+        finetuner.tokenizer, task.prompt, source=task.file, suffix=suffix
+    )
     with finetuner.adapted(question) as adaptation:
         text = adaptation.generate(
             max_new_tokens=64, do_sample=False, stop_strings=["\n"]
         )
-    return next((line.strip() for line in text.split("\n") if line.strip()), "")
+    line = next((line.strip() for line in text.split("\n") if line.strip()), "")
+    return line, round(process_time() - start, 2)
+
+
+def finetuners_of(
+    folder: Folder, model: Any, tokenizer: Any, repocoder: RepoCoder
+) -> dict[str, TestTimeFinetuner]:
+    """The ways to write a line, by name."""
+    options: dict[str, dict[str, Any]] = {
+        "nothing": {},
+        "ngrams": {"ngrams": 1.0},
+        "repocoder": {"techniques": (repocoder,)},
+        "windows": {"context": WINDOWS},
+        "windows_ngrams": {"context": WINDOWS, "ngrams": 1.0},
+    }
+    off: Any = {"context": 0, "ngrams": 0, "train_on_prompt": 0, "search": "windows"}
+    finetuner = TestTimeFinetuner(model, tokenizer, folder, **off)
+    return {
+        name: finetuner.with_config(TTFTConfig(**{**off, **each}))
+        for name, each in options.items()
+    }
 
 
 def rows_of(
-    path: Path, model: Any, tokenizer: Any, lines: int, write: int
+    path: Path, model: Any, tokenizer: Any, arguments: argparse.Namespace
 ) -> Iterator[Any]:
     folder = Folder(path)
     draw = random.Random(SEED)
     repocoder = RepoCoder(folder, tokenizer)
-    options: Any = {"context": 0, "ngrams": 0, "train_on_prompt": 0}
-    reference = TestTimeFinetuner(
-        model, tokenizer, folder, search="lexical", techniques=(repocoder,), **options
-    )
-    ours = TestTimeFinetuner(
-        model, tokenizer, folder, search="windows", context=WINDOWS, train_on_prompt=0
-    )
-    blocks: Any = ours.search and ours.search.store
-    for number, task in enumerate(tasks_of(folder, tokenizer, draw, lines)):
+    finetuners = finetuners_of(folder, model, tokenizer, repocoder)
+    blocks: Any = finetuners["windows"].search.store  # type: ignore[union-attr]
+    tasks = tasks_of(folder, tokenizer, draw, arguments.lines)
+    for number, task in enumerate(tasks):
         texts = {
             "repocoder": repocoder.retrieved(task),
             "windows": found_by_windows(blocks, task),
@@ -234,10 +261,17 @@ def rows_of(
         for name, text in texts.items():
             tokens = len(tokenizer(text)["input_ids"])
             row[name] = [round(similarity(text, task.target), 3), tokens]
-        if number < write:
+        if number < arguments.write:
             repocoder.task = task
+            behind = folder.files[task.file].split("\n")[task.line + 1 :]
+            suffix = "\n" + "\n".join(behind[: arguments.suffix_lines])
             row["target"] = task.target
-            row["written"] = [written(reference, task), written(ours, task)]
+            row["written"] = {
+                way: written(
+                    finetuners[way], task, suffix if arguments.suffix_lines else ""
+                )
+                for way in arguments.ways
+            }
         yield row
 
 
@@ -248,14 +282,16 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--lines", type=int, default=600)
     parser.add_argument("--write", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", default=["repocoder", "windows_ngrams"])
+    parser.add_argument("--suffix-lines", type=int, default=0)
+    parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     model, tokenizer = load_model(arguments.model)
+    model.to(getattr(torch, arguments.dtype))
     rows = []
     with arguments.output.open("x") as output:
         for path in arguments.repositories:
-            for row in rows_of(
-                path, model, tokenizer, arguments.lines, arguments.write
-            ):
+            for row in rows_of(path, model, tokenizer, arguments):
                 output.write(json.dumps(row) + "\n")
                 output.flush()
                 rows.append(row)
