@@ -122,7 +122,7 @@ def test_max_support_bounds_the_rows_and_not_the_units(
     options = {"variant": variant, "max_support": max_support, "max_iter": 40}
     sel = hullft_ops.fw_select(pool, query, 20, **options)
 
-    assert_consistent(pool, query, sel, 20)
+    assert_consistent(pool, query, sel, 20, bound=1e-11)
 
     assert (sel.support_size <= max_support).all()
 

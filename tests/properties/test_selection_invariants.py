@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 import hullft_ops
 from hullft_ops import reference
-from problems import DTYPES, VARIANTS, assert_equals_reference, of_query
+from problems import (
+    DTYPES,
+    VARIANTS,
+    assert_consistent,
+    assert_equals_reference,
+    of_query,
+)
 from properties.selection_problems import (
     OPERATORS,
     Problem,
@@ -53,69 +59,13 @@ def rounding(problem: Problem) -> float:
 
 @pytest.mark.parametrize("operator", SELECTIONS)
 @given(problem=problems(**COMBINATIONS))
-def test_weights_are_on_the_simplex_and_counts_sum_to_n(
+def test_weights_counts_residual_and_gap_are_consistent(
     operator: str, problem: Problem
 ) -> None:
     found = select(operator, problem)
-    chosen = found.indices >= 0
-
-    assert torch.equal(chosen.sum(-1), found.support_size)
-    assert (found.support_size >= 1).all()
-    assert (found.indices < problem.candidates).all()
-
-    assert (found.weights >= 0).all()
-    assert (found.weights.diff(dim=-1) <= 0).all()
-    assert (found.weights.double().sum(-1) - 1).abs().max() <= 1e-6
-
-    assert (found.counts >= 0).all()
-    assert (found.counts.sum(-1) == problem.n_select).all()
-
-    assert (found.weights[~chosen] == 0).all()
-    assert (found.counts[~chosen] == 0).all()
-
-    for row, used in zip(found.indices, chosen, strict=True):
-        assert len(row[used].unique()) == used.sum()
-
-    multiset = found.multiset().sort(-1).values
-
-    assert torch.equal(multiset, repeated_by_hand(found))
-
-
-def repeated_by_hand(found: hullft_ops.Selection) -> torch.Tensor:
-    rows = []
-    for indices, counts in zip(found.indices, found.counts, strict=True):
-        rows.append(indices.repeat_interleave(counts))
-
-    return torch.stack(rows).sort(-1).values
-
-
-@pytest.mark.parametrize("operator", SELECTIONS)
-@given(problem=problems(**COMBINATIONS))
-def test_residual_and_gap_are_those_of_the_weights(
-    operator: str, problem: Problem
-) -> None:
-    """Narrow outputs are rounded, so both are compared as squared lengths."""
-    found = select(operator, problem)
-    pool = problem.pool.double()
-    query = problem.query.double()
-    weights = found.weights.double()
-    indices = found.indices.clamp(min=0).unsqueeze(-1)
-    rows = pool.gather(1, indices.expand(-1, -1, pool.shape[-1]))
-    point = torch.einsum("bnd,bn->bd", rows, weights)
-    left = query - point
-    bound = rounding(problem)
-
-    # The recurrence subtracts near-equal numbers: of a squared residual it is exact to rounding.
-    squared = left.square().sum(-1)
-    squared_error = found.residual.double() ** 2 - squared
-
-    assert squared_error.abs().max() <= bound
-
-    largest = torch.einsum("bkd,bd->bk", pool, left).max(-1).values
-    gap = largest - (left * point).sum(-1)
-    gap_error = gap - found.gap.double()
-
-    assert gap_error.abs().max() <= bound
+    assert_consistent(
+        problem.pool, problem.query, found, problem.n_select, rounding(problem)
+    )
 
 
 @given(problem=problems())

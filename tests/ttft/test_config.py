@@ -12,16 +12,9 @@ from hullft_ops.ttft.techniques import TTFTConfig
     ("option", "value", "message"),
     [
         ("n_select", 100_001, "less than or equal to 100000, got 100001"),
-        ("refresh", 0, "greater than 0, got 0"),
         ("pool_size", True, "a valid integer, got True"),
-        ("context", -1, "greater than or equal to 0, got -1"),
-        ("max_length", 1, "greater than or equal to 2, got 1"),
-        ("lr", "1", "a valid number, got '1'"),
-        ("lr", 10**400, "a valid number, got 100"),
-        ("noise", -0.5, "greater than 0, got -0.5"),
         ("lr", math.nan, "a finite number, got nan"),
         ("method", "nearest", "'hullft', .* or 'knn', got 'nearest'"),
-        ("variant", "greedy", "'vanilla' or 'corrective', got 'greedy'"),
         ("dtype", "float16", "'auto' or 'bfloat16', got 'float16'"),
     ],
 )

@@ -16,7 +16,7 @@ from hullft_ops.ttft.embedding import (
     load_embedder,
 )
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.store.base import MemoryStore, check_embedder, checked_vectors
+from hullft_ops.ttft.store.base import MemoryStore, check_embedder
 from hullft_ops.ttft.store.datastore import Datastore
 
 
@@ -177,22 +177,3 @@ def test_texts_stand_behind_the_instructions_that_the_folder_names(minilm, tmp_p
             check_embedder(other, store)
 
         shutil.rmtree(store.folder)
-
-
-VECTORS = np.eye(2, 24, dtype=np.float32)
-WITH_NAN = VECTORS.copy()
-WITH_NAN[1] = np.nan
-
-
-@pytest.mark.parametrize(
-    ("vectors", "message"),
-    [
-        (VECTORS[:1], r"must be float32 \[2, 24\], got float32 \[1, 24\]"),
-        (VECTORS.astype(float), r"float32 \[2, 24\], got float64 \[2, 24\]"),
-        (3 * VECTORS, "must be unit vectors, row 0 has norm 3$"),
-        (WITH_NAN, "must be unit vectors, row 1 has norm nan"),
-    ],
-)
-def test_vectors_that_break_the_promise_are_refused(vectors, message):
-    with pytest.raises(ValueError, match=f"^the vectors .*{message}"):
-        checked_vectors("the vectors", vectors, count=2, dim=24)

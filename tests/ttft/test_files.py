@@ -188,19 +188,6 @@ def test_a_file_that_came_during_the_work_stays(tmp_path):
     assert contents(tmp_path) == {"out/thesis.txt": "years of work"}
 
 
-def test_rows_go_to_a_regular_file(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to("elsewhere")
-    for path, message in {
-        tmp_path / "empty": "is a folder, must be a file",
-        tmp_path / "link": "is neither a regular file nor a folder",
-        tmp_path / "link" / "out": "cannot write to .*link$",
-        "/dev/zero": "is neither a regular file nor a folder",
-    }.items():
-        with pytest.raises(OSError, match=message):
-            check_output(path, kind="rows")
-
-
 def test_an_input_is_not_an_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "out", "ours")
