@@ -87,18 +87,3 @@ def test_one_number_unlike_the_others(
         )
 
     assert_as_one_by_one(tensors, **decay)
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-@pytest.mark.parametrize("ulps", [-2, -1, 0, 1])
-def test_hard_divisors(ulps: int, scale: float) -> None:
-    """About a power of two. Of the number just below it the reciprocal, and so the quotient of any
-    power of two, is next to the middle between two numbers."""
-    unit = 2.0 ** round(math.log2(scale))
-    eps = (2.0 + ulps * 2.0 ** (-23 if ulps < 0 else -22)) * unit
-    grad = random_sizes(-58, -40, 4) * unit
-    grad[::2] = grad[::2].sign() * grad[::2].abs().log2().round().exp2()
-    tensors = from_zero(grad, torch.zeros(N), torch.zeros(N))
-    after = adam_replay(tensors, 2, lr=1.0, eps=eps, beta1=0.0)
-
-    assert torch.equal(after.params[0], -2 * (grad / eps))

@@ -353,13 +353,8 @@ def test_the_adjoint_is_that_of_the_reference(
     ("changed", "message"),
     [
         ({"weights": torch.ones(2, 4)}, r"weights must have shape \[2, 3\]"),
-        (
-            {"gradient": torch.ones(3, 3).double()},
-            r"gradient must have shape \[2, 3\]",
-        ),
         ({"gradient": torch.ones(2, 3)}, "gradient must be float64"),
         ({"weights": torch.ones(3)}, "weights must have 2 dimensions"),
-        ({"pool": torch.ones(3)}, "pool must have 2 dimensions"),
         ({"pool": torch.ones(3, 5).long()}, "pool must be float32"),
         ({"is_gram": True}, "gram must be square"),
     ],

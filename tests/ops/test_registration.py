@@ -20,7 +20,6 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     pool, query = make_problem(0, 2, 12, 8, torch.float32)
     pools = {"pool": pool, "query": query, "n_select": 5}
     wide = {"pool": pool.double(), "query": query.double(), "n_select": 5}
-    shared = {"pool": pool[0].half(), "query": query.half(), "n_select": 5}
     targets = torch.stack([query, -query], dim=1)
     candidates = torch.arange(12).repeat(2, 1)
     of_rows = {**pools, "pool": pool[0], "candidates": candidates}
@@ -46,17 +45,16 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     return {
         "fw_select": ("fw_select", pools),
         "fw_select ragged": ("fw_select", {**wide, **ragged}),
-        "fw_select shared": ("fw_select", shared),
         "fw_select candidates": ("fw_select", {**of_rows, **ragged}),
         "fw_select corrective": (
             "fw_select",
             {**pools, "variant": "corrective", "max_support": 3},
         ),
         "simplex_lstsq": ("simplex_lstsq", {**least, **ragged}),
-        "simplex_lstsq shared": ("simplex_lstsq", {**least, "pool": pool[0]}),
-        "nnls": ("nnls", least),
-        "nnls shared": ("nnls", {**least, "pool": pool[0]}),
-        "simplex_lstsq gram": ("simplex_lstsq", {**of_gram, **ragged}),
+        "nnls shared": (
+            "nnls",
+            {**least, "pool": pool[0].half(), "query": query.half()},
+        ),
         "nnls gram": ("nnls", {**of_gram, "pool": gram[0]}),
         "lstsq_adjoint": (
             "lstsq_adjoint",
@@ -69,10 +67,7 @@ def samples() -> dict[str, tuple[str, Arguments]]:
             },
         ),
         "fw_lmo": ("fw_lmo", {**step, **ragged}),
-        "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
         "knn_select": ("knn_select", {**pools, **ragged}),
-        "knn_select candidates": ("knn_select", of_rows),
-        "sift_select": ("sift_select", {**pools, **ragged}),
         "sift_select targets": ("sift_select", {**pools, "query": targets}),
         "sift_select candidates": ("sift_select", of_rows),
         "integerize": ("integerize", {**integers, "support_sizes": sizes}),

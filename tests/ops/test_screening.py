@@ -112,18 +112,6 @@ def test_rows_that_the_screen_cannot_hold_beside_others(
     assert (sel.num_iter > 10).all()
 
 
-@pytest.mark.parametrize("shape", [SMALL, LARGE])
-@pytest.mark.parametrize("growth", [1.03, 0.97])
-@pytest.mark.usefixtures("simd_level")
-def test_rows_that_grow_and_shrink(shape: tuple[int, int], growth: float) -> None:
-    """Each has a scale of its own where it is the largest so far."""
-    pool, query = make_problem(10, 2, *shape, torch.float32)
-    scales = growth ** torch.arange(shape[0])
-    pool *= scales.unsqueeze(1)
-
-    assert_as_in_float64(pool, query)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 @pytest.mark.usefixtures("simd_level")

@@ -146,28 +146,21 @@ def test_a_query_without_candidates(
         assert (empty.variance - norm**2).abs().max() < 1e-5
 
 
-def test_ids_of_a_search_in_and_out() -> None:
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8])
+def test_ids_of_a_search_in_and_out(dtype: torch.dtype) -> None:
     """As FAISS returns them: -1 after the last neighbour."""
     pool, query = make_problem(4, 3, 30, 6)
-    ids = torch.tensor([[7, 2, 29, 4], [-1, -1, -1, -1], [3, 0, -1, -1]])
+    ids = torch.tensor([[7, 2, 29, 4], [-1] * 4, [3, 0, -1, -1]], dtype=dtype)
+    selection = hullft_ops.fw_select(pool[0], query, 4, candidates=ids)
+    rows = selection.rows(ids)
 
-    for dtype in (torch.int64, torch.int32, torch.int8):
-        selection = hullft_ops.fw_select(pool[0], query, 4, candidates=ids.to(dtype))
-        rows = selection.rows(ids.to(dtype))
+    assert rows.dtype == torch.int64
 
-        assert rows.dtype == torch.int64
-        assert rows[1].tolist() == [-1] * 4
+    for b in range(3):
+        m = int(selection.support_size[b])
 
-        for b, found in ((0, [7, 2, 29, 4]), (2, [3, 0])):
-            m = int(selection.support_size[b])
-
-            assert rows[b, :m].tolist() == ids[b, selection.indices[b, :m]].tolist()
-            assert set(rows[b, :m].tolist()) <= set(found)
-            assert rows[b, m:].eq(-1).all()
-
-            alone = hullft_ops.fw_select(pool[0], query[b], 4, candidates=ids[b])
-
-            assert all(map(torch.equal, alone, of_query(selection, b)))
+        assert rows[b, :m].tolist() == ids[b, selection.indices[b, :m]].tolist()
+        assert rows[b, m:].eq(-1).all()
 
     with pytest.raises(ValueError, match="rows: candidates .* batch .3. or none, got"):
         selection.rows(ids[:2])

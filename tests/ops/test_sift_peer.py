@@ -17,32 +17,25 @@ def recorded() -> dict[str, torch.Tensor]:
         }
 
 
-def picks_of_real_texts(
-    recorded: dict[str, torch.Tensor], dtype: torch.dtype, noise: float
-) -> torch.Tensor:
-    texts = real_texts().to(dtype)
-    queries = texts[recorded["queries"]]
-    candidates = recorded["candidates"]
-    return hullft_ops.sift_select(
-        texts, queries, 50, candidates=candidates, noise=noise
-    ).picks
+NARROW = "the state of narrow pools is float64 on the CPU, float32 on CUDA"
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float64,
+        pytest.param(torch.float32, marks=pytest.mark.cpu_only(NARROW)),
+    ],
+)
 @pytest.mark.parametrize("noise", [0.01, 0.2])
 @pytest.mark.usefixtures("simd_level")
 def test_recorded_picks_of_activeft(
-    recorded: dict[str, torch.Tensor], noise: float
+    recorded: dict[str, torch.Tensor], noise: float, dtype: torch.dtype
 ) -> None:
-    picks = picks_of_real_texts(recorded, torch.float64, noise)
-    assert torch.equal(picks, recorded[f"picks_{noise}"])
+    texts = real_texts().to(dtype)
+    queries, candidates = texts[recorded["queries"]], recorded["candidates"]
+    selection = hullft_ops.sift_select(
+        texts, queries, 50, candidates=candidates, noise=noise
+    )
 
-
-@pytest.mark.cpu_only(
-    "the state of narrow pools is float64 on the CPU, float32 on CUDA"
-)
-@pytest.mark.parametrize("noise", [0.01, 0.2])
-def test_float32_picks_as_activeft(
-    recorded: dict[str, torch.Tensor], noise: float
-) -> None:
-    picks = picks_of_real_texts(recorded, torch.float32, noise)
-    assert torch.equal(picks, recorded[f"picks_{noise}"])
+    assert torch.equal(selection.picks, recorded[f"picks_{noise}"])

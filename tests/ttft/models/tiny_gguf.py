@@ -58,15 +58,13 @@ def write_gguf(
     path: Path,
     model: LlamaForCausalLM,
     *,
-    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     architecture: str = "llama",
     tokenizer: str = "gpt2",
     without: tuple[str, ...] = (),
-    order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE,
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
-    """Write the model; matrices as ``kind``, vectors as float32."""
-    writer = gguf.GGUFWriter(path, architecture, endianess=order)
+    """Write the model in float32."""
+    writer = gguf.GGUFWriter(path, architecture)
     config = model.config
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(config.hidden_size)
@@ -92,12 +90,7 @@ def write_gguf(
         if "q_proj" in name or "k_proj" in name:
             weights = _turned(weights)
 
-        if weights.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(gguf_name(name), weights)
-        else:
-            writer.add_tensor(
-                gguf_name(name), gguf.quantize(weights, kind), raw_dtype=kind
-            )
+        writer.add_tensor(gguf_name(name), weights)
 
     more(writer)
     writer.write_header_to_file()
