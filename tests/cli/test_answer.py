@@ -125,10 +125,6 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
             '{"messages": [{"role": "tool"}]}',
             "line 1, .* with a role, and one of the u",
         ),
-        (
-            '{"messages": [{"role": "user", "content": "a", "weight": NaN}]}',
-            "line 1, .* JSON compliant",
-        ),
     ],
 )
 def test_a_line_without_a_prompt_is_named(content: str, message: str) -> None:

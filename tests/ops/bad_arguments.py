@@ -127,7 +127,6 @@ WRONG_VALUES = [
     bad(FW, "query has dim 5, pool has dim 4", query=torch.ones(B, 5)),
     bad(FW, "(pool|query) .*batch", query=torch.ones(3, D)),
     bad(FW, "pool is empty", pool=torch.ones(B, 0, D)),
-    bad(FW, "n_select must be in 1.* got 2147483648", n_select=2**31),
     bad(FW, "variant must be one of .*, corrective, got", variant="fast"),
     bad(FW, "max_support must be in 1.* got 0", max_support=0),
     bad(FW, "max_support is 4, n_select is 3", max_support=4),
@@ -138,7 +137,6 @@ WRONG_VALUES = [
     bad(KNN_OF_ROWS, "n_select is 4, pool has 3 rows", n_select=4),
     bad(SIFT, "query has no targets", query=QUERY[:, None][:, :0]),
     bad(SIFT, "noise must be finite and > 0, got 0", noise=0.0),
-    bad(SIFT, "noise must be finite and > 0, got inf", noise=INF),
     bad(NNLS_OF_GRAM, "gram must be square", gram=POOL, products=QUERY),
 ]
 
@@ -166,11 +164,6 @@ WRONG_FOR_OPERATORS = [
 ]
 
 OVERFLOW = ".*finite but their inner products or weights overflow"
-FAR_APART = torch.tensor(
-    [[1e150, 0.0], [-1e150, 1e149], [1e160, -1e160]], dtype=torch.float64
-)
-SMALL = torch.full((2,), 1e-150, dtype=torch.float64)
-ONE = torch.ones(1, dtype=torch.float64)
 
 
 def overflowing(form: Form) -> Bad:
@@ -189,7 +182,6 @@ WRONG_CONTENTS = [
     *spoiled(torch.int64, lambda t: poisoned(t, 0, value=2**40), ".* 1099"),
     *map(overflowing, (FW, KNN, SIFT, LMO, SIMPLEX, NNLS)),
     bad(FW, "pool has NaN .* in row 3 for query 1$", pool=poisoned(POOL, 1, 3, 2)),
-    bad(FW, "pool .* row 5", pool=poisoned(POOL, 0, 5, 0, value=-INF)),
     bad(
         FW,
         "pool has NaN or infinity in row 5 for query 0",
@@ -203,8 +195,6 @@ WRONG_CONTENTS = [
         pool_sizes=torch.tensor([6, 0]),
     ),
     bad(FW, OVERFLOW, pool=POOL * 1e20, query=QUERY * 1e20),  # the gap's float32
-    # By a row that is not in the support.
-    bad(FW, OVERFLOW, pool=FAR_APART, query=SMALL, pool_sizes=None),
     bad(
         FW_OF_ROWS,
         "pool has NaN or infinity in row 3 for query 1",
@@ -233,13 +223,5 @@ WRONG_CONTENTS = [
         "weights.0. has a sum that float64 does not hold",
         weights=torch.full((B, K), 1e308, dtype=torch.float64),
         n_select=2**31 - 1,
-    ),
-    bad(SIFT, OVERFLOW, pool=POOL * 1e10, query=torch.eye(B, D) * 1e25, n_select=1),
-    # Every score is infinity by infinity, and the last lanes have no candidate.
-    bad(
-        ("sift_select", {"n_select": 9, "noise": 1.7e308}),
-        OVERFLOW,
-        pool=1e154 * ONE.expand(3, 1),
-        query=1e154 * ONE,
     ),
 ]

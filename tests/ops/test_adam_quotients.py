@@ -56,18 +56,6 @@ def assert_as_one_by_one(tensors: AdamTensors, **options: object) -> None:
         assert torch.equal(ours[0][number].signbit(), wanted[0][number].signbit())
 
 
-@pytest.mark.parametrize("lr", [0.0, 1e-3, 1e30])
-@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e30])
-@pytest.mark.parametrize("sizes", [(-10, 10), (-60, 30), (-149, 127)], ids=str)
-@pytest.mark.parametrize("beta1", [0.0, 0.9])
-def test_any_size(beta1: float, sizes: tuple[int, int], eps: float, lr: float) -> None:
-    tensors = from_zero(
-        *(random_sizes(*sizes, seed) for seed in (1, 2)), random_sizes(*sizes, 3)
-    )
-    tensors.exp_avg_sqs[0].abs_()
-    assert_as_one_by_one(tensors, lr=lr, eps=eps, beta1=beta1)
-
-
 @pytest.mark.parametrize(
     "value", [0.0, -0.0, 1e-45, 1e-20, 1e20, math.inf, -math.inf, math.nan]
 )

@@ -145,8 +145,7 @@ def read_prompts(
         try:
             check_text("answer", suffix_column, suffix)
             check_prompt(conversation(prompt)[1]["content"] + suffix)
-            # The answers are JSON, which has no NaN.
-            key = json.dumps(prompt, allow_nan=False)
+            key = json.dumps(prompt)
         except (TypeError, ValueError) as error:
             raise InputError(f"{place}, --prompt-column {column}: {error}") from error
         prompts[key, suffix] = prompt, suffix
