@@ -12,7 +12,7 @@ from command import hullft_ops, succeeded
 from hullft_ops.cli.answer import Answer, read_prompts
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder, load_model
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 PROMPTS = ["the cat sat", "a dog", "the cat sat on the red mat", "a tree", "a dog"]
 FILE, OUTPUT = Path("prompts.jsonl"), Path("answers.jsonl")
@@ -119,7 +119,7 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             '{"prompt": " "}',
-            "line 1, --prompt-column prompt: retrieve: prompt must have text",
+            "line 1, --prompt-column prompt: answer: prompt must have text",
         ),
         (
             '{"messages": [{"role": "tool"}]}',

@@ -17,7 +17,7 @@ from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft import Datastore
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 from processes import below, content, wait_for
 
 ON_WORKERS = " --engine ray --workers 2"

@@ -11,7 +11,7 @@ import ray
 
 from hullft_ops.distributed import workers as module
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 
 def doubling(graves: Path) -> Callable[[int], int]:

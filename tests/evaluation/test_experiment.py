@@ -10,8 +10,8 @@ from hullft_ops.evaluation.experiment import (
     expand,
     read_experiment,
 )
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.validation import InputError
 
 # Steps on selected passages, and nothing beside them.
 ALONE = {"train_on_prompt": 0, "context": 0, "ngrams": 0}

@@ -17,8 +17,8 @@ from hullft_ops.evaluation.prompts import (
     normalised,
     read_prompts,
 )
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
+from hullft_ops.ttft.validation import InputError
 
 WORDS = ["cat", "dog", "mat", "park", "ran", "sat", "the", "on", "to", "red", "blue"]
 WORDS += ["tree"]

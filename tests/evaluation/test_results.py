@@ -10,7 +10,7 @@ import pytest
 
 from evaluation_rows import PLAIN, result_row
 from hullft_ops.evaluation.results import open_results, read_rows
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

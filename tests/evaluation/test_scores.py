@@ -7,7 +7,7 @@ import pytest
 
 from hullft_ops.evaluation.prompts import HeldOut
 from hullft_ops.evaluation.scores import metrics_of, scores_of
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 
 class Model:

@@ -6,7 +6,7 @@ import pytest
 from evaluation_rows import answered_row, result_row
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.statistics import Measurements, paired, relative
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 PROMPTS = 30
 A, B = ('{"method": "a"}', '{"method": "b"}')

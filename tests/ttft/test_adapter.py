@@ -29,11 +29,12 @@ from transformers import (
 from forked import forked, status_of
 from hullft_ops.ttft import adapter
 from hullft_ops.ttft.adapter import read_adapter, train_adapter
-from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.models.checks import model_identity
 from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.validation import InputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RATE = 1.5

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.techniques import TTFTConfig
+from hullft_ops.ttft.validation import InputError
 
 
 @pytest.mark.parametrize(

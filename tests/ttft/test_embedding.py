@@ -15,9 +15,9 @@ from hullft_ops.ttft.embedding import (
     encode_queries,
     load_embedder,
 )
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import MemoryStore, check_embedder
 from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.validation import InputError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hullft_ops.ttft import language_model as reader_module
-from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.language_model import LanguageModel, Passage, Prediction, Prefix
+from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.scoring import score, score_text
 from hullft_ops.ttft.techniques.ngrams import Ngrams

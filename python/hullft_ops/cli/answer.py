@@ -15,15 +15,13 @@ from hullft_ops.evaluation.measuring import run_identity
 from hullft_ops.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.chat import conversation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.question import Prompt, question_of
-from hullft_ops.ttft.search import check_prompt
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.terminal import counted, echo, ticking
 from hullft_ops.ttft.training import Deadline
-from hullft_ops.ttft.validation import parse
+from hullft_ops.ttft.validation import InputError, parse
 
 # A line of JSONL: an object with a column of prompts, or a conversation's messages.
 _Record: Any = dict[str, Any] | list[dict[str, Any]]
@@ -144,7 +142,10 @@ def read_prompts(
             prompt = prompt.get(column, prompt.get("messages"))
         try:
             check_text("answer", suffix_column, suffix)
-            check_prompt(conversation(prompt)[1]["content"] + suffix)
+            text = conversation(prompt)[1]["content"] + suffix
+            check_text("answer", column, text)
+            if not text.strip():
+                raise ValueError(f"answer: prompt must have text, got {text[:20]!r}")
             key = json.dumps(prompt)
         except (TypeError, ValueError) as error:
             raise InputError(f"{place}, --prompt-column {column}: {error}") from error

@@ -15,7 +15,7 @@ import tyro
 from torch import OutOfMemoryError
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.models.memory import keep_freed_memory
 from hullft_ops.ttft.terminal import echo, printable, progress_shown
 

@@ -8,8 +8,7 @@ import tyro
 from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.embedding import ray_embedding
 from hullft_ops.distributed.workers import Workers
-from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
-from hullft_ops.ttft.models.precision import Precision
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, Precision, load_embedder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.index import check_index, index_corpus
 from hullft_ops.ttft.terminal import echo, waiting

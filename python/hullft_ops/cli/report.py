@@ -7,7 +7,7 @@ import tyro
 from hullft_ops.evaluation.report import print_report
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.evaluation.statistics import Measurements
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 
 def report(results: tyro.conf.Positional[Path], *, score: str | None = None) -> None:

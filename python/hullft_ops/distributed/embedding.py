@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
-from hullft_ops.ttft.embedding import load_embedder
-from hullft_ops.ttft.models.precision import Precision
+from hullft_ops.ttft.embedding import Precision, load_embedder
 from hullft_ops.ttft.store.writer import Embed
 
 

@@ -7,7 +7,7 @@ from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.measuring import Task, load_evaluation, measure
 from hullft_ops.evaluation.results import Row
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 
 def load_measurement(run: str, experiment: Experiment) -> Callable[[Task], list[Row]]:

@@ -11,8 +11,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.validation import options_class
+from hullft_ops.ttft.validation import InputError, options_class
 
 # A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
 RETRIES = 2

@@ -9,11 +9,10 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hullft_ops.evaluation.results import key_of
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import CorpusConfig
 from hullft_ops.ttft.techniques import TTFTConfig
-from hullft_ops.ttft.validation import options_class, parse
+from hullft_ops.ttft.validation import InputError, options_class, parse
 
 
 @options_class

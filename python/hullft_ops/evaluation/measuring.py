@@ -15,9 +15,9 @@ from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.prompts import HeldOut, open_texts
 from hullft_ops.evaluation.results import Row, Score, key_of
 from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
-from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.search import Neighbours, Search, embedder_for
 from hullft_ops.ttft.store.base import Store
@@ -25,6 +25,7 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.terminal import waiting
 from hullft_ops.ttft.tokens import tokenizer_identity
+from hullft_ops.ttft.validation import InputError
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
 # A prompt, and the keys of the configurations to measure on it.

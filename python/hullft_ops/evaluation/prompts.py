@@ -14,14 +14,13 @@ from pydantic import ConfigDict, Field
 
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.cutting import PASSAGE_CHARS, split_passages
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import DATASTORES
 from hullft_ops.ttft.terminal import counted, listed
-from hullft_ops.ttft.validation import parse
+from hullft_ops.ttft.validation import InputError, parse
 
 # Bits per byte of a shorter text say little, and may not exist.
 PROMPT_CHARS = 50

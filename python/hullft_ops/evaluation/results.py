@@ -15,9 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import named_in_errors
-from hullft_ops.ttft.validation import parse
+from hullft_ops.ttft.validation import InputError, parse
 
 # How every row begins.
 _BEGINNING = re.compile(rb'\{"run":"[0-9a-f]{16}","prompt":')

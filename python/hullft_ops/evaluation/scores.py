@@ -8,8 +8,9 @@ from statistics import fmean
 from hullft_ops._extras import needed_by
 from hullft_ops.evaluation.prompts import HeldOut
 from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.errors import InputError, NothingToScoreError
+from hullft_ops.ttft.scoring import NothingToScoreError
 from hullft_ops.ttft.techniques.prompt_steps import PromptSteps
+from hullft_ops.ttft.validation import InputError
 
 # Tokens that the model writes for a score of what is written, and for one of a line at most.
 WRITTEN_TOKENS = 64

@@ -11,7 +11,7 @@ from scipy import stats
 
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.scores import METRICS, Metric
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import InputError
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000

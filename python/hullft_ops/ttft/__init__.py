@@ -10,17 +10,13 @@ with needed_by("hullft_ops.ttft"):
         SentenceTransformerEmbedder,
         load_embedder,
     )
-    from hullft_ops.ttft.errors import (
-        InputError,
-        NonFiniteLossError,
-        NothingToScoreError,
-    )
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.language_model import Draft, Mixture, Passage, Prediction
+    from hullft_ops.ttft.loss import NonFiniteLossError
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
     from hullft_ops.ttft.models.memory import keep_freed_memory
     from hullft_ops.ttft.question import Question, question_of
-    from hullft_ops.ttft.scoring import BitsPerByte, score_text
+    from hullft_ops.ttft.scoring import BitsPerByte, NothingToScoreError, score_text
     from hullft_ops.ttft.search import Neighbours, Search
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.corpus import IndexConfig
@@ -36,6 +32,7 @@ with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.techniques.prompt_steps import PromptSteps
     from hullft_ops.ttft.techniques.technique import Prepared, Technique
     from hullft_ops.ttft.training import Training
+    from hullft_ops.ttft.validation import InputError
 
 __all__ = [
     "TECHNIQUES",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,17 +21,16 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops.ttft.errors import NonFiniteLossError, input_errors
 from hullft_ops.ttft.files import check_output, digest_of, new_folder
 from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
-from hullft_ops.ttft.models.precision import Precision
 from hullft_ops.ttft.models.weights import layer_scale
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.terminal import progress, progress_line
 from hullft_ops.ttft.training import MIN_TOKENS
-from hullft_ops.ttft.validation import options_class
+from hullft_ops.ttft.validation import input_errors, options_class
 
 # What an adapter was trained with. PEFT ignores the file.
 RECORD = "trained_with.json"
@@ -62,7 +61,7 @@ class AdapterConfig:
     max_length: PositiveInt | None = None
     """Tokens to cut passages to; None for the model's window."""
 
-    dtype: Precision | None = None
+    dtype: Literal["bfloat16"] | None = None
     """bfloat16 to train under autocast; None for the model's own dtype."""
 
     seed: int = 0

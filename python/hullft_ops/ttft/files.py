@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from hullft_ops.ttft.errors import first_line
-
 # What the errors of safetensors and of torch's writer say.
 _WRITING = ("Error while serializing: I/O error", "inline_container.cc")
 
@@ -115,7 +113,8 @@ def named_in_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if any(words in str(error) for words in _WRITING):
-            raise OSError(f"cannot write to {path}: {first_line(error)}") from error
+            reason = str(error).splitlines()[0]
+            raise OSError(f"cannot write to {path}: {reason}") from error
         raise
 
 

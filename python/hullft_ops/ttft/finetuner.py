@@ -171,10 +171,7 @@ class TestTimeFinetuner:
             NonFiniteLossError, torch.OutOfMemoryError: training failed. The model is restored.
         """
         deadline = Deadline(seconds)
-        if not isinstance(prompt, Neighbours):
-            prompt = question_of(self.tokenizer, prompt, suffix=suffix, chat=chat)
-            neighbours = self.retrieve(prompt)
-        else:
+        if isinstance(prompt, Neighbours):
             neighbours = prompt
             question_of(self.tokenizer, prompt.question, suffix=suffix, chat=chat)
             ours = self.store and self.store.identity
@@ -182,6 +179,9 @@ class TestTimeFinetuner:
                 raise ValueError(
                     "adapted: the neighbours belong to another datastore than the finetuner's"
                 )
+        else:
+            question = question_of(self.tokenizer, prompt, suffix=suffix, chat=chat)
+            neighbours = retrieve(question, self.n_neighbours, self.search)
         spent = dict(neighbours.seconds)
         start = perf_counter()
         prepared = self._prepare(neighbours)

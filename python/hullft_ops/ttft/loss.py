@@ -23,6 +23,10 @@ _COMPARED_TOKENS = 16
 _TILE = 1024
 
 
+class NonFiniteLossError(RuntimeError):
+    """A loss was not finite, for example because the learning rate is too high."""
+
+
 def next_token_logits(
     model: "PreTrainedModel", tokens: Tensor, first: int = 1, **cache: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:

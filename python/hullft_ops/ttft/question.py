@@ -143,32 +143,35 @@ def question_of(
             raise ValueError("generate: suffix and chat are of a text, got a question")
         return prompt
     check_text("generate", "suffix", suffix)
+    messages, message = conversation(prompt)
+    content = message["content"]
+    check_text("generate", "prompt", content)
     if isinstance(prompt, list) or chat:
         if suffix:
             raise ValueError("generate: suffix must be empty for a conversation")
-        return _in_template(tokenizer, prompt)
-    check_text("generate", "prompt", prompt)
+        text, place = chat_text(tokenizer, messages, message)
+        return _in_template(tokenizer, content, text, place)
     marks = marks_of(tokenizer) if suffix else None
     if marks is not None:
-        question = _around_cursor(tokenizer, prompt, suffix, marks)
+        question = _around_cursor(tokenizer, content, suffix, marks)
         return replace(question, source=source)
     if suffix:
         warnings.warn(
             "the model has no tokens to fill in with: it reads what stands before the cursor alone",
             stacklevel=2,
         )
-    tokens = tokenized(tokenizer, prompt)
+    tokens = tokenized(tokenizer, content)
     if not tokens.ids:
-        raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
+        raise ValueError(f"generate: prompt must have a token, got {content[:20]!r}")
     return Question(
-        prompt, tokens.ids, tokens.opening, 0, len(tokens.ids), source=source
+        content, tokens.ids, tokens.opening, 0, len(tokens.ids), source=source
     )
 
 
-def _in_template(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> Question:
-    """A conversation. Passages stand before the last message of the user."""
-    messages, message = conversation(prompt)
-    text, place = chat_text(tokenizer, messages, message)
+def _in_template(
+    tokenizer: "PreTrainedTokenizerBase", content: str, text: str, place: int | None
+) -> Question:
+    """The text of a conversation. Passages stand at ``place``, before the message ``content``."""
     tokens = tokenized(tokenizer, text)
     opening = tokens.opening
     if place is not None:
@@ -177,7 +180,6 @@ def _in_template(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> Questi
         pairs = enumerate(zip(beginning, tokens.ids, strict=False))
         shared = (number for number, (one, other) in pairs if one != other)
         opening = next(shared, len(beginning))
-    content = str(message["content"])
     return Question(content, tokens.ids, opening, 0, len(tokens.ids))
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
-from hullft_ops.ttft.errors import NonFiniteLossError, NothingToScoreError
 from hullft_ops.ttft.language_model import (
     LanguageModel,
     Mixture,
@@ -22,11 +21,16 @@ from hullft_ops.ttft.language_model import (
     Prefix,
     mixed_logits,
 )
+from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
 from hullft_ops.ttft.question import Question, question_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class NothingToScoreError(ValueError):
+    """No token of a text has a context, so the text has no score."""
 
 
 @dataclass(frozen=True)

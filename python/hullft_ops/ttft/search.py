@@ -13,7 +13,6 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from hullft_ops._checks import check_text
 from hullft_ops.ttft.embedding import Embedder, encode_queries, load_embedder
 from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.store.base import Store, checked_vectors
@@ -205,19 +204,14 @@ class Neighbours:
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
-def check_prompt(prompt: str) -> None:
-    """TypeError or ValueError unless the prompt is a text that is not blank."""
-    check_text("retrieve", "prompt", prompt)
-    if not prompt.strip():
-        raise ValueError(f"retrieve: prompt must have text, got {prompt[:20]!r}")
-
-
 def retrieve(question: Question, count: int, search: Search | None) -> Neighbours:
     """The ``count`` passages that are nearest to a question, or all if there are fewer.
 
     ValueError if there is no text to search for. A ``search`` of None finds none.
     """
-    check_prompt(question.text)
+    if not question.text.strip():
+        text = question.text[:20]
+        raise ValueError(f"retrieve: prompt must have text, got {text!r}")
     if not count or search is None:
         return Neighbours(question)
     count = min(count, len(search.store))

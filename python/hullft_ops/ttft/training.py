@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops import ReplayAdam
-from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.loss import MeanLoss
+from hullft_ops.ttft.loss import MeanLoss, NonFiniteLossError
 from hullft_ops.ttft.models.precision import ReadingOptions, autocast
 from hullft_ops.ttft.models.weights import rate_scales, trained_parameters
 from hullft_ops.ttft.restore import at_exit, eval_mode

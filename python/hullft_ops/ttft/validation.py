@@ -1,14 +1,15 @@
-"""Options, and JSON that people write or that comes from elsewhere, checked by pydantic."""
+"""Options and other inputs, checked, and the error of one sentence that refuses them."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from reprlib import repr as shortened
 from typing import Any, TypeVar, dataclass_transform
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-
-from hullft_ops.ttft.errors import InputError
 
 Kind = TypeVar("Kind")
 
@@ -22,6 +23,38 @@ _STRICT = ConfigDict(
     strict=True,
     use_attribute_docstrings=True,
 )
+
+
+class InputError(ValueError):
+    """An input cannot be used: an option, a file, a model. The message names it and says why."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message. Its type comes first where the message says little, as
+    that of a KeyError does."""
+    name = type(error).__name__
+    message = str(error).strip()
+    if not message:
+        return name
+    line = message.splitlines()[0]
+    return line if isinstance(error, OSError | ValueError) else f"{name}: {line}"
+
+
+@contextmanager
+def input_errors(subject: str) -> Iterator[None]:
+    """Turn the libraries' exceptions into an `InputError` of one line, which begins with
+    ``subject``."""
+    try:
+        yield
+    except (InputError, ImportError, torch.OutOfMemoryError):
+        raise
+    # The libraries do not document what they raise for foreign files.
+    except Exception as error:
+        reason = first_line(error)
+        # The libraries advise passing that argument.
+        if "trust_remote_code" in str(error):
+            reason = "it needs code that ships with it, which is not run"
+        raise InputError(f"{subject}: {reason}") from error
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

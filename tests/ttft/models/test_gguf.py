@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.models import gguf as reading
 from hullft_ops.ttft.models.checks import check_causal, model_window
 from hullft_ops.ttft.models.loading import load_model
+from hullft_ops.ttft.validation import InputError
 from tiny_gguf import CONTEXT, TOKENS, tiny_llama, write_gguf
 
 IDS = torch.tensor([[5, 9, 2, 260, 17]])

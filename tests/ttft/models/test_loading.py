@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.models.loading import load_model
+from hullft_ops.ttft.validation import InputError
 
 CODE = """
 from pathlib import Path

@@ -8,8 +8,8 @@ import datasets
 import pyarrow.parquet
 import pytest
 
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
+from hullft_ops.ttft.validation import InputError
 
 RECORDS = [
     {"text": "text 0 é", "domain": "a", "year": 2000},

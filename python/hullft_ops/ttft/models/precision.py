@@ -17,8 +17,7 @@ from hullft_ops.ttft.restore import (
 )
 from hullft_ops.ttft.validation import options_class
 
-Precision = Literal["bfloat16"]
-# bfloat16 where the device has instructions for it.
+# "auto" is bfloat16 where the device has instructions for it.
 AutoPrecision = Literal["auto", "bfloat16"]
 
 

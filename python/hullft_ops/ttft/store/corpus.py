@@ -12,11 +12,15 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.errors import InputError, first_line, input_errors
 from hullft_ops.ttft.store.cutting import PASSAGE_CHARS
 from hullft_ops.ttft.store.version import INFO
 from hullft_ops.ttft.terminal import listed
-from hullft_ops.ttft.validation import options_class
+from hullft_ops.ttft.validation import (
+    InputError,
+    first_line,
+    input_errors,
+    options_class,
+)
 
 _FORMATS = {
     ".csv": "csv",

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output, locked, named_in_errors, new_folder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.version import INFO, Info, Settings, open_version
 from hullft_ops.ttft.store.writer import Embed, Writer
 from hullft_ops.ttft.terminal import counted, listed, progress
+from hullft_ops.ttft.validation import InputError
 
 # The folder of the datastores of corpora.
 DATASTORES = Path("hullft_datastores")

@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from hullft_ops.ttft.errors import InputError, input_errors
 from hullft_ops.ttft.files import digest_of
 from hullft_ops.ttft.store.base import identity_of
 from hullft_ops.ttft.store.cutting import PASSAGE_CHARS
-from hullft_ops.ttft.validation import parse
+from hullft_ops.ttft.validation import InputError, input_errors, parse
 
 INFO = "datastore.json"
 # The passages of a text have ids in a row from `first` on. Documents with the same text share them.
