@@ -1,5 +1,6 @@
 """After the block the model is as it was before, whatever has ended the block."""
 
+import inspect
 import random
 import signal
 import sys
@@ -10,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from hullft_ops.ttft import restore
 from hullft_ops.ttft.models.weights import trained_parameters
 from model_state import differences, state_of, unchanged
 
@@ -125,25 +127,31 @@ def test_other_shapes_and_dtypes_are_undone(model, make, change):
 
 
 class InterruptAtExit:
-    """Raises KeyboardInterrupt where the nth context manager is about to end.
+    """Raises KeyboardInterrupt as the nth ``__exit__``, or function of restore.py, begins.
 
-    Python handles Ctrl-C at the beginning of functions, so that `torch.no_grad`, for one, may not
-    get to put the grad mode back.
+    Python handles Ctrl-C where a function begins, so `torch.no_grad`, for example, may not get to
+    put the grad mode back.
     """
 
     def __init__(self, number):
         self.number = number
         self.exits = 0
+        self.error = KeyboardInterrupt()
 
     def __call__(self, frame, event, argument):
-        if event == "call" and frame.f_code.co_name == "__exit__":
+        code = frame.f_code
+        # A tracer cannot raise within the ``try`` of a generator that goes on, as a signal does.
+        if event != "call" or code.co_flags & inspect.CO_GENERATOR:
+            return
+
+        if code.co_name == "__exit__" or code.co_filename == restore.__file__:
             self.exits += 1
             if self.exits == self.number:
-                raise KeyboardInterrupt
+                raise self.error
 
 
-def exits_of(function, number):
-    """How many context managers of a call have ended before or with the one that is interrupted."""
+def interrupted(function, number):
+    """The interrupt, after a call. It keeps the exception, and with that every frame."""
     interrupt = InterruptAtExit(number)
     # Of a measurement of coverage.
     tracer = sys.gettrace()
@@ -155,7 +163,7 @@ def exits_of(function, number):
     finally:
         sys.settrace(tracer)
 
-    return interrupt.exits
+    return interrupt
 
 
 def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
@@ -167,13 +175,15 @@ def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
         with finetuner.adapted(PROMPT) as adaptation:
             adaptation.score(PROMPT)
 
-    exits = exits_of(adapt, None)
+    exits = interrupted(adapt, None).exits
 
     assert exits > 20
 
     for number in range(1, exits + 1):
         with unchanged(gpt2):
-            exits_of(adapt, number)
+            interrupt = interrupted(adapt, number)
+
+        assert interrupt.error.__traceback__
 
         with finetuner.adapted(PROMPT) as adaptation:
             assert adaptation.losses == uninterrupted.losses
@@ -187,13 +197,15 @@ def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
 
 
 def test_ctrl_c_while_a_model_is_checked_changes_nothing(gpt2, make):
-    exits = exits_of(lambda: make(gpt2), None)
+    exits = interrupted(lambda: make(gpt2), None).exits
 
     assert exits > 5
 
     for number in range(1, exits + 1):
         with unchanged(gpt2):
-            exits_of(lambda: make(gpt2), number)
+            interrupt = interrupted(lambda: make(gpt2), number)
+
+        assert interrupt.error.__traceback__
 
 
 def raise_soon(seconds):

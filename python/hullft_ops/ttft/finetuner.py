@@ -1,7 +1,6 @@
 """Adapting a language model to a prompt for the length of a with block."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from itertools import chain, islice
@@ -21,7 +20,7 @@ from hullft_ops.ttft.models.memory import (
     return_freed_memory,
 )
 from hullft_ops.ttft.question import Prompt, Question, question_of
-from hullft_ops.ttft.restore import at_exit, exclusive, restored
+from hullft_ops.ttft.restore import at_exit, block, exclusive, restored
 from hullft_ops.ttft.search import Neighbours, Search, kind_of, retrieve
 from hullft_ops.ttft.store.base import Store, check_embedder
 from hullft_ops.ttft.techniques import TTFTConfig
@@ -139,7 +138,7 @@ class TestTimeFinetuner:
             raise ValueError("select: n_select must be at least 1, got 0")
         return steps[0].select(self.retrieve(prompt), self.language_model)
 
-    @contextmanager
+    @block
     def adapted(
         self,
         prompt: Prompt | Question | Neighbours,
@@ -281,7 +280,7 @@ class TestTimeFinetuner:
             each.prepare(neighbours, self.language_model) for each in self.techniques
         ]
 
-    @contextmanager
+    @block
     def _changed(
         self, prepared: Sequence[Prepared], deadline: Deadline
     ) -> Iterator[tuple[Training, dict[type, Any]]]:

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
+from functools import partial, wraps
+from io import IOBase
 from operator import call
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,16 +15,51 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 # The thread that has each model at the moment. A tuple, so that each call has its own.
 _callers: "WeakKeyDictionary[nn.Module, tuple[int]]" = WeakKeyDictionary()
 
 
-@contextmanager
+class _Block(IOBase):
+    """Runs a generator up to its ``yield``, and at the end of a with block closes it."""
+
+    def __init__(self, generator: Any) -> None:
+        # Called by ``IOBase.__exit__``. Both are in C, where Python handles no signal.
+        self.close = generator.close  # type: ignore[method-assign]
+        self._generator = generator
+
+    def __enter__(self) -> Any:
+        try:
+            return next(self._generator)
+        except BaseException:
+            self.close()
+            raise
+
+
+def block(
+    generator: Callable[P, Iterator[T]],
+) -> Callable[P, AbstractContextManager[T]]:
+    """As `contextlib.contextmanager`, but Ctrl-C cannot keep the generator from ending.
+
+    contextmanager's ``__exit__`` is in Python: a signal that arrives as it begins leaves the
+    generator suspended for as long as somebody holds the exception. The generator sees every end
+    of the body as GeneratorExit, so it can clean up but not handle exceptions.
+    """
+
+    @wraps(generator)
+    def make(*args: P.args, **options: P.kwargs) -> Any:
+        return _Block(generator(*args, **options))
+
+    return make
+
+
+@block
 def at_exit(undo: Callable[[], None]) -> Iterator[None]:
     """Call ``undo`` at the end of the body, again from its beginning if a signal cuts it short.
 
-    It is called at most three times. Python handles signals between the body and this generator
-    too, for a part of a microsecond: then ``undo`` is called once nobody keeps the exception.
+    It is called at most three times.
     """
     try:
         yield
@@ -40,7 +76,7 @@ def at_exit(undo: Callable[[], None]) -> Iterator[None]:
             raise
 
 
-@contextmanager
+@block
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, and at the end every module back in its mode from before."""
     # ``model.train`` would give all the same mode.
@@ -56,7 +92,7 @@ def _restore_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-@contextmanager
+@block
 def thread_modes_restored(device: torch.device) -> Iterator[None]:
     """Put this thread's grad mode, and its autocast for a device, back at the end of the body.
 
@@ -94,7 +130,7 @@ def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 
-@contextmanager
+@block
 def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
     """Keep other threads from the model in the body. Nobody waits.
 
@@ -124,7 +160,7 @@ def _release(key: nn.Module, caller: tuple[int]) -> None:
         del _callers[key]
 
 
-@contextmanager
+@block
 def restored(
     model: nn.Module, trained: Sequence[nn.Parameter], copies: list[Tensor]
 ) -> Iterator[list[Tensor]]:

@@ -9,7 +9,6 @@ of a single head.
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from hullft_ops.ttft.restore import at_exit, unwrapped
+from hullft_ops.ttft.restore import at_exit, block, unwrapped
 
 # So many more tokens are made room for at once.
 _ROOM = 256
@@ -104,7 +103,7 @@ def _appended(room: Tensor, states: Any, new: Tensor) -> tuple[Tensor, Tensor]:
     return room, room[..., :end, :]
 
 
-@contextmanager
+@block
 def grouped_attention(model: Any) -> Iterator[bool]:
     """Let the query heads that share keys and values attend together in the body, if the model uses
     torch's attention. Yields whether it does."""

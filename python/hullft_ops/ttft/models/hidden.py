@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from hullft_ops.ttft.restore import at_exit, unwrapped
+from hullft_ops.ttft.restore import at_exit, block, unwrapped
 
 
 class HiddenStates(threading.local):
@@ -25,7 +24,7 @@ class HiddenStates(threading.local):
         return None if latest is None else latest[:, -count:]
 
 
-@contextmanager
+@block
 def seen_hidden_states(model: Any, *, is_needed: bool) -> Iterator[HiddenStates]:
     """See the hidden states of the model's passes in the body, but not those of compiled ones."""
     states = HiddenStates()

@@ -1,7 +1,7 @@
 """Reading a model in another precision."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from hullft_ops.ttft.restore import (
     at_exit,
+    block,
     eval_mode,
     exclusive,
     thread_modes_restored,
@@ -42,7 +43,7 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-@contextmanager
+@block
 def reading(model: Any, dtype: AutoPrecision | None) -> Iterator[None]:
     """Keep others from the model in the body. It is in eval mode, without gradients.
 
@@ -58,7 +59,7 @@ def reading(model: Any, dtype: AutoPrecision | None) -> Iterator[None]:
         yield
 
 
-@contextmanager
+@block
 def casting_once(model: nn.Module) -> Iterator[None]:
     """Let autocast keep its copies of all weights: by itself it keeps only copies of weights
     with ``requires_grad``."""
