@@ -81,6 +81,36 @@ def weigh_ngrams(monkeypatch):
 
 
 @pytest.fixture
+def read_by():
+    """The tokens that a model reads from now on: of each pass, a list for each row."""
+
+    def listen(model):
+        passes = []
+        model.register_forward_pre_hook(
+            lambda module, args, named: passes.append(named["input_ids"].tolist()),
+            with_kwargs=True,
+        )
+        return passes
+
+    return listen
+
+
+@pytest.fixture
+def copier_of(dynamic_llama, tokenizer, store_of, embedder, weigh_ngrams):
+    """Makes a finetuner that goes on as its one passage does."""
+
+    def make(text, tokenizer=tokenizer, **options):
+        dynamic_llama.config.max_position_embeddings = 512
+        weigh_ngrams(0.5, 0.9, 0.9, 0.9, 0.9)
+        settings = {"n_select": 0, "train_on_prompt": 0, "context": 0, "dtype": None}
+        return TestTimeFinetuner(
+            dynamic_llama, tokenizer, store_of([text]), embedder, **settings | options
+        )
+
+    return make
+
+
+@pytest.fixture
 def embedder():
     return HashingEmbedder()
 

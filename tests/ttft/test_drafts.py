@@ -1,11 +1,12 @@
 """Texts that are written with drafts, in which several tokens take one pass."""
 
+from functools import partial
+
 import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import DynamicCache, GenerationConfig
 
-from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
 from hullft_ops.ttft.language_model import Draft
 from hullft_ops.ttft.models.hidden import HiddenStates
@@ -30,23 +31,9 @@ def passes(dynamic_llama):
 
 
 @pytest.fixture
-def make_copier(dynamic_llama, tokenizer, store_of, embedder, weigh_ngrams):
-    """Makes a finetuner that goes on as its one passage does, mostly."""
-    dynamic_llama.config.max_position_embeddings = 512
-    weigh_ngrams(0.5, 0.7, 0.9, 0.9)
-
-    def make(model=dynamic_llama, **options):
-        settings = {
-            "n_select": 0,
-            "train_on_prompt": 0,
-            "context": 1,
-            "dtype": None,
-        }
-        return TestTimeFinetuner(
-            model, tokenizer, store_of([TEXT]), embedder, **(settings | options)
-        )
-
-    return make
+def make_copier(copier_of):
+    """Reads its passage, too."""
+    return partial(copier_of, TEXT, context=1)
 
 
 def never(self, ids, length):

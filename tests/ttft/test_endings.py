@@ -76,11 +76,8 @@ OPTIONS = {"max_new_tokens": 60, "do_sample": False}
 
 
 @pytest.fixture
-def copier(dynamic_llama, make, store_of, weigh_ngrams):
-    """Goes on as its one passage does."""
-    dynamic_llama.config.max_position_embeddings = 256
-    weigh_ngrams(0.5, 0.9, 0.9, 0.9, 0.9)
-    return make(dynamic_llama, store=store_of([CODE]), n_select=0, ngrams=1)
+def copier(copier_of):
+    return copier_of(CODE)
 
 
 @pytest.mark.parametrize(

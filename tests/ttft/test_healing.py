@@ -44,20 +44,8 @@ def text(tokenizer):
 
 
 @pytest.fixture
-def copier(dynamic_llama, tokenizer, store_of, embedder, text, weigh_ngrams):
-    """Goes on as its one passage does."""
-    dynamic_llama.config.max_position_embeddings = 256
-    weigh_ngrams(0.5, 0.9, 0.9, 0.9, 0.9)
-    options = {
-        "n_select": 0,
-        "train_on_prompt": 0,
-        "context": 0,
-        "ngrams": 1,
-        "dtype": None,
-    }
-    return TestTimeFinetuner(
-        dynamic_llama, tokenizer, store_of([text]), embedder, **options
-    )
+def copier(copier_of, text):
+    return copier_of(text)
 
 
 def test_tokens_stand_for_the_bytes_of_a_text(tokenizer):

@@ -159,17 +159,12 @@ def test_a_space_that_the_tokenizer_adds_is_no_byte(gpt2, tokenizers):
 
 @pytest.mark.parametrize("kind", ["byte_level", *OPENED])
 @pytest.mark.parametrize("text", [TEXTS["ascii"], TEXTS["long"]])
-def test_a_prefix_is_read_once(model, tokenizers, prefilled, kind, text):
+def test_a_prefix_is_read_once(model, tokenizers, prefilled, read_by, kind, text):
     language_model = LanguageModel(model, tokenizers[kind])
     prefix = prefilled(language_model, [[40, 41, 42], [90, 91], [60]])
-    lengths = []
-
-    def listen(module, args, kwargs):
-        lengths.append(kwargs["input_ids"].shape[1])
-
-    model.register_forward_pre_hook(listen, with_kwargs=True)
+    passes = read_by(model)
     expected = score(language_model, text, prefix=Prefix(prefix.passages))
-    whole = lengths[-1]
+    whole = len(passes[-1][0])
 
     for _ in range(2):
         scored = score(language_model, text, prefix=prefix)
@@ -177,22 +172,17 @@ def test_a_prefix_is_read_once(model, tokenizers, prefilled, kind, text):
         assert scored.nll == pytest.approx(expected.nll, rel=1e-5)
         assert scored.tokens == expected.tokens
         # Its last token is read again: those logits predict the first of the text.
-        assert lengths[-1] == whole - len(prefix.ids) + 1
+        assert len(passes[-1][0]) == whole - len(prefix.ids) + 1
 
 
-def test_passages_are_read_in_parts(model, tokenizer, prefilled, monkeypatch):
+def test_passages_are_read_in_parts(model, tokenizer, prefilled, read_by, monkeypatch):
     passages, text = [[40, 41, 42], [90, 91, 92, 60, 61]], TEXTS["ascii"]
     language_model = LanguageModel(model, tokenizer)
-    calls = []
-
-    def listen(module, args, kwargs):
-        calls.append(kwargs["input_ids"][0].tolist())
-
-    model.register_forward_pre_hook(listen, with_kwargs=True)
+    passes = read_by(model)
     monkeypatch.setattr(reader_module, "TOKENS_AT_ONCE", 3)
     prefix = prefilled(language_model, passages)
 
-    assert calls == [[40, 41, 42], [90, 91, 92], [60]]
+    assert passes == [[[40, 41, 42]], [[90, 91, 92]], [[60]]]
 
     expected = score(language_model, text, prefix=Prefix(prefix.passages))
     scored = score(language_model, text, prefix=prefix)

@@ -163,12 +163,8 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(store_of, embedder):
     assert len(set(single)) == 4
 
 
-def test_prompts_of_like_length_are_continued_together(gpt2, tokenizer, make):
-    shapes = []
-    gpt2.register_forward_pre_hook(
-        lambda module, args, named: shapes.append(named["input_ids"].shape),
-        with_kwargs=True,
-    )
+def test_prompts_of_like_length_are_continued_together(gpt2, make, read_by):
+    passes = read_by(gpt2)
     finetuner = make(gpt2, n_select=0)
     prompts = ["1" * length for length in (9, 3, 8, 2, 5)]
     options = {"batch_size": 2, "max_new_tokens": 1, "token_healing": False}
@@ -176,6 +172,8 @@ def test_prompts_of_like_length_are_continued_together(gpt2, tokenizer, make):
 
     assert [position for position, _ in answers] == [3, 1, 4, 2, 0]
     # Of a batch, all but the last tokens are read before.
+    shapes = [(len(rows), len(rows[0])) for rows in passes]
+
     assert shapes[-5::2] == [(2, 2), (2, 7), (1, 9)]
 
 
@@ -203,24 +201,19 @@ def test_the_model_adapts_to_each_prompt_of_a_list(gpt2, make):
     ],
 )
 def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
-    gpt2, tokenizers, prefilled, kind, prompt, new_tokens, expected
+    gpt2, tokenizers, prefilled, read_by, kind, prompt, new_tokens, expected
 ):
     """The window has 10 tokens. The token that ends a text is not continued."""
     tokenizer = tokenizers[kind]
     passages = [tokenizer.convert_tokens_to_ids(list(text)) for text in ("12", "345")]
     language_model = LanguageModel(gpt2, tokenizer, 10)
     prefix = prefilled(language_model, passages)
-    calls = []
-
-    def listen(module, args, kwargs):
-        calls.append(kwargs["input_ids"][0])
-
-    gpt2.register_forward_pre_hook(listen, with_kwargs=True)
+    passes = read_by(gpt2)
     # With a cache of transformers' own, the model reads every token again.
     options = {"use_cache": False, "max_new_tokens": new_tokens, "token_healing": False}
     continued(language_model, prompt, prefix, **options)
 
-    assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
+    assert " ".join(tokenizer.convert_ids_to_tokens(passes[0][0])) == expected
 
 
 def test_of_a_prompt_that_is_too_long_the_end_is_read(gpt2, tokenizer, monkeypatch):
@@ -232,23 +225,20 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(gpt2, tokenizer, monkeypat
     assert text == tokenizer.decode(tokenizer(PROMPT)["input_ids"][-2:])
 
 
-def test_passages_that_were_read_are_not_read_again(model, tokenizer, prefilled):
+def test_passages_that_were_read_are_not_read_again(
+    model, tokenizer, prefilled, read_by
+):
     language_model = LanguageModel(model.double(), tokenizer)
     prefix = prefilled(language_model, [[40, 41, 42], [90, 91]])
-    calls = []
-
-    def listen(module, args, kwargs):
-        calls.append(kwargs["input_ids"][0].tolist())
-
-    model.register_forward_pre_hook(listen, with_kwargs=True)
+    passes = read_by(model)
     expected = continued(language_model, "the cat", prefix, use_cache=False, **UNHEALED)
-    [whole, *_] = calls
+    [[whole], *_] = passes
 
     for _ in range(2):
-        calls.clear()
+        passes.clear()
 
         assert continued(language_model, "the cat", prefix, **UNHEALED) == expected
-        assert calls[0] == whole[len(prefix.ids) - 1 :]
+        assert passes[0] == [whole[len(prefix.ids) - 1 :]]
 
 
 @pytest.mark.parametrize(
@@ -327,24 +317,16 @@ def test_a_configuration_is_heard_as_options_are(gpt2, make):
 
 @pytest.mark.parametrize("cut", ["x, y", "x, y):\n    retu", "x"])
 def test_ngrams_drafts_and_healing_act_before_a_suffix(
-    dynamic_llama, tokenizer, store_of, embedder, weigh_ngrams, cut
+    dynamic_llama, tokenizer, copier_of, read_by, cut
 ):
     code = "def f(x, y):\n    return g(x + y)\n\n\ndef h(x):\n    pass\n"
-    weigh_ngrams(0.5, 0.9, 0.9, 0.9, 0.9)
-    dynamic_llama.config.max_position_embeddings = 256
     tokenizer = deepcopy(tokenizer)
     tokenizer.add_tokens(["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"])
-    options = {"n_select": 0, "train_on_prompt": 0, "context": 0, "dtype": None}
-    finetuner = TestTimeFinetuner(
-        dynamic_llama, tokenizer, store_of([code]), embedder, **options
-    )
     prompt = code[: code.index(cut) + len(cut)]
-    passes = []
-    dynamic_llama.register_forward_pre_hook(
-        lambda module, args, named: passes.append(named["input_ids"][0].tolist()),
-        with_kwargs=True,
-    )
-    with finetuner.adapted(prompt, suffix="\n\n\n# end\n") as adaptation:
+    passes = read_by(dynamic_llama)
+    with copier_of(code, tokenizer).adapted(
+        prompt, suffix="\n\n\n# end\n"
+    ) as adaptation:
         passes.clear()
         written = adaptation.generate(max_new_tokens=16, do_sample=False)
 
@@ -353,7 +335,7 @@ def test_ngrams_drafts_and_healing_act_before_a_suffix(
     assert code.startswith(prompt + written)
     assert written
 
-    [read] = [tokens for tokens in passes if middle in tokens]
+    [read] = [tokens for [tokens] in passes if middle in tokens]
 
     # A draft of what was taken back, and more, stands behind the suffix.
     assert read[-1] != middle
