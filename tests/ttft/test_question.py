@@ -43,7 +43,7 @@ def test_a_suffix_stands_between_the_models_marks(tokenizer_of, names):
 
 
 @pytest.mark.parametrize("names", [QWEN, CODESTRAL])
-def test_in_a_short_window_both_texts_lose_their_far_ends_and_the_suffix_first(
+def test_in_a_short_window_both_texts_lose_their_far_ends_three_to_one(
     tokenizer_of, names
 ):
     question = question_of(tokenizer_of(names), PREFIX, suffix=SUFFIX)
@@ -56,7 +56,7 @@ def test_in_a_short_window_both_texts_lose_their_far_ends_and_the_suffix_first(
         right = fitted.ids[fitted.suffix_start : fitted.suffix_end]
 
         assert len(fitted.ids) == room
-        assert len(left) == min(len(before), room - others)
+        assert len(right) == max((room - others) // 4, room - others - len(before))
         assert left == before[len(before) - len(left) :]
         assert right == behind[: len(right)]
 

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from hullft_ops.ttft.healing import Vocabulary
 from hullft_ops.ttft.loss import next_token_logits
-from hullft_ops.ttft.models.cache import cache_argument, copied, keeps_keys_and_values
+from hullft_ops.ttft.models.cache import (
+    cache_argument,
+    can_be_cut,
+    copied,
+    keeps_keys_and_values,
+)
 from hullft_ops.ttft.models.checks import (
     agree,
     check_causal,
@@ -25,7 +30,7 @@ from hullft_ops.ttft.models.checks import (
 from hullft_ops.ttft.models.precision import AutoPrecision, reading
 from hullft_ops.ttft.question import Question, Row
 from hullft_ops.ttft.restore import unwrapped
-from hullft_ops.ttft.tokens import PROBE, Tokens, tokenized
+from hullft_ops.ttft.tokens import PROBE, Tokens, count_shared, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,7 +123,7 @@ class Prefix:
     Attributes:
         passages: stand before texts, nearest last.
         mixtures: change the predictions, one after the other.
-        ids: the tokens that the model has read: what opens a text, and the passages.
+        ids: the tokens that the model has read: what opens a text, the passages, or more.
         cache: holds ``ids`` without the last; None if there is none, and they are read again before
             each text.
     """
@@ -164,10 +169,25 @@ class Prefix:
             )
         return replace(self, passages=passages)
 
+    def count_read(self, ids: Sequence[int]) -> int:
+        """How many of the first of ``ids`` the cache holds, but not the last, which predicts."""
+        if self.cache is None:
+            return 0
+        return count_shared(self.ids[:-1], ids[:-1])
+
     def cache_before(self, ids: Sequence[int]) -> Any:
-        """A copy of the cache, if ``ids`` begin with the tokens that it was made of; else None."""
-        is_read = list(ids[: len(self.ids)]) == list(self.ids)
-        return copied(self.cache) if is_read and self.cache is not None else None
+        """A copy of the cache, cut to what it holds of ``ids``; None if that is nothing, or it
+        cannot be cut."""
+        count = self.count_read(ids)
+        if not count:
+            return None
+        cache = copied(self.cache)
+        excess = len(self.ids) - 1 - count
+        if excess and not can_be_cut(cache):
+            return None
+        if excess:
+            cache.crop(-excess)
+        return cache
 
 
 class LanguageModel:
@@ -263,11 +283,15 @@ class LanguageModel:
     def prefill(self, prefix: Prefix, opening: Sequence[int]) -> Prefix:
         """Read the passages of a prefix, behind the tokens that open a text."""
         ids = [*opening, *chain.from_iterable(each.ids for each in prefix.passages)]
-        cache = None
-        # The cache leaves the last token out: its logits predict the first of the text.
-        if prefix.passages:
-            with self.reading():
-                cache = self.read(torch.tensor([ids[:-1]]))
+        if not prefix.passages:
+            return replace(prefix, ids=ids, cache=None)
+        return self.read_on(prefix, ids)
+
+    def read_on(self, prefix: Prefix, ids: Sequence[int]) -> Prefix:
+        """Read these tokens, but what the prefix has read of their beginning."""
+        # The cache leaves the last token out: its logits predict the next.
+        with self.reading():
+            cache = self.read(torch.tensor([ids[:-1]]), cache=prefix.cache_before(ids))
         return replace(prefix, ids=ids, cache=cache)
 
     def read(
@@ -320,11 +344,11 @@ class LanguageModel:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """What predicts the tokens of ``body`` from ``first`` on, as `next_token_logits`.
 
-        Call it in `reading`. ``head`` stands before the body; if it is what the prefix
-        has read, it is not read again.
+        Call it in `reading`. ``head`` stands before the body; what the prefix has read of it is not
+        read again.
         """
         cache = prefix.cache_before(head)
-        before = head if cache is None else head[-1:]
+        before = head[0 if cache is None else cache.get_seq_length() :]
         arguments = (
             {} if cache is None else {self.cache_argument: cache, "use_cache": True}
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.chat import Conversation, chat_text, conversation
 from hullft_ops.ttft.infill import Marks, marks_of
-from hullft_ops.ttft.tokens import plain_ids, tokenized
+from hullft_ops.ttft.tokens import count_shared, plain_ids, tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,10 +57,13 @@ class Question:
         return self._without(0, self.opening)
 
     def fitted(self, room: int) -> "Question":
-        """The question in at most ``room`` tokens: without the end of the suffix, and then without
-        the beginning of the text before the cursor. Marks stay."""
+        """The question in at most ``room`` tokens: without the end of the suffix, which keeps a
+        quarter of the room, and without the beginning of the text before the cursor. Marks
+        stay."""
         excess = max(0, len(self.ids) - room)
-        size = min(excess, self.suffix_end - self.suffix_start)
+        behind = self.suffix_end - self.suffix_start
+        marks = len(self.ids) - behind - (self.cursor - self.start)
+        size = min(excess, behind - min(behind, (room - marks) // 4))
         fitted = self._without(self.suffix_end - size, self.suffix_end)
         # Without a suffix, what opens the text goes first.
         begin = fitted.start if self.suffix else 0
@@ -176,10 +179,7 @@ def _in_template(
     opening = tokens.opening
     if place is not None:
         # The last token of the template's beginning may be merged with the message's first.
-        beginning = tokenized(tokenizer, text[:place]).ids
-        pairs = enumerate(zip(beginning, tokens.ids, strict=False))
-        shared = (number for number, (one, other) in pairs if one != other)
-        opening = next(shared, len(beginning))
+        opening = count_shared(tokenized(tokenizer, text[:place]).ids, tokens.ids)
     return Question(content, tokens.ids, opening, 0, len(tokens.ids))
 
 

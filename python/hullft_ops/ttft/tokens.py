@@ -69,6 +69,13 @@ def plain_ids(
     return [token for piece in pieces for token in piece]
 
 
+def count_shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    end = min(len(ids), len(others))
+    return next((number for number, (one, other) in pairs if one != other), end)
+
+
 def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Differs between tokenizers that make other tokens of a text."""
     tokens = tokenizer(PROBE)["input_ids"]
