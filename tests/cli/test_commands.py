@@ -23,7 +23,7 @@ from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation import measuring
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.results import read_rows
-from hullft_ops.ttft.adapter import AdapterConfig
+from hullft_ops.ttft.adapter_training import AdapterConfig
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.corpus import IndexConfig
 from hullft_ops.ttft.techniques import TTFTConfig

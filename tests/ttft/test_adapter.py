@@ -27,13 +27,13 @@ from transformers import (
 )
 
 from forked import forked, status_of
-from hullft_ops.ttft import adapter
-from hullft_ops.ttft.adapter import read_adapter, train_adapter
+from hullft_ops.ttft import adapter_training
+from hullft_ops.ttft.adapter_training import train_adapter
 from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.models.checks import model_identity
-from hullft_ops.ttft.models.lora import add_lora
 from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.techniques.adapter import RECORD, add_lora, read_adapter
 from hullft_ops.ttft.validation import InputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -103,7 +103,7 @@ def test_peft_loads_an_adapter_that_fits_the_passages(
 def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
     gpt2, tokenizer, store, tmp_path, monkeypatch, pytestconfig
 ):
-    monkeypatch.setattr(adapter, "_SAVE_STEPS", 7)
+    monkeypatch.setattr(adapter_training, "_SAVE_STEPS", 7)
 
     def train(name):
         train_adapter(gpt2, tokenizer, store, tmp_path / name, rank=4, epochs=2)
@@ -133,8 +133,8 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
 
 
 def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
-    monkeypatch.setattr(adapter, "_SAVE_STEPS", 4)
-    batches, pad = [], adapter._padded
+    monkeypatch.setattr(adapter_training, "_SAVE_STEPS", 4)
+    batches, pad = [], adapter_training._padded
 
     def padded(rows):
         batches.append(rows)
@@ -143,7 +143,7 @@ def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
 
         return pad(rows)
 
-    monkeypatch.setattr(adapter, "_padded", padded)
+    monkeypatch.setattr(adapter_training, "_padded", padded)
 
     with pytest.raises(KeyboardInterrupt):
         train()
@@ -156,15 +156,15 @@ def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
 
 def interrupted(train, monkeypatch, **options):
     """A training that has a checkpoint, and then no room."""
-    trained = adapter._train
+    trained = adapter_training._train
 
     def full(*arguments):
         trained(*arguments)
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapter, "_train", full)
-        patch.setattr(adapter, "_SAVE_STEPS", 4)
+        patch.setattr(adapter_training, "_train", full)
+        patch.setattr(adapter_training, "_SAVE_STEPS", 4)
 
         with pytest.raises(OSError, match="No space left"):
             train(**options)
@@ -186,7 +186,7 @@ def test_another_training_begins_anew(train, store, monkeypatch, tmp_path):
     interrupted(train, monkeypatch)
     path = train(seed=8)
 
-    assert json.loads((path / adapter.RECORD).read_bytes())["seed"] == 8
+    assert json.loads((path / RECORD).read_bytes())["seed"] == 8
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -281,14 +281,14 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
 
 def test_it_trains_on_as_many_passages_as_asked(train, monkeypatch):
     lengths = []
-    tokenized = adapter._tokenized
+    tokenized = adapter_training._tokenized
 
     def watched(*arguments):
         passages = tokenized(*arguments)
         lengths.append(len(passages))
         return passages
 
-    monkeypatch.setattr(adapter, "_tokenized", watched)
+    monkeypatch.setattr(adapter_training, "_tokenized", watched)
     weights = [
         load_file(train(f"{count}", passages=count, seed=1) / WEIGHTS)
         for count in (3, 5, 100)

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hullft_ops.ttft import language_model
-from hullft_ops.ttft.models.lora import add_lora, read_lora, with_lora
+from hullft_ops.ttft.adapter_training import with_lora
 from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.techniques.adapter import add_lora, read_lora
 from model_state import unchanged
 
 PROMPT = "the cat sat"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from hullft_ops.cli.options import fields_of
-from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
+from hullft_ops.ttft.adapter_training import AdapterConfig, train_adapter
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.store.datastore import Datastore

@@ -4,7 +4,7 @@ from hullft_ops._extras import needed_by
 
 with needed_by("hullft_ops.ttft"):
     from hullft_ops.ttft.adaptation import Adaptation
-    from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
+    from hullft_ops.ttft.adapter_training import AdapterConfig, train_adapter
     from hullft_ops.ttft.embedding import (
         Embedder,
         SentenceTransformerEmbedder,

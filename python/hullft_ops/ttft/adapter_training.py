@@ -1,4 +1,4 @@
-"""One LoRA for a whole datastore: training it, and reading it again."""
+"""Training one LoRA on a whole datastore."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from inspect import isfunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,19 +22,18 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops.ttft.files import check_output, digest_of, new_folder
+from hullft_ops.ttft.files import check_output, new_folder
 from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.loss import NonFiniteLossError
-from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.models.weights import layer_scale
+from hullft_ops.ttft.restore import unwrapped
 from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.techniques.adapter import RECORD, quiet, sharing_weights
 from hullft_ops.ttft.terminal import progress, progress_line
 from hullft_ops.ttft.training import MIN_TOKENS
-from hullft_ops.ttft.validation import input_errors, options_class
+from hullft_ops.ttft.validation import options_class
 
-# What an adapter was trained with. PEFT ignores the file.
-RECORD = "trained_with.json"
 _SAVE_STEPS = 100
 _OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
 
@@ -135,6 +135,31 @@ def train_adapter(
     return path
 
 
+def with_lora(model: "PreTrainedModel", rank: int) -> Any:
+    """A PEFT model with a new LoRA around every linear layer but the head."""
+    from peft import LoraConfig, get_peft_model
+
+    # It would run the model, not its copy.
+    if isfunction(vars(unwrapped(model)).get("forward")):
+        raise ValueError("model must not have a forward of its own, as torch.compile's")
+    # A router that returns a tuple, or a product in groups, is more than a linear layer.
+    others = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).forward is not nn.Linear.forward
+    ]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules="all-linear",
+        exclude_modules=others,
+        task_type="CAUSAL_LM",
+    )
+    with quiet():
+        return get_peft_model(sharing_weights(model), config)
+
+
 def _tokenized(
     language_model: LanguageModel, store: Store, config: AdapterConfig
 ) -> list[Tensor]:
@@ -222,30 +247,3 @@ def _last_checkpoint(folder: Path) -> str | None:
         if not (checkpoint / "trainer_state.json").exists():
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(folder)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def adapter_identity(path: str | Path) -> str:
-    """SHA-256 over the files of an adapter that PEFT saved, in hexadecimal digits."""
-    from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-
-    return digest_of(Path(path, CONFIG_NAME), Path(path, SAFETENSORS_WEIGHTS_NAME))
-
-
-def read_adapter(
-    path: str | Path, language_model: LanguageModel
-) -> list[tuple[nn.Parameter, Any]]:
-    """Read a LoRA that PEFT saved, for `add_lora`.
-
-    Raises:
-        InputError: as `read_lora`; or `train_adapter` has trained it with other weights.
-    """
-    subject = f"adapter {path}"
-    with input_errors(subject):
-        layers = read_lora(language_model.model, Path(path))
-        if Path(path, RECORD).exists():
-            identity = json.loads(Path(path, RECORD).read_bytes())["model"]
-            if identity != language_model.model_identity:
-                raise ValueError(
-                    f"was trained with other weights than {language_model.model.name_or_path}'s"
-                )
-    return layers
