@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from hullft_ops import reference
+
 OPS = torch.ops.hullft_ops
 OPTIONS: dict[str, float | bool] = {
     "lr": 1e-3,
@@ -70,62 +72,49 @@ def adam_replay(tensors: AdamTensors, repeats: int, **options: object) -> AdamTe
     return after
 
 
-class TorchAdam(NamedTuple):
-    after: AdamTensors
-    path: list[torch.Tensor]
-    """How far each parameter travelled, and where it started: |p_0| + sum |p_t - p_{t-1}|."""
-
-
-def torch_adam(
+def assert_near_reference(
     tensors: AdamTensors, repeats: int, **options: float | bool
-) -> TorchAdam:
-    """``repeats`` steps of torch.optim.Adam, or of AdamW when decoupled."""
-    o = {**OPTIONS, **options}
-    params = [torch.nn.Parameter(p.clone()) for p in tensors.params]
-    optimizer_class = torch.optim.AdamW if o["decoupled"] else torch.optim.Adam
-    optimizer = optimizer_class(
-        params,
-        lr=o["lr"],
-        betas=(o["beta1"], o["beta2"]),
-        eps=o["eps"],
-        weight_decay=o["weight_decay"],
-        maximize=bool(o["maximize"]),
-    )
+) -> AdamTensors:
+    """What the operator makes of clones: as exact as its arithmetic, and rounded once.
 
-    for p, g, m, v, t in zip(params, *tensors.clone()[1:], strict=True):
-        p.grad = g
-        optimizer.state[p] = {"step": t, "exp_avg": m, "exp_avg_sq": v}
+    Errors are relative to how far a parameter started from zero and travelled, since it may end
+    near zero; those of moments to the largest that they have been.
+    """
+    after = adam_replay(tensors, repeats, **options)
+    dtype = tensors.params[0].dtype
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    unit = (8 + repeats) * torch.finfo(arithmetic).eps
+    rounding = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    options = {**OPTIONS, **options}
+    for before, row in zip(
+        zip(*tensors, strict=True), zip(*after, strict=True), strict=True
+    ):
+        param, grad, exp_avg, exp_avg_sq, count = exact = before
+        path = param.double().abs()
+        for _ in range(repeats):
+            start = exact[0]
+            exact = reference.adam_replay(
+                start, grad, *exact[-3:], repeats=1, **options
+            )
+            path = path + (exact.param - start).abs() + options["lr"]
 
-    path = [p.detach().abs() for p in params]
-    for _ in range(repeats):
-        before = [p.detach().clone() for p in params]
-        optimizer.step()
+        gradient = grad.double().abs() + options["weight_decay"] * path
+        scales = path, gradient + exp_avg.abs(), gradient**2 + exp_avg_sq
+        for value, wanted, scale in zip(
+            (row[0], *row[2:4]), exact[:3], scales, strict=True
+        ):
+            bound = rounding * wanted.abs() + unit * scale + smallest
+            excess = (value.double() - wanted).abs() - bound
 
-        for i, param in enumerate(params):
-            path[i] = path[i] + (param.detach() - before[i]).abs()
+            assert value.dtype == dtype
+            assert not excess.gt(0).any(), f"{excess.max()} above the bound"
+            assert torch.equal(value.isfinite(), wanted.isfinite())
 
-    states = [optimizer.state[p] for p in params]
-    after = AdamTensors(
-        params=[p.detach() for p in params],
-        grads=tensors.grads,
-        exp_avgs=[state["exp_avg"] for state in states],
-        exp_avg_sqs=[state["exp_avg_sq"] for state in states],
-        steps=[state["step"] for state in states],
-    )
-    return TorchAdam(after, path)
+        assert row[4].dtype == count.dtype
+        assert row[4].item() == count.item() + repeats
 
-
-def assert_within(
-    ours: torch.Tensor, wanted: torch.Tensor, bound: torch.Tensor
-) -> None:
-    """|ours - wanted| <= bound, element by element."""
-    error = (ours.double() - wanted.double()).abs()
-    excess = error - bound.double()
-
-    assert not excess.gt(0).any(), (
-        f"error {error[excess.argmax()]} above {bound[excess.argmax()]}"
-    )
-    assert torch.equal(ours.isnan(), wanted.isnan())
+    return after
 
 
 def assert_same_bits(ours: AdamTensors, wanted: AdamTensors) -> None:

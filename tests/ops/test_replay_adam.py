@@ -20,10 +20,9 @@ from adam_problems import (
     OPTIONS,
     AdamTensors,
     adam_replay,
+    assert_near_reference,
     assert_same_bits,
-    assert_within,
     make_tensors,
-    torch_adam,
 )
 from adam_training import (
     Model,
@@ -35,10 +34,10 @@ from adam_training import (
     make_model,
     train,
 )
-from hullft_ops import GradientCache, ReplayAdam, ReplayAdamW, reference
+from hullft_ops import GradientCache, ReplayAdam, ReplayAdamW
 from problems import DTYPES
 
-REPEATS = [1, 2, 3, 7, 64]
+REPEATS = [1, 2, 7, 64]
 DECAYS = {
     "Adam": {},
     "Adam coupled": {"weight_decay": 0.1},
@@ -49,72 +48,29 @@ DECAYS = {
 SIZES = [1003, 0, 17, 1]
 
 
-def check_against_torch(
-    tensors: AdamTensors, repeats: int, **options: float | bool
-) -> None:
-    """Within 2 eps and half an eps a step, in float64 at most 1e-14.
-
-    torch rounds its square root and one division more than we do, 2 eps of a move, and 0.5 eps of
-    the parameter at each step. Both are relative to how far a parameter started from zero and
-    travelled, since it may end near zero; moments to the largest they have been.
-    """
-    ours = adam_replay(tensors, repeats, **options)
-    theirs = torch_adam(tensors, repeats, **options)
-    eps = torch.finfo(tensors.params[0].dtype).eps
-    bound = (2 + repeats / 2) * eps
-    if eps < 1e-15:
-        assert bound < 1e-14
-
-    assert_step_counts(ours, tensors, repeats)
-
-    for i, path in enumerate(theirs.path):
-        assert_within(ours.params[i], theirs.after.params[i], bound * path)
-
-        gradient = tensors.grads[i].abs() + options.get("weight_decay", 0.0) * path
-        largest = torch.maximum(tensors.exp_avgs[i].abs(), gradient)
-
-        assert_within(ours.exp_avgs[i], theirs.after.exp_avgs[i], 3 * eps * largest)
-
-        largest = torch.maximum(tensors.exp_avg_sqs[i], gradient**2)
-        assert_within(ours.exp_avg_sqs[i], theirs.after.exp_avg_sqs[i], bound * largest)
-
-
-def assert_step_counts(after: AdamTensors, before: AdamTensors, repeats: int) -> None:
-    for count, count_before in zip(after.steps, before.steps, strict=True):
-        assert count.dtype == count_before.dtype
-        assert count.item() == count_before.item() + repeats
-
-
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("repeats", REPEATS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_equals_torch(
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_the_reference(
     simd_level: str, dtype: torch.dtype, repeats: int, decay: str
 ) -> None:
     """Each tensor has its own step count, of either dtype."""
     for steps_done in (0.0, 1000.0):
         tensors = make_tensors(SIZES, dtype, steps_done=steps_done, seed=repeats)
         tensors.steps[2:] = [torch.tensor(5.0), torch.tensor(7.0, dtype=torch.float64)]
-        check_against_torch(tensors, repeats, **DECAYS[decay])
+        assert_near_reference(tensors, repeats, **DECAYS[decay])
 
 
 def test_any_number_of_tensors() -> None:
     """Sizes from 0, first and last empty, one large enough for several threads."""
     sizes = [(7 * i) % 61 if i % 5 else 0 for i in range(301)]
     sizes[150] = 40_000
-    tensors = make_tensors(sizes, torch.float32, steps_done=1000.0)
-    check_against_torch(tensors, 3)
+    assert_near_reference(make_tensors(sizes, torch.float32, steps_done=1000.0), 3)
 
 
 def test_many_repeats() -> None:
     """Past some 360 steps with these betas the corrections are exactly 1 and stay so."""
-    tensors = make_tensors([5], torch.float64)
-    at_once = adam_replay(tensors, 10_000, beta2=0.9)
-    options = {**OPTIONS, "beta2": 0.9}
-    [row] = zip(*tensors, strict=True)
-    expected = reference.adam_replay(*row, repeats=10_000, **options)
-
-    torch.testing.assert_close(at_once.params[0], expected.param, rtol=1e-11, atol=0)
+    assert_near_reference(make_tensors([5], torch.float64), 10_000, beta2=0.9)
 
 
 @pytest.mark.parametrize("t", [1, 7, 15, 26, 1000, 12_345])
@@ -158,43 +114,13 @@ def test_a_rate_for_each_tensor(
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes(simd_level: str, dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
-    """Rounded to the parameter's dtype once, from arithmetic in float32 or float64."""
-    options = {**OPTIONS, "weight_decay": 0.1}
+    """Gradients are rounded to the arithmetic's dtype first."""
     tensors = make_tensors(SIZES, dtype, grad_dtype=grad_dtype, steps_done=10.0)
-    after = adam_replay(tensors, 4, **options)
-
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
-    wide_grads = [grad.to(arithmetic) for grad in tensors.grads]
-    same_gradient = tensors._replace(grads=wide_grads)
-    after_same_gradient = adam_replay(same_gradient, 4, **options)
+    rounded = tensors._replace(grads=[grad.to(arithmetic) for grad in tensors.grads])
+    after = assert_near_reference(rounded, 4, weight_decay=0.1)
 
-    assert_same_bits(after, after_same_gradient)
-
-    rows = zip(*same_gradient, strict=True)
-    exact = [reference.adam_replay(*row, repeats=4, **options) for row in rows]
-    rounding = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
-    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-
-    def assert_rounded(
-        value: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor
-    ) -> None:
-        assert value.dtype == dtype
-
-        arithmetic_error = 8 * torch.finfo(arithmetic).eps * scale
-        bound = rounding * exact.abs() + arithmetic_error + smallest
-        assert_within(value, exact, bound)
-
-    for i, start in enumerate(tensors.params):
-        path = start.double().abs() + 4 * OPTIONS["lr"]
-        assert_rounded(after.params[i], exact[i].param, path)
-
-        gradient = tensors.grads[i].double().abs() + 0.1 * path
-        scale = gradient + tensors.exp_avgs[i].abs()
-
-        assert_rounded(after.exp_avgs[i], exact[i].exp_avg, scale)
-
-        scale = gradient**2 + tensors.exp_avg_sqs[i]
-        assert_rounded(after.exp_avg_sqs[i], exact[i].exp_avg_sq, scale)
+    assert_same_bits(adam_replay(tensors, 4, weight_decay=0.1), after)
 
 
 def test_dtypes_may_be_mixed_in_a_call() -> None:
@@ -229,16 +155,9 @@ def test_strided_parameters_that_require_grad_in_grad_mode() -> None:
 def test_what_is_not_finite_stays_where_it_is(simd_level: str) -> None:
     tensors = make_tensors([50])
     tensors.grads[0][[3, 20, 49]] = torch.tensor([math.nan, math.inf, -math.inf])
-    ours = adam_replay(tensors, 3)
-    theirs = torch_adam(tensors, 3).after
+    after = assert_near_reference(tensors, 3)
 
-    for column in ("params", "exp_avgs", "exp_avg_sqs"):
-        value = getattr(ours, column)[0]
-        expected = getattr(theirs, column)[0]
-
-        assert torch.equal(value.isnan(), expected.isnan())
-        assert torch.equal(value.isinf(), expected.isinf())
-        assert value.isfinite().sum() == 47
+    assert after.params[0].isfinite().sum() == 47
 
 
 def test_gradients_may_share_memory_with_each_other() -> None:
@@ -250,11 +169,6 @@ def test_gradients_may_share_memory_with_each_other() -> None:
     OPS.adam_replay_(*tensors, repeats=2, **OPTIONS)
 
     assert_same_bits(tensors, expected)
-
-
-def test_a_rate_that_only_float64_holds_is_taken_for_float64() -> None:
-    tensors = make_tensors([3], torch.float64)
-    assert adam_replay(tensors, 1, lr=1e39).params[0].isfinite().all()
 
 
 SCALES = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
