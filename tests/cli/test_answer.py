@@ -10,8 +10,8 @@ import pytest
 
 from command import hullft_ops, succeeded
 from hullft_ops.cli.answer import Answer, read_prompts
-from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder, load_model
+from hullft_ops.ttft.records import read_records
 from hullft_ops.ttft.validation import InputError
 
 PROMPTS = ["the cat sat", "a dog", "the cat sat on the red mat", "a tree", "a dog"]
@@ -49,7 +49,7 @@ def test_it_writes_what_the_finetuner_generates(
         lr=0.02,
     )
 
-    assert {row.prompt: row.answer for row in read_rows(OUTPUT, Answer)} == {
+    assert {row.prompt: row.answer for row in read_records(OUTPUT, Answer)} == {
         prompt: finetuner.generate(prompt, max_new_tokens=8, do_sample=False)
         for prompt in PROMPTS
     }
@@ -71,7 +71,7 @@ def test_a_prompt_may_have_a_suffix(arguments: list[object]) -> None:
     result = succeeded(*arguments, "--suffix-column", "behind")
 
     assert "no tokens to fill in with" in result.stderr
-    assert {row.suffix for row in read_rows(OUTPUT, Answer)} == {*suffixes}
+    assert {row.suffix for row in read_records(OUTPUT, Answer)} == {*suffixes}
 
     again = succeeded(*arguments, "--suffix-column", "behind")
 

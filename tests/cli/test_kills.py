@@ -18,7 +18,8 @@ import pytest
 from command import succeeded
 from forked import forked, status_of
 from hullft_ops.cli.answer import Answer
-from hullft_ops.evaluation.results import ResultsFile, Row, read_rows
+from hullft_ops.evaluation.results import Row
+from hullft_ops.ttft.records import Records, read_records
 
 
 @pytest.fixture
@@ -48,13 +49,13 @@ def killed_after(seconds: float, arguments: list[object]) -> tuple[bool, list[st
     reader, writer = os.pipe()
 
     def run_reporting() -> None:
-        append = ResultsFile.append
+        append = Records.append
 
-        def append_and_report(self: ResultsFile, row: Any) -> None:
+        def append_and_report(self: Records, row: Any) -> None:
             append(self, row)
             os.write(writer, (json.dumps(row.key) + "\n").encode())
 
-        ResultsFile.append = append_and_report  # type: ignore[method-assign]
+        Records.append = append_and_report  # type: ignore[method-assign]
         succeeded(*arguments)
 
     child = forked(run_reporting, seconds=300)
@@ -113,7 +114,7 @@ def test_no_finished_row_is_lost(
             duration = moment
 
         lines = whole_lines(file)
-        rows = read_rows(file, kind) if file.exists() else []
+        rows = read_records(file, kind) if file.exists() else []
 
         assert set(reported) <= {json.dumps(row.key) for row in rows}
 

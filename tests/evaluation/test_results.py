@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from evaluation_rows import PLAIN, result_row
-from hullft_ops.evaluation.results import open_results, read_rows
+from hullft_ops.evaluation.results import Row, read_rows
+from hullft_ops.ttft.records import open_records
 from hullft_ops.ttft.validation import InputError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -19,7 +20,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 def file(tmp_path: Path) -> Path:
     """Three rows."""
     path = tmp_path / "rows.jsonl"
-    with open_results(path, "r") as results:
+    with open_records(path, "r", Row) as results:
         for n in range(3):
             results.append(result_row(f"p{n}", domain="日本\n\u2028"))
 
@@ -30,7 +31,7 @@ def refused(path: Path, message: str) -> None:
     """It is, with one line that begins with the file, and stays as it is."""
     content = path.read_bytes()
 
-    with pytest.raises(InputError) as error, open_results(path, "r"):
+    with pytest.raises(InputError) as error, open_records(path, "r", Row):
         pass
 
     assert str(error.value).startswith(f"results {path}: {message}")
@@ -43,7 +44,7 @@ def test_rows_come_back_as_they_were(file: Path) -> None:
 
     assert read_rows(file) == rows
 
-    with open_results(file, "r") as results:
+    with open_records(file, "r", Row) as results:
         assert list(results.rows.values()) == rows
 
 
@@ -55,7 +56,7 @@ def test_a_last_line_that_a_kill_cut_off_is_dropped(file: Path) -> None:
 
         assert len(read_rows(file)) == 2
 
-        with open_results(file, "r") as results:
+        with open_records(file, "r", Row) as results:
             assert file.read_bytes() == whole
 
             results.append(result_row("p2", domain="日本\n\u2028"))
@@ -70,7 +71,7 @@ def test_the_first_row_may_be_cut_off_too(tmp_path: Path) -> None:
 
     assert read_rows(path) == []
 
-    with open_results(path, run):
+    with open_records(path, run, Row):
         assert path.read_bytes() == b""
 
 
@@ -81,13 +82,13 @@ def test_a_full_disk_has_a_name(tmp_path: Path) -> None:
     try:
         with (
             pytest.raises(OSError, match=f"too large: '{path}'"),
-            open_results(path, run) as results,
+            open_records(path, run, Row) as results,
         ):
             results.append(result_row("p", run=run))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, largest))
 
-    with open_results(path, run) as results:
+    with open_records(path, run, Row) as results:
         results.append(result_row("p", run=run))
 
     assert len(read_rows(path)) == 1
@@ -117,7 +118,7 @@ def test_a_file_of_the_user_stays_as_it_is(content: bytes, file: Path) -> None:
 
 
 def test_one_process_writes_at_a_time(file: Path) -> None:
-    with open_results(file, "r"):
+    with open_records(file, "r", Row):
         refused(file, "another process writes to it")
 
 

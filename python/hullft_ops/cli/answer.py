@@ -11,13 +11,12 @@ from tqdm import tqdm
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops.cli.adapt import loaded_finetuner, text_in
 from hullft_ops.cli.options import fields_of
-from hullft_ops.evaluation.measuring import run_identity
-from hullft_ops.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.chat import conversation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.question import Prompt, question_of
+from hullft_ops.ttft.records import open_records, read_records, run_identity
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.terminal import counted, echo, ticking
 from hullft_ops.ttft.training import Deadline
@@ -89,13 +88,13 @@ def answer(
     check_output(output, kind="rows", inputs=sources)
     if output.exists():
         # A file of another kind is refused before the work.
-        read_rows(output, Answer)
+        read_records(output, Answer)
     every = read_prompts(prompts, prompt_column, suffix_column)
     finetuner = loaded_finetuner(model_config, config, embedder, store=store)
     options = {"max_new_tokens": max_new_tokens, "chat": chat, "seconds": seconds}
     settings_of_run = [config.settings(), options]
     run = run_identity(finetuner.language_model, finetuner.store, settings_of_run)
-    with open_results(output, run, kind=Answer) as answers:
+    with open_records(output, run, Answer) as answers:
         left = [each for key, each in every.items() if key not in answers.rows]
         questions = [
             question_of(

@@ -16,9 +16,10 @@ from hullft_ops.evaluation.measuring import (
     missing,
 )
 from hullft_ops.evaluation.report import print_report
-from hullft_ops.evaluation.results import Row, open_results, read_rows
+from hullft_ops.evaluation.results import Row, read_rows
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.files import check_output
+from hullft_ops.ttft.records import open_records
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.terminal import counted, echo, ticking
 
@@ -88,7 +89,7 @@ def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Ro
     prompts, keys = evaluation.prompts, list(evaluation.finetuners)
     counts = counted(len(prompts), "prompt"), counted(len(keys), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
-    with open_results(output, evaluation.run) as results:
+    with open_records(output, evaluation.run, Row) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)
         rows = measure_tasks(evaluation, tasks)

@@ -1,7 +1,5 @@
 """Measuring configurations on held-out prompts: a row for each pair of them."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,15 +14,13 @@ from hullft_ops.evaluation.prompts import HeldOut, open_texts
 from hullft_ops.evaluation.results import Row, Score, key_of
 from hullft_ops.evaluation.scores import METRICS, metrics_of, scores_of
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.question import question_of
+from hullft_ops.ttft.records import run_identity
 from hullft_ops.ttft.search import Neighbours, Search, embedder_for
-from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.terminal import waiting
-from hullft_ops.ttft.tokens import tokenizer_identity
 from hullft_ops.ttft.validation import InputError
 
 _MODULES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss")
@@ -192,17 +188,3 @@ def _row(
         threads=torch.get_num_threads(),
         **measured,
     )
-
-
-def run_identity(
-    language_model: LanguageModel, store: Store | None, options: Any
-) -> str:
-    """Differs if any weight, the tokenizer, a text, an embedding or an option does."""
-    about = [
-        language_model.model_identity,
-        tokenizer_identity(language_model.tokenizer),
-        getattr(store, "identity", None),
-        getattr(store, "embedder", None),
-        options,
-    ]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
