@@ -105,6 +105,9 @@ def test_it_is_evaluated_and_reported_beside_others(finetuner):
     )
     rows = list(measure_tasks(evaluation, missing(evaluation, {})))
     measured = Measurements.of(rows)
+    orders = {row.settings.get("techniques") for row in rows}
+
+    assert orders == {None, "Everything,PassageSteps"}
 
     names = [cells["settings"].split() for cells in cells_of(measured)[1:]]
 

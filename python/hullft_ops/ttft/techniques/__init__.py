@@ -52,8 +52,11 @@ class TTFTConfig(
     def settings(self) -> dict[str, Any]:
         """The options that matter, which tell configurations apart."""
         values: dict[str, Any] = {}
-        for technique in self.active():
+        active = self.active()
+        for technique in active:
             values |= technique.settings or {type(technique).__name__: True}
+        if self.techniques != TECHNIQUES and len(active) > 1:
+            values["techniques"] = ",".join(type(each).__name__ for each in active)
         for field in fields(ReadingOptions):
             value = getattr(self, field.name)
             if value != field.default:
