@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -11,9 +12,9 @@ from cuda_sim.checks import (
     SMALL_SHARED,
     case,
     case_of_values,
-    check_empty,
     check_equals,
     check_failed,
+    check_ragged,
     check_same,
     check_scaled,
     hull_problem,
@@ -24,7 +25,7 @@ from cuda_sim.checks import (
 )
 from cuda_sim.library import CONSTRAINTS, Launch, Library
 from hullft_ops import reference
-from problems import VARIANTS, of_query
+from problems import VARIANTS, AnySelection, of_query
 
 SIZES = (
     (1, 1, 3),
@@ -187,38 +188,12 @@ def fw_overflowing_lane(library: Library, seed: int) -> None:
 
 @case
 def fw_ragged(library: Library, seed: int) -> None:
-    """Sizes, good and bad; shared pools; rows in place."""
-    pool, query = hull_problem(2, 5, 40, 12, torch.float64)
-    sizes = torch.tensor([40, 1, 33, 0, 41])
-    candidates = torch.stack([torch.arange(40).roll(b) for b in range(5)])
-    candidates[1, 5] = -1  # past its size
-    candidates[2, 32] = 40
+    def check(answer: AnySelection, rows: torch.Tensor, query: torch.Tensor) -> None:
+        check_equals(answer, reference.fw_select(rows, query, 6))
 
     for launch in launches(seed):
-        options = {"sizes": sizes, "launch": launch}
-        answer = library.frank_wolfe(pool, query, 6, **options)
-        shared = library.frank_wolfe(pool[0], query, 6, **options)
-        indexed = library.frank_wolfe(
-            pool[0], query, 6, candidates=candidates, **options
-        )
-
-        for b, n in enumerate(sizes[:3].tolist()):
-            expected = reference.fw_select(pool[b, :n], query[b], 6)
-            check_equals(of_query(answer, b), expected)
-
-            expected = reference.fw_select(pool[0, :n], query[b], 6)
-            check_equals(of_query(shared, b), expected)
-
-        for b, n in enumerate(sizes[:2].tolist()):
-            rows = pool[0, candidates[b, :n]]
-            expected = reference.fw_select(rows, query[b], 6)
-            check_equals(of_query(indexed, b), expected)
-
-        check_failed(of_query(indexed, 2), 6)
-
-        for ragged in (answer, shared, indexed):
-            check_empty(of_query(ragged, 3), query[3])
-            check_failed(of_query(ragged, 4), 6)
+        select = partial(library.frank_wolfe, n_select=6, launch=launch)
+        check_ragged(select, check, partial(check_failed, n_select=6))
 
 
 @case

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from cuda_sim.checks import (
     check_empty,
     check_equals,
     check_failed,
+    check_ragged,
     check_same,
     check_scaled,
     hull_problem,
@@ -35,14 +37,9 @@ SIFT_SIZES = (
 
 
 def check_sift(
-    answer: SiftSelection,
-    b: int,
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    noise: float,
+    sift: SiftSelection, pool: torch.Tensor, query: torch.Tensor, noise: float = 0.01
 ) -> None:
     """One query: the oracle's picks in float64, in float32 each within rounding of the best."""
-    sift = of_query(answer, b)
     if pool.dtype != torch.float64:
         assert_sift_within_float32(sift, pool, query, noise)
         return
@@ -69,7 +66,7 @@ def sift_matches(
         answer = library.sift(pool, query, n_select, noise=noise, launch=launch)
 
         for b in range(2):
-            check_sift(answer, b, pool[b], query[b], noise)
+            check_sift(of_query(answer, b), pool[b], query[b], noise)
 
 
 @case
@@ -103,43 +100,15 @@ def sift_targets(library: Library, seed: int) -> None:
             answer = library.sift(rows, query, 6, noise=0.1, launch=launch)
 
             for b in range(2):
-                check_sift(answer, b, rows[b], query[b], 0.1)
+                check_sift(of_query(answer, b), rows[b], query[b], 0.1)
 
 
 @case
 def sift_ragged(library: Library, seed: int) -> None:
-    """Sizes, good and bad; shared pools; rows in place."""
-    pool, query = hull_problem(2, 5, 40, 12, torch.float64)
-    sizes = torch.tensor([40, 1, 33, 0, 41])
-    candidates = torch.stack([torch.arange(40).roll(b) for b in range(5)])
-    candidates[1, 5] = -1  # past its size
-    candidates[2, 32] = 40
-
     for gram in (True, False):
-        options = {"sizes": sizes, "launch": Launch(seed, gram, 64)}
-        answer = library.sift(pool, query, 6, **options)
-        shared = library.sift(pool[0], query, 6, **options)
-        indexed = library.sift(pool[0], query, 6, candidates=candidates, **options)
-
-        for b, n in enumerate(sizes[:3].tolist()):
-            check_sift(answer, b, pool[b, :n], query[b], 0.01)
-            check_sift(shared, b, pool[0, :n], query[b], 0.01)
-
-        for b, n in enumerate(sizes[:2].tolist()):
-            rows = pool[0, candidates[b, :n]]
-            check_sift(indexed, b, rows, query[b], 0.01)
-
-        check_sift_failed(indexed, 2)
-
-        for ragged in (answer, shared, indexed):
-            check_empty(of_query(ragged, 3), query[3])
-
-            assert (ragged.picks[3] == -1).all()
-            assert torch.allclose(
-                ragged.variance[3], query[3].square().sum(), rtol=1e-7
-            )
-
-            check_sift_failed(ragged, 4)
+        launch = Launch(seed, gram, 64)
+        select = partial(library.sift, n_select=6, launch=launch)
+        check_ragged(select, check_sift, check_sift_failed)
 
 
 @case
@@ -152,11 +121,11 @@ def sift_empty_targets(library: Library, seed: int) -> None:
 
     check_empty(of_query(answer, 0), targets[0].mean(0))
 
+    assert (answer.picks[0] == -1).all()
     assert torch.allclose(answer.variance[0], targets[0].square().sum(), rtol=1e-6)
 
 
-def check_sift_failed(answer: SiftSelection, b: int) -> None:
-    sift = of_query(answer, b)
+def check_sift_failed(sift: SiftSelection) -> None:
     check_failed(sift, len(sift.picks))
 
     assert (sift.picks == -1).all()
@@ -170,16 +139,16 @@ def sift_failures(library: Library, seed: int) -> None:
         launch = Launch(seed, gram, 64)
         for pool, query in problems_of_bad_values():
             answer = library.sift(pool, query, 4, launch=launch)
-            check_sift(answer, 0, pool[0], query[0], 0.01)
-            check_sift_failed(answer, 1)
-            check_sift_failed(answer, 2)
+            check_sift(of_query(answer, 0), pool[0], query[0])
+            check_sift_failed(of_query(answer, 1))
+            check_sift_failed(of_query(answer, 2))
 
         pool, query = hull_problem(1, 2, 20, 8, torch.float32)
         pool[1] *= 1e-20  # float32 does not hold one by the square and the noise
         query[1] *= 1e10
         answer = library.sift(pool, query, 4, noise=1e-50, launch=launch)
 
-        check_sift_failed(answer, 1)
+        check_sift_failed(of_query(answer, 1))
 
 
 @case_of_values

@@ -10,6 +10,7 @@ from problems import (
     REACH,
     AnySelection,
     assert_equals_reference,
+    of_query,
     without_small_entries,
 )
 
@@ -95,6 +96,35 @@ def problems_of_parts() -> Iterator[dict[str, torch.Tensor]]:
 
     of_rows = {**shared, "candidates": candidates}
     yield of_rows
+
+
+def check_ragged(
+    select: Callable[..., AnySelection],
+    check: Callable[[AnySelection, torch.Tensor, torch.Tensor], None],
+    check_failed: Callable[[AnySelection], None],
+) -> None:
+    """Sizes, good and bad; own pools, a shared one, and rows of it in place."""
+    pool, query = hull_problem(2, 5, 40, 12, torch.float64)
+    sizes = torch.tensor([40, 1, 33, 0, 41])
+    candidates = torch.stack([torch.arange(40).roll(b) for b in range(5)])
+    candidates[1, 5] = -1  # past its size
+    candidates[2, 32] = 40
+    answer = select(pool, query, sizes=sizes)
+    shared = select(pool[0], query, sizes=sizes)
+    indexed = select(pool[0], query, sizes=sizes, candidates=candidates)
+
+    for b, n in enumerate(sizes[:3].tolist()):
+        check(of_query(answer, b), pool[b, :n], query[b])
+        check(of_query(shared, b), pool[0, :n], query[b])
+
+    for b, n in enumerate(sizes[:2].tolist()):
+        check(of_query(indexed, b), pool[0, candidates[b, :n]], query[b])
+
+    check_failed(of_query(indexed, 2))
+
+    for ragged in (answer, shared, indexed):
+        check_empty(of_query(ragged, 3), query[3])
+        check_failed(of_query(ragged, 4))
 
 
 def check_same(answer: AnySelection, expected: AnySelection) -> None:
