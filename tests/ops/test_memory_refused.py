@@ -14,7 +14,6 @@ from hullft_ops import (
     fw_select,
     integerize,
     knn_select,
-    nnls,
     sift_select,
     simplex_lstsq,
 )
@@ -39,13 +38,10 @@ REFUSED: list[tuple[Callable[..., object], tuple[object, ...], str]] = [
     (integerize, (LONG, torch.ones(1), LONG[:, 0], 3), COUNTED),
     (fw_lmo, (POOL, MANY_QUERIES, MANY_QUERIES), "1099511627776 queries: .* 20480 GiB"),
     (simplex_lstsq, (POOL, MANY_QUERIES), "1099511627776 queries of 4 rows needs 3"),
-    # The rows as integers.
-    (nnls, (WIDE_POOL, WIDE_POOL[0]), "1 queries of 134217728 rows needs [0-9]{6} GiB"),
     # The integers that a pool is screened in.
     (fw_select, (WIDE_POOL, WIDE_POOL[0], 3), "n_select .* needs 26[0-9]{4} GiB"),
     # The copy of a pool that is not dense, and its integers.
     (fw_select, (COLUMNS, COLUMNS[0], 3), "n_select 3 .* needs 62[0-9]{5} GiB"),
-    (sift_select, (COLUMNS, COLUMNS[0], 3), "n_select 3 .* needs 41[0-9]{5} GiB"),
     # More targets than could be read.
     (sift_select, (POOL, MANY_QUERIES[None], 3), "n_select 3 for 1 queries of 4"),
 ]

@@ -177,7 +177,6 @@ SCALES = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
-        (torch.float32, {"repeats": 2, "lr_scales": SCALES}),
         (torch.float32, {"repeats": 2, "lr_scales": SCALES, "weight_decay": 0.1}),
         (torch.float32, {"repeats": 1, "repeats_tensor": torch.tensor(3)}),
         (torch.bfloat16, {"repeats": 2, "seed": 3, "lr_tensor": torch.tensor(1e-3)}),

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
 import hullft_ops
-from problems import DTYPES, VARIANTS, make_problem
+from problems import DTYPES, METHODS, make_problem, select
 
 KINDS = [
     "near",
@@ -130,28 +131,22 @@ def problems(
 Operator = Callable[..., tuple[torch.Tensor, ...]]
 
 
-def fw(variant: str) -> Operator:
-    def run(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        return hullft_ops.fw_select(
-            p.pool,
-            p.query,
-            p.n_select,
-            variant=variant,
-            max_iter=p.max_iter,
-            pool_sizes=sizes,
-        )
+def selection(method: str) -> Operator:
+    """By one of METHODS; candidates are rows of ``pool``, [M, d]."""
+
+    def run(
+        p: Problem,
+        sizes: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        options: dict[str, Any] = {"max_iter": p.max_iter}
+        if method in ("sift", "knn"):
+            options = {"noise": p.noise} if method == "sift" else {}
+
+        options |= {"pool_sizes": sizes, "candidates": candidates}
+        return select(method, p.pool, p.query, p.n_select, **options)
 
     return run
-
-
-def knn(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    return hullft_ops.knn_select(p.pool, p.query, p.n_select, pool_sizes=sizes)
-
-
-def sift(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    return hullft_ops.sift_select(
-        p.pool, p.query, p.n_select, noise=p.noise, pool_sizes=sizes
-    )
 
 
 def lmo(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
@@ -180,11 +175,9 @@ def lstsq(solve: Callable[..., tuple[torch.Tensor, ...]]) -> Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    **{variant: fw(variant) for variant in VARIANTS},
+    **{method: selection(method) for method in METHODS},
     "simplex_lstsq": lstsq(hullft_ops.simplex_lstsq),
     "nnls": lstsq(hullft_ops.nnls),
-    "knn": knn,
-    "sift": sift,
     "lmo": lmo,
     "integerize": integerize,
 }

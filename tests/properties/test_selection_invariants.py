@@ -12,6 +12,7 @@ import hullft_ops
 from hullft_ops import reference
 from problems import (
     DTYPES,
+    METHODS,
     VARIANTS,
     assert_consistent,
     assert_equals_reference,
@@ -24,10 +25,8 @@ from properties.selection_problems import (
     integerize,
     lmo,
     problems,
-    sift,
 )
 
-SELECTIONS = [*VARIANTS, "knn", "sift"]
 # With n_select = 1 vanilla takes its step before it looks at the support, and the second atom's
 # weight is cut off: what it leaves is no convex combination.
 COMBINATIONS: dict[str, Any] = {"n_select": (2, 12), "candidates": (2, 40)}
@@ -57,7 +56,7 @@ def rounding(problem: Problem) -> float:
     return unit * (1.0 + length**2)
 
 
-@pytest.mark.parametrize("operator", SELECTIONS)
+@pytest.mark.parametrize("operator", METHODS)
 @given(problem=problems(**COMBINATIONS))
 def test_weights_counts_residual_and_gap_are_consistent(
     operator: str, problem: Problem
@@ -97,7 +96,7 @@ def test_equals_the_reference(operator: str, problem: Problem) -> None:
 def test_other_operators_equal_the_reference(problem: Problem) -> None:
     nearest = select("knn", problem)
     step = hullft_ops.LmoStep(*lmo(problem))
-    picks = hullft_ops.SiftSelection(*sift(problem)).picks
+    picks = hullft_ops.SiftSelection(*OPERATORS["sift"](problem)).picks
     (counts,) = integerize(problem)
 
     for b in range(problem.batch):
@@ -156,8 +155,8 @@ def test_a_permutation_of_what_goes_by_index(
     """SIFT orders what it picked equally often by index, and swaps are tried by index."""
     order = torch.tensor(data.draw(st.permutations(range(problem.candidates))))
     permuted = problem.with_rows(order)
-    moved = hullft_ops.SiftSelection(*sift(permuted))
-    expected = hullft_ops.SiftSelection(*sift(problem))
+    moved = hullft_ops.SiftSelection(*OPERATORS["sift"](permuted))
+    expected = hullft_ops.SiftSelection(*OPERATORS["sift"](problem))
 
     assert torch.equal(order[moved.picks], expected.picks)
     assert torch.equal(moved.variance, expected.variance)

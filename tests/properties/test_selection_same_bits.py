@@ -8,17 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hullft_ops
-from problems import DTYPES, REACH, VARIANTS, without_small_entries
+from problems import DTYPES, METHODS, REACH, VARIANTS, without_small_entries
 from properties.selection_problems import (
     OPERATORS,
     Problem,
     assert_same_bits,
     build,
     problems,
+    selection,
 )
 
-SELECTIONS = [*VARIANTS, "knn", "sift"]
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 one_order_of_sums = pytest.mark.cpu_only(
     "on CUDA shared pools, copies of them and single queries may be summed in other orders"
@@ -222,28 +221,7 @@ def test_copies_of_candidates_at_the_end(
     assert_same_bits(run(with_copies), run(problem))
 
 
-def of_candidates(
-    operator: str,
-    problem: Problem,
-    embeddings: torch.Tensor,
-    candidates: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    arguments = (embeddings, problem.query, problem.n_select)
-    if operator == "sift":
-        return hullft_ops.sift_select(*arguments, candidates=candidates)
-
-    if operator == "knn":
-        return hullft_ops.knn_select(*arguments, candidates=candidates)
-
-    return hullft_ops.fw_select(
-        *arguments,
-        candidates=candidates,
-        variant=operator,
-        max_iter=problem.max_iter,
-    )
-
-
-@pytest.mark.parametrize("operator", SELECTIONS)
+@pytest.mark.parametrize("operator", METHODS)
 @given(problem=problems(), data=st.data())
 def test_candidates_equal_gathered_pools(
     operator: str, problem: Problem, data: st.DataObject
@@ -257,16 +235,18 @@ def test_candidates_equal_gathered_pools(
     size = st.integers(problem.n_select, problem.candidates)
     sizes = data.draw(st.lists(size, min_size=problem.batch, max_size=problem.batch))
     gathered = replace(problem, pool=embeddings[candidates])
-    expected = OPERATORS[operator](gathered, torch.tensor(sizes))
+    in_place = replace(problem, pool=embeddings)
+    run = selection(operator)
+    expected = run(gathered, torch.tensor(sizes))
 
     for b, n in enumerate(sizes):
         candidates[b, n:] = -1
 
     viewed = candidates.t().contiguous().t()
 
-    assert_same_bits(of_candidates(operator, problem, embeddings, viewed), expected)
+    assert_same_bits(run(in_place, candidates=viewed), expected)
 
     for b in range(problem.batch):
-        of_query = replace(problem, query=problem.query[b])
-        alone = of_candidates(operator, of_query, embeddings, candidates[b])
+        of_query = replace(in_place, query=problem.query[b])
+        alone = run(of_query, candidates=candidates[b])
         assert_same_bits(tuple(alone), tuple(t[b] for t in expected))

@@ -97,24 +97,16 @@ def test_each_token_is_predicted_once(gpt2, tokenizers, kind, text, sizes):
     assert scored.value == pytest.approx(bits / scored.bytes, rel=1e-12)
 
 
+@pytest.mark.parametrize("has_ngrams", [False, True])
 @pytest.mark.parametrize("length", [2, 7, 8, 32])
-def test_windows(llama, tokenizer, length):
-    text = TEXTS["long"]
-    scored = score_text(llama.double(), tokenizer, text, max_length=length)
-
-    ids, _ = opened_ids(tokenizer, text)
-    nll = one_by_one(llama, ids, length, 1)
-
-    assert scored.nll == pytest.approx(nll, rel=1e-12)
-
-
-@pytest.mark.parametrize("length", [2, 7, 8, 32])
-def test_ngrams_see_what_the_window_holds(llama, tokenizer, length):
+def test_windows(llama, tokenizer, length, has_ngrams):
+    """N-grams see what the window holds."""
     text = TEXTS["long"]
     ids, _ = opened_ids(tokenizer, text)
-    ngrams = Ngrams([ids])
+    ngrams = Ngrams([ids]) if has_ngrams else None
     language_model = LanguageModel(llama.double(), tokenizer, length)
-    scored = score(language_model, text, prefix=Prefix(mixtures=[ngrams]))
+    prefix = Prefix(mixtures=[ngrams] if has_ngrams else [])
+    scored = score(language_model, text, prefix=prefix)
 
     nll = one_by_one(llama, ids, length, 1, ngrams=ngrams)
 
