@@ -29,7 +29,7 @@ from hullft_ops.ttft import (
     load_embedder,
     load_model,
 )
-from hullft_ops.ttft.language_model import nearest_that_fit
+from hullft_ops.ttft.prefix import nearest_that_fit
 
 
 @register_model("hullft")

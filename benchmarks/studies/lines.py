@@ -38,7 +38,8 @@ from hullft_ops.ttft import (
     load_model,
     question_of,
 )
-from hullft_ops.ttft.language_model import LanguageModel, Passage
+from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.prefix import Passage
 from hullft_ops.ttft.search import Neighbours, retrieved_runs, with_separator
 from hullft_ops.ttft.techniques.technique import Prepared, Technique
 from hullft_ops.ttft.windows import LineBlocks

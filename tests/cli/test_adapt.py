@@ -19,7 +19,8 @@ from hullft_ops.ttft import (
     load_model,
     write,
 )
-from hullft_ops.ttft.language_model import LanguageModel, Prefix
+from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.terminal import printable
 from hullft_ops.ttft.training import Training

@@ -20,7 +20,7 @@ from transformers import (
 
 from hullft_ops.ttft import techniques, training
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.language_model import Passage, Prefix
+from hullft_ops.ttft.prefix import Passage, Prefix
 from hullft_ops.ttft.store.base import MemoryStore
 
 CONTEXT = 32

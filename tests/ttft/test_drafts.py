@@ -8,8 +8,8 @@ from scipy.stats import chisquare
 from transformers import DynamicCache, GenerationConfig
 
 from hullft_ops.ttft.drafts import Acceptance, DraftedWriting
-from hullft_ops.ttft.language_model import Draft
 from hullft_ops.ttft.models.hidden import HiddenStates
+from hullft_ops.ttft.prefix import Draft
 from hullft_ops.ttft.write import Mixing
 
 PROMPT = "the cat sat on the red mat"

@@ -6,7 +6,7 @@ import pytest
 from transformers import TextIteratorStreamer
 
 from hullft_ops.ttft.endings import Ending
-from hullft_ops.ttft.language_model import Prefix
+from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.question import Question, Row
 from hullft_ops.ttft.techniques.ngrams import Ngrams
 from hullft_ops.ttft.write import generate_rows, request_of

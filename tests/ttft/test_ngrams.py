@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft import scoring
-from hullft_ops.ttft.language_model import Prediction
+from hullft_ops.ttft.prefix import Prediction
 from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.scoring import score
 from hullft_ops.ttft.techniques.ngrams import Ngrams

@@ -6,9 +6,10 @@ from itertools import chain
 import pytest
 import torch
 
-from hullft_ops.ttft import language_model as reader_module
-from hullft_ops.ttft.language_model import LanguageModel, Passage, Prediction, Prefix
+from hullft_ops.ttft import language_model as model_module
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.loss import NonFiniteLossError
+from hullft_ops.ttft.prefix import Passage, Prediction, Prefix
 from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.scoring import score, score_text
 from hullft_ops.ttft.techniques.ngrams import Ngrams
@@ -171,7 +172,7 @@ def test_passages_are_read_in_parts(model, tokenizer, prefilled, read_by, monkey
     passages, text = [[40, 41, 42], [90, 91, 92, 60, 61]], TEXTS["ascii"]
     language_model = LanguageModel(model, tokenizer)
     passes = read_by(model)
-    monkeypatch.setattr(reader_module, "TOKENS_AT_ONCE", 3)
+    monkeypatch.setattr(model_module, "TOKENS_AT_ONCE", 3)
     prefix = prefilled(language_model, passages)
 
     assert passes == [[[40, 41, 42]], [[90, 91, 92]], [[60]]]

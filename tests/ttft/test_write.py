@@ -9,7 +9,8 @@ from transformers import GenerationConfig
 
 from hullft_ops.ttft import TestTimeFinetuner, load_model, write
 from hullft_ops.ttft.chat import chat_text, conversation
-from hullft_ops.ttft.language_model import LanguageModel, Prefix
+from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.write import continue_questions
 

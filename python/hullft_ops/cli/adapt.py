@@ -13,8 +13,8 @@ from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.language_model import Prefix
 from hullft_ops.ttft.models.loading import ModelConfig
+from hullft_ops.ttft.prefix import Prefix
 from hullft_ops.ttft.question import question_of
 from hullft_ops.ttft.search import embedder_for
 from hullft_ops.ttft.store.corpus import CorpusConfig

@@ -11,10 +11,10 @@ with needed_by("hullft_ops.ttft"):
         load_embedder,
     )
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
-    from hullft_ops.ttft.language_model import Draft, Mixture, Passage, Prediction
     from hullft_ops.ttft.loss import NonFiniteLossError
     from hullft_ops.ttft.models.loading import load_model, tiny_lm_path
     from hullft_ops.ttft.models.memory import keep_freed_memory
+    from hullft_ops.ttft.prefix import Draft, Mixture, Passage, Prediction
     from hullft_ops.ttft.question import Question, question_of
     from hullft_ops.ttft.scoring import BitsPerByte, NothingToScoreError, score_text
     from hullft_ops.ttft.search import Neighbours, Search

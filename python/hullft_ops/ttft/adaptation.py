@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from hullft_ops.ttft.language_model import LanguageModel, Passage, Prefix
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.prefix import Passage, Prefix
 from hullft_ops.ttft.question import Prompt, Question, question_of
 from hullft_ops.ttft.scoring import BitsPerByte, score
 from hullft_ops.ttft.search import Neighbours

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hullft_ops.ttft.language_model import Draft
 from hullft_ops.ttft.models.cache import can_be_cut, copied, grouped_attention
 from hullft_ops.ttft.models.hidden import HiddenStates
+from hullft_ops.ttft.prefix import Draft
 
 # No pass verifies more tokens.
 _LONGEST = 15

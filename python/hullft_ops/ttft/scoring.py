@@ -14,15 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hullft_ops._checks import check_text
-from hullft_ops.ttft.language_model import (
-    LanguageModel,
-    Mixture,
-    Prediction,
-    Prefix,
-    mixed_logits,
-)
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.loss import NonFiniteLossError
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
+from hullft_ops.ttft.prefix import Mixture, Prediction, Prefix, mixed_logits
 from hullft_ops.ttft.question import Question, question_of
 
 if TYPE_CHECKING:

@@ -12,18 +12,11 @@ from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.drafts import DraftedWriting
 from hullft_ops.ttft.endings import STOPS, Ending
 from hullft_ops.ttft.healing import HealedStreamer, Healing, Limits
-from hullft_ops.ttft.language_model import (
-    TOKENS_AT_ONCE,
-    Draft,
-    LanguageModel,
-    Mixture,
-    Prediction,
-    Prefix,
-    mixed_logits,
-)
+from hullft_ops.ttft.language_model import TOKENS_AT_ONCE, LanguageModel
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
 from hullft_ops.ttft.models.precision import casting_once
+from hullft_ops.ttft.prefix import Draft, Mixture, Prediction, Prefix, mixed_logits
 from hullft_ops.ttft.question import Question, Row
 
 # Of what ``generate`` takes. The number of tokens is transformers' default.

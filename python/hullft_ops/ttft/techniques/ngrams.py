@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hullft_ops.ttft.language_model import Draft, LanguageModel, Prediction
+from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.prefix import Draft, Prediction
 from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.search import (
     Neighbours,

@@ -2,7 +2,8 @@
 
 from pydantic import NonNegativeInt
 
-from hullft_ops.ttft.language_model import LanguageModel, Passage
+from hullft_ops.ttft.language_model import LanguageModel
+from hullft_ops.ttft.prefix import Passage
 from hullft_ops.ttft.search import (
     Neighbours,
     SearchOptions,

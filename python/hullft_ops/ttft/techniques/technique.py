@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from inspect import get_annotations
 from typing import Any
 
-from hullft_ops.ttft.language_model import LanguageModel, Mixture, Passage, Prefix
+from hullft_ops.ttft.language_model import LanguageModel
 from hullft_ops.ttft.models.precision import ReadingOptions
+from hullft_ops.ttft.prefix import Mixture, Passage, Prefix
 from hullft_ops.ttft.search import Neighbours
 from hullft_ops.ttft.training import Training
 
