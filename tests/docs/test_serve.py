@@ -158,7 +158,8 @@ def test_the_files_of_the_nearest_passages_are_named(
     options = {"search": "lexical", "context": 0, "train_on_prompt": 0}
     finetuner = TestTimeFinetuner(model, tokenizer, store, **options)
     served.server.finetuner = finetuner
-    monkeypatch.setattr(finetuner, "retrieve", Mock(side_effect=finetuner.retrieve))
+    rankings = Mock(side_effect=finetuner.search.rankings)
+    monkeypatch.setattr(finetuner.search, "rankings", rankings)
     text = served.client.completions.create(prompt=TEXT, **ASKED)
     chat = served.client.chat.completions.create(messages=MESSAGES, **ASKED)
     [*_, last] = served.client.completions.create(prompt=TEXT, stream=True, **ASKED)
@@ -168,7 +169,7 @@ def test_the_files_of_the_nearest_passages_are_named(
 
     assert served.ask("/infill", {"prompt": TEXT})[1]["passages"][0] == "a.py"
     # A search for each answer.
-    assert finetuner.retrieve.call_count == 4
+    assert rankings.call_count == 4
 
 
 def test_each_text_of_a_list_has_a_choice(served: Served) -> None:
