@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -137,67 +138,60 @@ def test_narrow_dtypes_of_every_size(
             assert error.norm() <= tolerance * expected.norm()
 
 
-def solved(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The solution of a system, in the arrays' own precision."""
-    rows = np.concatenate([matrix, target[:, None]], axis=1)
-    for i in range(len(rows)):
-        best = i + int(np.abs(rows[i:, i]).argmax())
-        rows[[i, best]] = rows[[best, i]]
-        rows[i] /= rows[i, i]
-        for j in range(len(rows)):
-            if j != i:
-                rows[j] -= rows[j, i] * rows[i]
-
-    return rows[:, -1]
-
-
 def best_weights(pool: np.ndarray, query: np.ndarray, on_simplex: bool) -> np.ndarray:
-    """Where all rows have weight."""
+    """Where all rows have weight, of mpmath's numbers."""
     gram, products = pool @ pool.T, pool @ query
-    if not on_simplex:
-        return solved(gram, products)
-    ones = np.ones(len(pool), dtype=pool.dtype)
-    system = np.block([[gram, ones[:, None]], [ones[None], np.zeros((1, 1))]])
-    return solved(system, np.append(products, pool.dtype.type(1)))[:-1]
+    if on_simplex:
+        ones = np.ones_like(products)
+        gram = np.block([[gram, ones[:, None]], [ones[None], 0 * ones[None, :1]]])
+        products = np.append(products, 1)
+
+    solution = mpmath.lu_solve(gram.tolist(), products.tolist())
+    return np.array(list(solution))[: len(pool)]
 
 
 @every_solver
 @pytest.mark.parametrize("kind", SMOOTH)
 @pytest.mark.parametrize("shape", [(6, 8), (20, 30), (30, 12)])
-def test_as_exact_as_differences_in_long_double(
+def test_as_exact_as_differences_of_60_digits(
     solver: Callable, kind: str, shape: tuple[int, int]
 ) -> None:
-    pool, query = make(2, 1, *shape, kind)
-    pool.requires_grad_(), query.requires_grad_()
-    weights = solver(pool, query).weights
+    """Along a direction that changes each row by a share of its length."""
+    inputs = make(2, 1, *shape, kind)
+    weights = solver(*(t.requires_grad_() for t in inputs)).weights
     generator = torch.Generator().manual_seed(0)
-    seed = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
-    gradients = torch.autograd.grad(weights, (pool, query), seed)
-    support = (weights[0] > 0).numpy()
-    x, q = pool[0].detach().numpy()[support], query[0].detach().numpy()
-    x, q, g = (a.astype(np.longdouble) for a in (x, q, seed[0].numpy()[support]))
-    on_simplex = solver is hullft_ops.simplex_lstsq
+    seed, *changes = (
+        torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        for t in (weights, *inputs)
+    )
+    for change, t in zip(changes, inputs, strict=True):
+        size = t.detach().abs().amax(-1, keepdim=True)
+        change *= size.where(size > 0, 1.0)
 
-    for gradient, array in (
-        (gradients[0][0].numpy()[support], x),
-        (gradients[1][0].numpy(), q),
-    ):
-        expected = np.zeros_like(array)
-        for place in np.ndindex(array.shape):
-            step = np.longdouble(1e-6) * (np.abs(array[place[:-1]]).max() or 1)
-            ends = []
-            for sign in (1, -1):
-                array[place] += sign * step
-                ends.append(g @ best_weights(x, q, on_simplex))
-                array[place] -= sign * step
+    gradients = torch.autograd.grad(weights, inputs, seed)
+    terms = [(g * c).flatten() for g, c in zip(gradients, changes, strict=True)]
+    support = weights[0] > 0
+    rows = inputs[0][0], changes[0][0], seed[0], gradients[0][0]
 
-            expected[place] = (ends[0] - ends[1]) / (2 * step)
+    assert (rows[3][~support] == 0).all()
 
-        error = np.abs(gradient - expected).max(initial=0)
+    if not support.any():  # of a query of 0, without the sum
+        return
 
-        assert error <= 1e-8 * np.abs(expected).max(initial=1)
+    with mpmath.workdps(60):
+        exact = np.vectorize(mpmath.mpf, otypes=[object])
+        x, dx, g = (exact(t.detach()[support].numpy()) for t in rows[:3])
+        q, dq = exact(inputs[1][0].detach().numpy()), exact(changes[1][0].numpy())
+        step = mpmath.mpf(10) ** -20
+        ends = [
+            g @ best_weights(x + h * dx, q + h * dq, solver is SOLVERS[0])
+            for h in (step, -step)
+        ]
+        expected = float((ends[0] - ends[1]) / (2 * step))
 
-    assert (gradients[0][0].numpy()[~support] == 0).all()
+    terms = torch.cat(terms)
+
+    assert abs(terms.sum() - expected) <= 1e-8 * max(1, terms.abs().sum())
 
 
 @every_solver

@@ -45,7 +45,3 @@ def assert_same_stores(store, other):
     assert torch.equal(store.embeddings, other.embeddings)
     for query in store.texts[:5]:
         assert torch.equal(store.words.search(query, 9), other.words.search(query, 9))
-    if store.dim:
-        vector = store.vectors(torch.tensor([len(store) // 2]))
-        searches = [each.search(vector, min(5, len(store))) for each in (store, other)]
-        assert all(map(torch.equal, *searches))
