@@ -41,8 +41,15 @@ class FwTableau {
     qq_ = plan_.shares.count ? long_.squares[query_] : distance(0);
     const double square = is_row_ ? gram_[me_.lane * (p_.pool.width + 1)] : 0.0;
     fails_ = !in_range || lanes(!finite(qq_) || !finite(b_) || !finite(square));
-    runs_ = start(square, exists && !fails_ && n_ > 0);
-    while (__any_sync(kFullWarp, runs_)) turn();
+    start(square);
+    bool goes_on = exists && !fails_ && n_ > 0;
+    do {
+      runs_ = goes_on;
+      load();
+      while (__any_sync(kFullWarp, runs_)) turn();
+      correlate(goes_on);
+      goes_on = is_inexact() && goes_on;
+    } while (__any_sync(kFullWarp, goes_on));
     write(out, exists);
   }
 
@@ -103,31 +110,34 @@ class FwTableau {
 
   // ---- a solve
 
-  // A, of which the largest element is 1, and on the simplex all weight on the first row. Whether
-  // the query goes on: not where that row is the query, and 0.
-  __device__ __forceinline__ bool start(double square, bool goes_on) {
+  // On the simplex all weight is on the first row.
+  __device__ __forceinline__ void start(double square) {
     const int first = best(is_row_, b_).index;
     const FactorTerms<double> terms{qq_, shift_of(plan_, qq_, of_lane(square, first))};
-    shift_ = terms.shift, per_shift_ = 1 / shift_;
+    shift_ = terms.shift;
     square_ = is_row_ ? factor_entry<kConstraint>(square, b_, b_, terms) : 0.0;
     const double most = largest(square_);
     scale_ = most > 0 ? 1 / most : 1.0;
+    square_ *= scale_;
     size_ = qq_ + largest(is_row_ ? fabs(b_) + square : 0.0);
+    weight_ = kSimplex && me_.lane == first ? 1.0 : 0.0;
+  }
+
+  // A, of which the largest element is 1. The rows that have weight are to join.
+  __device__ __forceinline__ void load() {
+    const FactorTerms<double> terms{qq_, shift_};
     share(b_);
+    const double* column = gram_ + me_.lane;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const bool has = is_row_ && j < n_;
-      const double product = has ? gram_[j * p_.pool.width + me_.lane] : 0.0;
+      const double product = has ? *column : 0.0;
+      column += p_.pool.width;
       tableau_[j] = has ? scale_ * factor_entry<kConstraint>(product, b_, row_[j], terms) : 0.0;
     }
-    left_ = square_ *= scale_;
-    target_ = scale_ * factor_target<kConstraint>(b_, terms);
-    if (!kSimplex) return goes_on;
-    weight_ = me_.lane == first ? 1.0 : 0.0;
-    const double pivot = of_lane(pivot_to_join(), first);
-    goes_on = goes_on && pivot > 0;
-    exchange(first, pivot, true, goes_on);
-    return goes_on;
+    left_ = square_, target_ = kSimplex ? 1.0 : scale_ * b_;
+    joining_ = lanes(weight_ > 0), leaving_ = 0;
+    in_support_ = has_left_ = false, m_ = 0, sum_ = 0;
   }
 
   __device__ __forceinline__ double pivot_to_join() const {
@@ -159,24 +169,28 @@ class FwTableau {
     m_ += active ? int(sign) : 0;
   }
 
-  // A row joins where none is to leave.
+  // The row of the largest target joins where no other is to join or to leave.
   __device__ __forceinline__ void turn() {
-    const bool joins = runs_ && !leaving_;
-    int k = leaving_ ? __ffs(int(leaving_)) - 1 : 0;
-    double pivot = of_lane(left_, k);
-    if (__any_sync(kFullWarp, joins)) {
+    const unsigned planned = joining_ | leaving_;  // one of them is 0
+    const bool searches = runs_ && !planned, joins = !leaving_;
+    int k = planned ? __ffs(int(planned)) - 1 : 0;
+    if (__any_sync(kFullWarp, searches)) {
       const int top = large_lane(is_row_ && !in_support_, target_);
-      const double to_join = of_lane(pivot_to_join(), top);
       const bool is_last = m_ >= plan_.slots || top == kNoIndex || iterations_ >= p_.max_iter;
-      const bool ends = is_optimal(top, joins && !is_last) || is_last || !(to_join > 0);
-      if (joins) k = entering_ = top, pivot = to_join, runs_ = !ends, iterations_ += !ends;
+      const bool ends = is_optimal(top, searches && !is_last) || is_last;
+      if (searches) k = top, runs_ = !ends;
     }
+    const double pivot = of_lane(joins ? pivot_to_join() : left_, k);
+    // Without a pivot the row depends on others, or is the query, and 0.
+    if (joins) entering_ = k, runs_ = runs_ && pivot > 0, iterations_ += searches && runs_;
     exchange(k, pivot, joins, runs_);
-    leaving_ &= leaving_ - 1;
+    has_left_ = has_left_ || leaving_;
+    joining_ &= joining_ - 1, leaving_ &= leaving_ - 1;
+    const bool is_done = !(joining_ | leaving_);
     // What enters may leave again, which is no progress.
-    if (!in_support_ && !leaving_) weight_ = 0;
-    if (!(lanes(in_support_) >> entering_ % kRows & 1)) runs_ = runs_ && leaving_;
-    correct(runs_ && !leaving_);
+    if (runs_ && is_done && !in_support_) weight_ = 0;
+    if (!(lanes(in_support_) >> entering_ % kRows & 1)) runs_ = runs_ && !is_done;
+    correct(runs_ && is_done);
   }
 
   // Weights that sum to 1 on the simplex.
@@ -186,14 +200,14 @@ class FwTableau {
 
   // What a row's target is above 0 is the gap, but for the scale of the weights.
   __device__ __forceinline__ bool is_optimal(int top, bool asked) const {
-    const double target = of_lane(target_, top), unit = kSimplex ? sum_ * per_shift_ : scale_;
+    const double target = of_lane(target_, top), unit = kSimplex ? sum_ * scale_ : scale_;
     const bool is_within = p_.gap_tol > 0 && target <= p_.gap_tol * unit;
     const bool is_small = target <= 128 * rounding_of(plan_) * size_ * unit;
     if (!__any_sync(kFullWarp, asked && is_small)) return is_within;  // what follows takes longer
     const double gap = target / unit;
     const double wb = kSimplex ? sum(scaled(weight_) * b_) : 0.0;
     // <w, c> = <q, q - X^T w> - t (1 - sum) / sum, for the sum of weights that are not scaled
-    const double mean = kSimplex ? qq_ - wb - scale_ * shift_ * shift_ / sum_ + shift_ : 0.0;
+    const double mean = kSimplex ? qq_ - wb - 1 / unit + shift_ : 0.0;
     const double u = of_lane(b_, top) - mean - gap;
     const bool is_optimal = plan_.wide_products ? is_optimal_at<double>(gap, mean, u, wb)
                                                 : is_optimal_at<float>(gap, mean, u, wb);
@@ -257,24 +271,36 @@ class FwTableau {
     return sum(squared);
   }
 
-  // c = b - G w from the Gram matrix, whatever rounding has made of the tableau.
-  __device__ __forceinline__ double correlation_of(unsigned support) {
+  // The weights to their scale, if they are new, and c = b - G w from the Gram matrix, whatever
+  // rounding has made of the tableau.
+  __device__ __forceinline__ void correlate(bool is_new) {
+    const double on_simplex = scaled(weight_);
+    if (is_new) weight_ = on_simplex;
     share(weight_);
-    double c = b_;
-    for (unsigned more = support; more; more &= more - 1) {
+    c_ = b_;
+    for (unsigned more = lanes(weight_ > 0); more; more &= more - 1) {
       const int k = __ffs(int(more)) - 1;
-      if (is_row_) c -= row_[k] * gram_[k * p_.pool.width + me_.lane];
+      if (is_row_) c_ -= row_[k] * gram_[k * p_.pool.width + me_.lane];
     }
-    return c;
+  }
+
+  // A row that leaves takes digits with it, as many as it had in common with the others. Whether
+  // the weights, or a row that ought to join, lack them: a new tableau has them.
+  __device__ __forceinline__ bool is_inexact() const {
+    constexpr double kExact = 1e-9;
+    if (!__any_sync(kFullWarp, has_left_)) return false;
+    const double c = kSimplex ? c_ - sum(weight_ * c_) : c_, total = sum(weight_);
+    const double inverse = scale_ * largest(in_support_ ? -left_ : 0.0);
+    const bool is_off = in_support_ ? fabs(c) * inverse > kExact * total
+                                    : is_row_ && c > 16 * rounding_of(plan_) * size_;
+    return lanes(is_off) && has_left_;
   }
 
   __device__ __forceinline__ void write(const FwOutputs& out, bool exists) {
-    const double on_simplex = scaled(weight_);
-    if (n_ > 0) weight_ = on_simplex;
     const unsigned support = lanes(S(weight_) > S(0)), unknown = lanes(!finite(weight_));
     const int m = __popc(support);
-    const double c = correlation_of(support), wc = sum(weight_ * c), wb = sum(weight_ * b_);
-    const double violation = !kSimplex && weight_ > 0 ? fabs(c) : c;
+    const double wc = sum(weight_ * c_), wb = sum(weight_ * b_);
+    const double violation = !kSimplex && weight_ > 0 ? fabs(c_) : c_;
     const double top = largest(is_row_ ? violation : -INFINITY);
     const double gap = n_ > 0 ? top - (kSimplex ? wc : 0.0) : 0.0;
     // ||q - X^T w||^2 = <q, q> - <w, b> - <w, c>, unless that is rounding. float32 rounds more.
@@ -306,14 +332,14 @@ class FwTableau {
   int first_lane_;
   double tableau_[kRows];
   // The lane's row: its product with the query, its diagonal elements, its target or weight.
-  double b_ = 0, square_ = 0, left_ = 0, raised_ = 0, target_ = 0, weight_ = 0;
+  double b_ = 0, square_ = 0, left_ = 0, raised_ = 0, target_ = 0, weight_ = 0, c_ = 0;
   bool is_row_ = false, in_support_ = false;
   int n_ = 0;
-  double qq_ = 0, shift_ = 0, per_shift_ = 0, scale_ = 1, size_ = 0;
+  double qq_ = 0, shift_ = 0, scale_ = 1, size_ = 0;
   double sum_ = 0;  // of weights times what they had as targets
   int m_ = 0, iterations_ = 0, entering_ = 0;
-  unsigned leaving_ = 0;  // rows, as bits
-  bool fails_ = false, runs_ = false;
+  unsigned joining_ = 0, leaving_ = 0;  // rows, as bits
+  bool fails_ = false, runs_ = false, has_left_ = false;
 };
 
 template <typename S, int kConstraint, int kRows>
