@@ -1,7 +1,7 @@
-// Gauss and Jordan's elimination of the systems of core/corrective.h: A v = g with A = G of the
-// support, or on the simplex of its rows less one of them, the origin, whose value makes the sum 0.
-// Rows that depend on those before them leave directions in which A is 0. The solution of least
-// norm has none of them, and neither has the gradient that it belongs to.
+// The systems of core/corrective.h: A v = g with A = G of the support, or on the simplex of its
+// rows less one of them, the origin, whose value makes the sum 0. Rows that depend on those before
+// them leave directions in which A is 0. The solution of least norm has none of them, and neither
+// has the gradient that it belongs to.
 #include "block_launch.cuh"
 #include "gram.h"
 #include "lstsq_adjoint.h"
@@ -58,8 +58,9 @@ struct GramView {
   }
 };
 
-// The system of one query: row i has m elements, its target, and its pivot, 0 without one. Rows
-// without a pivot keep the directions in which A is 0. The threads stand in kAcross columns.
+// The system of one query: row i has m elements, its target, and 1 if it has a pivot, else 0. Gauss
+// and Jordan's steps leave -A^-1 of the rows with pivots, and in the others which combinations of
+// them they are. The threads stand in kAcross columns.
 template <bool kOneWarp>
 class AdjointSystem {
  public:
@@ -70,18 +71,12 @@ class AdjointSystem {
   }
 
   __device__ __forceinline__ void solve(const double* gradient, double* out) {
+    if (eliminate()) find_directions();
     each([&](int i) { target(i) = gradient[rows_[i]]; });
-    fill(false);
-    if (eliminate(false)) {
-      find_directions();
-      each([&](int i) { target(i) = gradient[rows_[i]]; });
-      project();
-      fill(true);
-      eliminate(true);
-    }
-    take_solution();
-    project();
-    each([&](int i) { out[rows_[i]] = target(i); });
+    project([&](int j) -> double& { return target(j); });
+    const auto solution = [&](int j) -> double& { return out[rows_[j]]; };
+    multiply(solution);
+    project(solution);
   }
 
  private:
@@ -94,12 +89,19 @@ class AdjointSystem {
     return a_[int64_t(i) * (m_ + 2) + j];
   }
   __device__ __forceinline__ double& target(int i) const { return at(i, m_); }
-  __device__ __forceinline__ double& pivot(int i) const { return at(i, m_ + 1); }
-  __device__ __forceinline__ bool depends(int i) const { return i != origin_ && pivot(i) == 0; }
+  __device__ __forceinline__ double& has_pivot(int i) const { return at(i, m_ + 1); }
+  __device__ __forceinline__ bool depends(int i) const { return i != origin_ && !has_pivot(i); }
 
   template <typename Body>
   __device__ __forceinline__ void each(const Body& body) const {
     for (int i = thread_; i < m_; i += kStep) body(i);
+    sync();
+  }
+
+  template <typename Body>
+  __device__ __forceinline__ void over_all(const Body& body) const {
+    for (int i = thread_ / kAcross; i < m_; i += kStep / kAcross)
+      for (int j = thread_ % kAcross; j < m_; j += kAcross) body(i, j);
     sync();
   }
 
@@ -113,57 +115,37 @@ class AdjointSystem {
            (product(j, origin_) - product(origin_, origin_));
   }
 
-  // `again`: rows that depend keep their directions.
-  __device__ __forceinline__ void fill(bool again) const {
-    const double of_origin = origin_ < 0 ? 0.0 : target(origin_);
-    sync();
-    for (int i = thread_ / kAcross; i < m_; i += kStep / kAcross)
-      for (int j = thread_ % kAcross; j < m_ && !(again && depends(i)); j += kAcross)
-        at(i, j) = entry(i, j);
-    each([&](int i) {
-      if (i != origin_) target(i) -= of_origin;
-      if (!again) pivot(i) = 0;
-    });
-  }
-
-  // A row with a pivot is multiplied by it in the end. Whether there are rows that depend.
-  __device__ __forceinline__ bool eliminate(bool again) const {
+  // Whether there are rows that depend. Those of the origin are 0.
+  __device__ __forceinline__ bool eliminate() const {
     const double of_origin = origin_ < 0 ? 0.0 : product(origin_, origin_);
+    over_all([&](int i, int j) { at(i, j) = entry(i, j); });
     bool any = false;
     for (int k = 0; k < m_; ++k) {
-      if (k == origin_ || (again && depends(k))) continue;
-      const double left = at(k, k);
-      if (!again && !(left > kDependent * (entry(k, k) + of_origin))) {
-        any = true;
-        sync();  // all have read what the next step changes
-        continue;
-      }
-      if (thread_ == 0 && !again) pivot(k) = left;  // that of the second time is the same
-      subtract_row(k, 1 / left, again, any && !again ? 0 : k + 1);
-      sync();
+      const double left = at(k, k), reciprocal = 1 / left;
+      const bool joins = k != origin_ && left > kDependent * (entry(k, k) + of_origin);
+      any = any || (!joins && k != origin_);
+      if (thread_ == 0) has_pivot(k) = joins;
+      if (!joins) continue;
+      over_all([&](int i, int j) {
+        if (i != k && j != k) at(i, j) -= at(i, k) * reciprocal * at(k, j);
+      });
+      each([&](int i) {
+        if (i == k)
+          at(k, k) = -reciprocal;
+        else
+          at(i, k) *= reciprocal, at(k, i) *= reciprocal;
+      });
     }
+    sync();
     return any;
   }
 
-  // From all others, which takes their column k. `first`: of the columns; those that are done are
-  // passed over.
-  __device__ __forceinline__ void subtract_row(int k, double reciprocal, bool again,
-                                               int first) const {
-    for (int i = thread_ / kAcross; i < m_; i += kStep / kAcross) {
-      if (i == k || i == origin_ || (again && depends(i))) continue;
-      const double share = at(i, k) * reciprocal;
-      for (int j = first + thread_ % kAcross; j <= m_; j += kAcross)
-        if (j > k || (j < k && depends(j))) at(i, j) -= share * at(k, j);
-    }
-  }
-
-  // A row that depends is a combination of others: that, less the row itself, orthonormal.
+  // The combination that a row is, less the row itself, orthonormal.
   __device__ __forceinline__ void find_directions() const {
     for (int i = 0; i < m_; ++i) {
       if (!depends(i)) continue;
       each([&](int j) {
-        if (j == origin_) return;
-        at(i, j) = j == i ? -1.0 : depends(j) ? 0.0 : at(j, i) / pivot(j);
+        if (depends(j)) at(i, j) = j == i ? -1.0 : 0.0;
       });
       if (thread_ == 0 && origin_ >= 0) {
         at(i, origin_) = 0;
@@ -196,18 +178,26 @@ class AdjointSystem {
     each([&](int j) { x(j) -= share * at(direction, j); });
   }
 
-  __device__ __forceinline__ void project() const {
+  template <typename Vector>
+  __device__ __forceinline__ void project(const Vector& x) const {
     for (int i = 0; i < m_; ++i)
-      if (depends(i)) subtract_direction(i, [&](int j) -> double& { return target(j); });
+      if (depends(i)) subtract_direction(i, x);
   }
 
-  __device__ __forceinline__ void take_solution() const {
-    each([&](int i) { target(i) = pivot(i) == 0 ? 0.0 : target(i) / pivot(i); });
+  template <typename Vector>
+  __device__ __forceinline__ void multiply(const Vector& solution) const {
+    const double of_origin = origin_ < 0 ? 0.0 : target(origin_);
+    each([&](int i) {
+      double sum = 0;
+      for (int j = 0; j < m_ && has_pivot(i); ++j)
+        if (has_pivot(j)) sum -= at(i, j) * (target(j) - of_origin);
+      solution(i) = sum;
+    });
     if (origin_ < 0) return;
     double sum = 0;
-    for (int i = 0; i < m_; ++i) sum += target(i);
+    for (int i = 0; i < m_; ++i) sum += solution(i);
     sync();
-    if (thread_ == 0) target(origin_) = -sum;
+    if (thread_ == 0) solution(origin_) = -sum;
     sync();
   }
 

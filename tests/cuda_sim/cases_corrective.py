@@ -13,8 +13,10 @@ from cuda_sim.checks import (
 )
 from cuda_sim.library import CONSTRAINTS, Launch, Library, Lstsq
 from hullft_ops import reference
-from lstsq_problems import spectra
+from lstsq_problems import conditioned, spectra
 from problems import of_query
+
+SOLVERS = {"simplex": hullft_ops.simplex_lstsq, "non-negative": hullft_ops.nnls}
 
 
 def kinds(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -101,11 +103,10 @@ def corrective_few_rows(library: Library, seed: int) -> None:
 def corrective_spectra(library: Library, seed: int) -> None:
     """Smooth rows in float32 have the weights and supports of float64, for condition numbers from
     100 to 10,000: a shared pool, pools of their own, and columns that rounds compute."""
-    solvers = {"simplex": hullft_ops.simplex_lstsq, "non-negative": hullft_ops.nnls}
     for candidates, width in product((12, 24, 32, 40, 100), (1.42, 1.72, 1.97)):
         pool, query = spectra(seed, 6, candidates, width)
         pools = pool.repeat(6, 1, 1)
-        for constraint, solve in solvers.items():
+        for constraint, solve in SOLVERS.items():
             expected = solve(pool.double(), query.double())
             for rows, gram in ((pool, None), (pools, None), (pool, False)):
                 launch = Launch(seed, gram, rounds=-1 if gram is None else 3)
@@ -114,6 +115,20 @@ def corrective_spectra(library: Library, seed: int) -> None:
 
                 assert error <= 1e-6 * expected.weights.sum(1).max()
                 assert torch.equal(answer.weights > 0, expected.weights > 0)
+
+
+@case_of_values
+def corrective_condition(library: Library, seed: int) -> None:
+    """Few rows of which many join and leave, where a tableau loses digits to each that leaves."""
+    for candidates in (8, 16, 32):
+        pool, query = conditioned(seed, 6, candidates, 3e4)
+        for constraint, solve in SOLVERS.items():
+            expected = solve(pool.double(), query.double()).weights
+            launch = Launch(seed, gram=True)
+            weights = library.lstsq(constraint, pool, query, launch=launch).weights
+
+            assert (weights - expected).abs().max() <= 1e-6 * expected.sum(1).max()
+            assert torch.equal(weights > 0, expected > 0)
 
 
 @case

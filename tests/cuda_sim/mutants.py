@@ -306,6 +306,13 @@ MUTANTS = {
         "const double sign = joins ? 1 : 1",
         ("corrective_few_rows",),
     ),
+    "a tableau that lacks digits": Mutant(
+        "fw_tableau",
+        "cuda/fw_tableau.cu",
+        "goes_on = is_inexact() && goes_on;",
+        "goes_on = is_inexact() && false;",
+        ("corrective_condition",),
+    ),
     "no warp barrier after a row is shown": Mutant(
         "fw_tableau",
         "cuda/fw_tableau.cu",
@@ -323,11 +330,11 @@ MUTANTS = {
         "x(j) -= 0 * share * at(direction, j);",
         ("adjoint",),
     ),
-    "a step before all have read its pivot": Mutant(
+    "a column scaled before all have read it": Mutant(
         "lstsq_adjoint",
         "cuda/lstsq_adjoint.cu",
-        "        sync();  // all have read",
-        "        // all have read",
+        "body(i, j);\n    sync();",
+        "body(i, j);",
         ("adjoint",),
         "race",
         RACE,

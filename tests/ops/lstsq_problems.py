@@ -1,5 +1,8 @@
 """Problems of least squares that are hard on rounding, and a proof that a solution is optimal."""
 
+import math
+from functools import partial
+
 import torch
 
 import hullft_ops
@@ -69,6 +72,21 @@ def spectra(
     shares /= shares.sum(1, keepdim=True)
     noise = 1e-3 * torch.randn(batch, 200, generator=generator)
     return pool, shares @ pool + noise
+
+
+def conditioned(
+    seed: int, batch: int, rows: int, condition: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 pools [batch, rows, 200] of that condition number, and noisy mixtures of all rows."""
+    generator = torch.Generator().manual_seed(seed)
+    random = partial(torch.randn, generator=generator, dtype=torch.float64)
+    left = torch.linalg.qr(random(batch, rows, rows)).Q
+    right = torch.linalg.qr(random(batch, 200, rows)).Q
+    values = torch.logspace(0, -math.log10(condition), rows, dtype=torch.float64)
+    pool = (left * values) @ right.mT
+    query = (random(batch, 1, rows).softmax(-1) @ pool)[:, 0]
+    query += random(batch, 200) / (1000 * condition)
+    return pool.float(), query.float()
 
 
 def largest_square(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
