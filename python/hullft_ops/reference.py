@@ -68,18 +68,14 @@ def _steps(
     num_iter = 0
     while num_iter < max_iter:
         current = x.T @ w
-        r = q - current
-        c = _products(x, r)
-        is_within_tol = r.norm() < tol * q.norm()
-        if is_within_tol or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
+        step = fw_lmo(x, q, current)
+        is_within_tol = (q - current).norm() < tol * q.norm()
+        if is_within_tol or (gap_tol > 0 and step.gap <= gap_tol):
             break
-        s = _argmax(c)
-        if _is_rounding(x[s], current):
+        if _is_rounding(x[step.vertex], current):
             break
-        direction = x[s] - current
-        gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
-        w = (1 - gamma) * w + gamma * _vertex(x, s)
-        support.add(s)
+        w = (1 - step.gamma) * w + step.gamma * _vertex(x, step.vertex)
+        support.add(step.vertex)
         num_iter += 1
         if len(support) >= most:
             break
