@@ -7,7 +7,6 @@ import torch
 
 import hullft_ops
 from lstsq_problems import KINDS, assert_nearest_of_the_hull, largest_square, make
-from problems import DTYPES
 
 pytestmark = pytest.mark.cpu_only("pivoting runs on the CPU")
 
@@ -58,17 +57,6 @@ def test_nnls_has_the_residual_of_single_queries(
     difference = solution.residual.square() - expected.square()
 
     assert (difference.abs() <= 1e-13 * scale).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_dtypes_differ_by_their_rounding(solver: Callable, dtype: torch.dtype) -> None:
-    pool, query = (t.to(dtype) for t in queries_of("plain", 12, 60))
-    solution = solver(pool, query)
-    exact = solver(pool.double(), query.double())
-    tolerance = 1e-13 if dtype == torch.float64 else 2e-6
-
-    assert (solution.weights - exact.weights).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -74,11 +74,12 @@ def test_more_steps_than_are_kept() -> None:
     assert growth < 8 << 20 < 24 * (many - few)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 @pytest.mark.usefixtures("simd_level")
-def test_a_query_within_the_pool(shape: tuple[int, int]) -> None:
+def test_a_query_within_the_pool(shape: tuple[int, int], dtype: torch.dtype) -> None:
     """No residual: every correlation is within an error of the largest."""
-    pool, _ = make_problem(7, 1, *shape, torch.float32)
+    pool, _ = make_problem(7, 1, *shape, dtype)
     query = pool[:, 3].contiguous()
     sel = assert_as_in_float64(pool, query)
 
@@ -110,14 +111,6 @@ def test_rows_that_the_screen_cannot_hold_beside_others(
     sel = assert_as_in_float64(pool, query, tol=0.0, max_iter=20)
 
     assert (sel.num_iter > 10).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [SMALL, LARGE])
-@pytest.mark.usefixtures("simd_level")
-def test_half_precision(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    pool, query = make_problem(9, 2, *shape, dtype)
-    assert_as_in_float64(pool, query)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
