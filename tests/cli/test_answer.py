@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from command import hullft_ops, succeeded
-from hullft_ops.cli.answer import Answer, read_prompts
+from hullft_ops.cli.answer import Answer, prompts_in
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder, load_model
 from hullft_ops.ttft.records import read_records
 from hullft_ops.ttft.validation import InputError
@@ -100,12 +100,12 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
     lines = [{"asked": "a"}, {"messages": chat}, {"asked": chat}, {"asked": "a"}]
     FILE.write_text("\n\n".join(map(json.dumps, lines)))
 
-    assert [*read_prompts(str(FILE), "asked").values()] == [("a", ""), (chat, "")]
+    assert [*prompts_in(str(FILE), "asked").values()] == [("a", ""), (chat, "")]
 
     stdin = SimpleNamespace(buffer=io.BytesIO(json.dumps(chat).encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
 
-    assert [*read_prompts("-", "prompt").values()] == [(chat, "")]
+    assert [*prompts_in("-", "prompt").values()] == [(chat, "")]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_prompts_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_line_without_a_prompt_is_named(content: str, message: str) -> None:
     FILE.write_text(content)
     with pytest.raises(InputError, match=f"^prompts {FILE}: {message}"):
-        read_prompts(str(FILE), "prompt")
+        prompts_in(str(FILE), "prompt")
 
 
 def test_what_cannot_be_answered_is_refused_before_the_work(

@@ -6,8 +6,8 @@ import pytest
 from transformers import TextIteratorStreamer
 
 from hullft_ops.ttft.endings import Ending
-from hullft_ops.ttft.prefix import Prefix
-from hullft_ops.ttft.question import Question, Row
+from hullft_ops.ttft.prefix import Prefix, TokenRow
+from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.techniques.ngrams import Ngrams
 from hullft_ops.ttft.write import generate_rows, request_of
 
@@ -113,7 +113,7 @@ def test_a_suffix_is_not_written_again(copier):
     ngrams = Ngrams([language_model.tokens(CODE).ids], weights=[0.9] * 5)
     request = request_of(language_model, OPTIONS)
     [text] = generate_rows(
-        language_model, [Row([], question)], [Prefix([], [ngrams])], request
+        language_model, [TokenRow([], question)], [Prefix([], [ngrams])], request
     )
 
     assert text == " g(\n        x,\n    )"

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from hullft_ops.ttft import TestTimeFinetuner
 from hullft_ops.ttft.endings import Ending
 from hullft_ops.ttft.healing import Healing, Limits, Vocabulary
-from hullft_ops.ttft.question import Question, Row
+from hullft_ops.ttft.prefix import TokenRow
+from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.techniques.technique import prefix_of
 from hullft_ops.ttft.write import generate_rows, request_of
 
@@ -69,7 +70,7 @@ def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, s
     with copier.adapted(text) as adaptation:
         answer = adaptation.generate(prompt, **options)
         cursor = len(tokens) - count
-        row = Row(
+        row = TokenRow(
             [], Question(prompt, tokens[:cursor], opening=0, start=0, cursor=cursor)
         )
         prefix = prefix_of(copier._prepare(copier.retrieve(text)))

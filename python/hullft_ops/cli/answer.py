@@ -89,7 +89,7 @@ def answer(
     if output.exists():
         # A file of another kind is refused before the work.
         read_records(output, Answer)
-    every = read_prompts(prompts, prompt_column, suffix_column)
+    every = prompts_in(prompts, prompt_column, suffix_column)
     finetuner = loaded_finetuner(model_config, config, embedder, store=store)
     options = {"max_new_tokens": max_new_tokens, "chat": chat, "seconds": seconds}
     settings_of_run = [config.settings(), options]
@@ -122,7 +122,7 @@ def answer(
     echo(output)
 
 
-def read_prompts(
+def prompts_in(
     source: str, column: str, suffix_column: str = "suffix"
 ) -> dict[tuple[str, str], tuple[Prompt, str]]:
     """The prompts of a JSONL file in order, with their suffixes, by the keys of their answers.

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from hullft_ops.ttft.models.cache import can_be_cut, copied
-from hullft_ops.ttft.question import Question, Row
+from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.tokens import count_shared
 
 
@@ -91,6 +91,33 @@ def mixed_logits(
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """What the model continues: one row of a batch.
+
+    Attributes:
+        head: the tokens that open the text, and the retrieved passages; empty without passages.
+        question: what stands behind them.
+    """
+
+    head: Sequence[int]
+    question: Question
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens."""
+        return [*self.head, *self.question.ids]
+
+    @property
+    def before_cursor(self) -> list[int]:
+        """The tokens up to the cursor."""
+        return [*self.head, *self.question.ids[: self.question.cursor]]
+
+    def without_end(self, count: int) -> "TokenRow":
+        """The row without the last ``count`` tokens before the cursor."""
+        return replace(self, question=self.question.without_end(count))
+
+
+@dataclass(frozen=True)
 class Prefix:
     """What was prepared for a prompt, and as much of it as the model has read.
 
@@ -107,7 +134,7 @@ class Prefix:
     ids: Sequence[int] = ()
     cache: Any = None
 
-    def before(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
+    def head_of(self, ids: Sequence[int], opening: int, window: int) -> list[int]:
         """What stands before the text of ``ids``: its first ``opening`` tokens, and the passages.
 
         Empty if no passage fits.
@@ -118,9 +145,9 @@ class Prefix:
         behind = chain.from_iterable(passage.ids for passage in passages)
         return [*ids[:opening], *behind] if passages else []
 
-    def row(self, question: Question, room: int) -> Row:
+    def row(self, question: Question, room: int) -> TokenRow:
         """A question behind the passages, in at most ``room`` tokens."""
-        head = self.before(question.ids, question.opening, room)
+        head = self.head_of(question.ids, question.opening, room)
         if head:
             question = question.behind_opening()
         room -= len(head)
@@ -129,7 +156,7 @@ class Prefix:
                 f"the prompt has {len(question.ids)} tokens: the model reads the last {room}",
                 stacklevel=2,
             )
-        return Row(head, question.fitted(room))
+        return TokenRow(head, question.fitted(room))
 
     def fitting(self, question: Question, window: int) -> "Prefix":
         """The prefix with the passages that fit before a question. Warns if not all do."""

@@ -90,33 +90,6 @@ class Question:
         )
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the model continues.
-
-    Attributes:
-        head: the tokens that open the text, and the retrieved passages; empty without passages.
-        question: what stands behind them.
-    """
-
-    head: Sequence[int]
-    question: Question
-
-    @property
-    def ids(self) -> list[int]:
-        """All tokens."""
-        return [*self.head, *self.question.ids]
-
-    @property
-    def before_cursor(self) -> list[int]:
-        """The tokens up to the cursor."""
-        return [*self.head, *self.question.ids[: self.question.cursor]]
-
-    def without_end(self, count: int) -> "Row":
-        """The row without the last ``count`` tokens before the cursor."""
-        return replace(self, question=self.question.without_end(count))
-
-
 def question_of(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: Prompt | Question,

@@ -156,7 +156,7 @@ def _predictions(
         row = prefix.row(question, max(window - len(ids), window // 2))
         head, question = row.head, row.question
     else:
-        head = prefix.before([*question.ids, *ids], question.opening, window)
+        head = prefix.head_of([*question.ids, *ids], question.opening, window)
         # Without passages, only the first window reads the special tokens that open a text.
         question = question.behind_opening() if head else question
     body = [*question.ids, *ids]

@@ -16,8 +16,15 @@ from hullft_ops.ttft.language_model import TOKENS_AT_ONCE, LanguageModel
 from hullft_ops.ttft.models.cache import copied
 from hullft_ops.ttft.models.hidden import HiddenStates, seen_hidden_states
 from hullft_ops.ttft.models.precision import casting_once
-from hullft_ops.ttft.prefix import Draft, Mixture, Prediction, Prefix, mixed_logits
-from hullft_ops.ttft.question import Question, Row
+from hullft_ops.ttft.prefix import (
+    Draft,
+    Mixture,
+    Prediction,
+    Prefix,
+    TokenRow,
+    mixed_logits,
+)
+from hullft_ops.ttft.question import Question
 
 # Of what ``generate`` takes. The number of tokens is transformers' default.
 _DEFAULTS = {"max_new_tokens": 20, "token_healing": True, "stop_at": None}
@@ -134,7 +141,7 @@ def continue_questions(
 
 def generate_rows(
     language_model: LanguageModel,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     prefixes: Sequence[Prefix],
     request: Request,
 ) -> list[str]:
@@ -167,13 +174,13 @@ def generate_rows(
     return [t[: e.place(t)] for t, e in zip(texts, healing.endings, strict=True)]
 
 
-def _ending(language_model: LanguageModel, row: Row, request: Request) -> Ending:
+def _ending(language_model: LanguageModel, row: TokenRow, request: Request) -> Ending:
     before = language_model.tokenizer.decode(row.question.before_cursor[-_LINE_TOKENS:])
     line = str(before).rpartition("\n")[2]
     return Ending(request.limits.stop_at, line, row.question.suffix)
 
 
-def _end_to_heal(language_model: LanguageModel, row: Row) -> list[int]:
+def _end_to_heal(language_model: LanguageModel, row: TokenRow) -> list[int]:
     """The last tokens before the cursor, which are written again."""
     # A token stays to be continued: one of a passage, a mark, or the prompt's first.
     start = max(1, len(row.head) + row.question.start)
@@ -195,7 +202,7 @@ def _text_behind(
 
 def _written(
     language_model: LanguageModel,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     prefixes: Sequence[Prefix],
     end: Sequence[int],
     healing: Healing,
