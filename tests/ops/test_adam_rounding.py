@@ -132,38 +132,17 @@ def bfloat16_params() -> list[torch.Tensor]:
     return params
 
 
-def test_optimizer_rounds_each_group_with_numbers_of_its_own() -> None:
-    params = bfloat16_params()
-    starts = [param.detach().clone() for param in params]
-    groups = [{"params": params[:2]}, {"params": params[2:]}]
-    optimizer = ReplayAdam(groups, lr=1e-3, rounding_seed=5)
-    optimizer.step(repeats=2)
-    optimizer.step()
-
-    # A call adds the place of its first parameter.
-    for members, seed in ((slice(0, 2), 5), (slice(2, 3), 7)):
-        zeros = [torch.zeros_like(start) for start in starts[members]]
-        tensors = AdamTensors(
-            params=starts[members],
-            grads=[param.grad for param in params[members]],
-            exp_avgs=zeros,
-            exp_avg_sqs=[zero.clone() for zero in zeros],
-            steps=[torch.tensor(0.0) for _ in zeros],
-        )
-        after = adam_replay(tensors, 2, seed=seed)
-        after = adam_replay(after, 1, seed=seed)
-
-        for param, expected in zip(params[members], after.params, strict=True):
-            assert torch.equal(param.detach(), expected)
-
-
-def test_parameters_that_are_stepped_one_by_one_have_numbers_of_their_own() -> None:
+@pytest.mark.parametrize("in_groups", [False, True])
+def test_parameters_that_do_not_step_together_have_numbers_of_their_own(
+    in_groups: bool,
+) -> None:
     params = [torch.ones(4096, dtype=torch.bfloat16) for _ in range(2)]
-    gradient = torch.ones_like(params[0])
-    optimizer = ReplayAdam(params, lr=1e-3, rounding_seed=5)
+    grads = {param: torch.ones_like(param) for param in params}
+    groups = [{"params": [param]} for param in params]
+    optimizer = ReplayAdam(groups if in_groups else params, lr=1e-3, rounding_seed=5)
 
-    for param in params:
-        optimizer.step(grads={param: gradient})
+    for step in [grads] if in_groups else [{param: grads[param]} for param in params]:
+        optimizer.step(grads=step)
 
     assert_independent(params[0], params[1])
 
