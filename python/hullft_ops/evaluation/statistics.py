@@ -138,7 +138,7 @@ class Measurements:
 
     def gains(self, config: str) -> np.ndarray:
         """How much better each prompt's score is than without adaptation."""
-        change = self.after[config] - self.before
+        change: np.ndarray = self.after[config] - self.before
         return change if self.metric.more_is_better else -change
 
     def ranked(self) -> list[str]:
