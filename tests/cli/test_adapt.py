@@ -208,29 +208,18 @@ def test_what_cannot_be_ends_with_one_line(
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ raise_exception('no system') }}", "TemplateError: no system"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
-    ],
-)
 def test_a_chat_template_that_fails_ends_with_one_line(
-    template: str,
-    message: str,
-    arguments: list[object],
-    model_directory: Path,
-    tmp_path: Path,
+    arguments: list[object], model_directory: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(model_directory, tmp_path / "chat")
+    template = "{{ raise_exception('no system') }}"
     (folder / "chat_template.jinja").write_text(template)
     result = hullft_ops(*arguments, "--model", folder, "--chat")
 
     assert result.code == 2
-
-    expected = f"hullft-ops adapt: chat: the model's chat template: {message}"
-
-    assert result.last == expected
+    assert result.last == (
+        "hullft-ops adapt: chat: the model's chat template: TemplateError: no system"
+    )
 
 
 def test_foreign_text_does_not_steer_the_terminal(

@@ -170,23 +170,6 @@ def fw_failures(library: Library, seed: int) -> None:
 
 
 @case
-def fw_overflowing_lane(library: Library, seed: int) -> None:
-    """Products with the picks that overflow, for all rows of one lane and for a row in the lanes of
-    both picks: no step takes those rows."""
-    for dtype, huge in ((torch.float32, 1e30), (torch.float64, 1e300)):
-        pool = torch.tensor([0, 0.5], dtype=dtype).repeat(1, 64, 1)
-        pool[0, [5, 37, 32, 33]] = torch.tensor([huge, 0], dtype=dtype)
-        pool[0, :2] = torch.tensor([[1e10, 1], [-1e10, 1]], dtype=dtype)
-        query = torch.tensor([[0, 2]], dtype=dtype)
-
-        for launch in launches(seed):
-            answer = library.frank_wolfe(pool, query, 3, max_iter=6, launch=launch)
-
-            assert answer.indices[0].tolist() == [0, 1, -1]
-            assert answer.weights[0].tolist() == [0.5, 0.5, 0]
-
-
-@case
 def fw_ragged(library: Library, seed: int) -> None:
     def check(answer: AnySelection, rows: torch.Tensor, query: torch.Tensor) -> None:
         check_equals(answer, reference.fw_select(rows, query, 6))
