@@ -94,9 +94,7 @@ class Matrix:
                 f"{function}: queries must be finite and have shape [B, {dim}], got "
                 f"{list(vectors.shape)}"
             )
-        k = check_integer(function, "k", k, 1)
-        if k > count:
-            raise ValueError(f"{function}: k is {k}, the store has {count} texts")
+        k = check_integer(function, "k", k, 1, count)
         scores, positions = _nearest(self.embeddings.numpy(), vectors, k)
         return torch.from_numpy(scores), torch.from_numpy(positions)
 
