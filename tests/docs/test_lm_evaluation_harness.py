@@ -216,9 +216,7 @@ def test_the_command_line(
     assert "hullft (" in printed
     assert "acc_norm" in printed
 
-    for wrong, message in (("nselect=2", "option 'nselect'"), ("n_select=2", "store")):
-        arguments = [f"--model_args={wrong}", *command[4:]]
-        monkeypatch.setattr("sys.argv", [*command[:3], *arguments])
+    command[3] = "--model_args=nselect=2"
 
-        with pytest.raises(SystemExit, match=f"harness.py: .*{message}"):
-            example["main"]()
+    with pytest.raises(SystemExit, match="harness.py: .*option 'nselect'"):
+        example["main"]()

@@ -3,7 +3,6 @@ that for the same values in float64, however close the candidates are."""
 
 import pytest
 import torch
-from benchmarks.memory import peak_bytes
 
 import hullft_ops
 from problems import VARIANTS, make_problem
@@ -49,29 +48,6 @@ def test_candidates_closer_than_the_screen_can_tell(
     pool = pool[:, first_of_group] + step * noise
 
     assert_as_in_float64(pool, query, variant=variant, max_iter=60)
-
-
-def test_more_steps_than_are_kept() -> None:
-    """A step takes 24 bytes of those that are kept, for as long as the thread lives."""
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randn(40, 16, generator=generator)
-    weights = torch.rand(40, generator=generator).softmax(0)
-    query = weights @ pool
-    few = 200_000
-    many = 1_500_000
-
-    assert_as_in_float64(pool, query, 50, max_iter=few, tol=0.0)
-
-    def peak_of(steps: int) -> int:
-        def select() -> None:
-            sel = hullft_ops.fw_select(pool, query, 50, max_iter=steps, tol=0.0)
-            assert sel.num_iter == steps
-
-        return peak_bytes(select, pool.device)
-
-    growth = peak_of(many) - peak_of(few)
-
-    assert growth < 8 << 20 < 24 * (many - few)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
