@@ -73,7 +73,7 @@ def test_a_healed_prompt_is_continued_as_one_cut_at_the_boundary(copier, text, s
         row = TokenRow(
             [], Question(prompt, tokens[:cursor], opening=0, start=0, cursor=cursor)
         )
-        prefix = prefix_of(copier._prepare(copier.retrieve(text)))
+        prefix = prefix_of(copier.prepare(copier.retrieve(text)))
         request = request_of(language_model, options | {"token_healing": False})
         [cut] = generate_rows(language_model, [row], [prefix], request)
 

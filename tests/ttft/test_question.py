@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hullft_ops.ttft import Prepared, Technique, question_of
+from hullft_ops.ttft.infill import split_at_marks
 from hullft_ops.ttft.techniques import TECHNIQUES
 
 QWEN = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
@@ -192,3 +193,16 @@ def test_a_technique_may_stand_behind_the_packages_own(llama, make):
         assert not torch.equal(before.logits, after.logits)
         assert torch.equal(before.hidden, after.hidden)
         assert question.before_cursor.tolist() == list(question.ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("x<|fim_prefix|>a <|fim_suffix|>b<|fim_middle|>", ("x", "a ", "b")),
+        ("<PRE> a <SUF>b <MID>", ("", " a", "b")),
+        ("[SUFFIX]b[PREFIX]a", ("", "a", "b")),
+        ("a<|fim_suffix|>b", ("", "a<|fim_suffix|>b", "")),
+    ],
+)
+def test_marks_that_a_client_writes_split_a_text(text, parts):
+    assert split_at_marks(text) == parts

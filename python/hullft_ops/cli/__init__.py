@@ -5,7 +5,17 @@ from importlib import import_module, metadata
 
 from hullft_ops._extras import needed_by
 
-COMMANDS = ("adapt", "answer", "demo", "evaluate", "index", "report", "train", "verify")
+COMMANDS = (
+    "adapt",
+    "answer",
+    "demo",
+    "evaluate",
+    "index",
+    "report",
+    "serve",
+    "train",
+    "verify",
+)
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ class TestTimeFinetuner:
         self.model = model
         self.tokenizer = tokenizer
         self.store = store
-        self._embedder = embedder
+        self.embedder = embedder
         self._searches: dict[type[Search], Search] = {}
         self._trainable = Trainable(model)
         config = replace(config or TTFTConfig(), **options)
@@ -94,6 +94,14 @@ class TestTimeFinetuner:
         other._set(config)
         return other
 
+    def with_store(self, store: Store) -> "TestTimeFinetuner":
+        """A finetuner that searches another store of the same embedder. It shares the model, its
+        checks, and all memory."""
+        other = copy(self)
+        other.store, other._searches = store, {}
+        other._set(self.config)
+        return other
+
     def _set(self, config: TTFTConfig) -> None:
         # What fits at once; max_length cuts passages alone.
         cut = text_window(self.model, self.tokenizer, config.max_length)
@@ -104,8 +112,8 @@ class TestTimeFinetuner:
         self.n_neighbours = max(
             (each.n_neighbours for each in self.techniques), default=0
         )
-        kind = kind_of(config.search, has_embeddings=self._embedder is not None)
-        lacks = self.store is None or (kind.embeds and self._embedder is None)
+        kind = kind_of(config.search, has_embeddings=self.embedder is not None)
+        lacks = self.store is None or (kind.embeds and self.embedder is None)
         if self.n_neighbours and lacks:
             names = [type(t).__name__ for t in self.techniques if t.n_neighbours]
             raise ValueError(
@@ -114,7 +122,7 @@ class TestTimeFinetuner:
             )
         self.search: Search | None = None
         if self.store is not None and not lacks:
-            search = self._searches.get(kind) or kind(self.store, self._embedder)
+            search = self._searches.get(kind) or kind(self.store, self.embedder)
             self.search = self._searches[kind] = search
         for technique in self.techniques:
             technique.load(self.language_model)
@@ -183,9 +191,9 @@ class TestTimeFinetuner:
             neighbours = retrieve(question, self.n_neighbours, self.search)
         spent = dict(neighbours.seconds)
         start = perf_counter()
-        prepared = self._prepare(neighbours)
+        prepared = self.prepare(neighbours)
         spent["select"] = perf_counter() - start
-        with self._changed(prepared, deadline) as (training, reports):
+        with self.changed(prepared, deadline) as (training, reports):
             spent["finetune"] = perf_counter() - start - spent["select"]
             prefix = prefix_of(prepared)
             adaptation = Adaptation(
@@ -257,11 +265,11 @@ class TestTimeFinetuner:
             return
         size = batch_size if self.language_model.takes_padding else 1
         by_length = sorted(range(len(prompts)), key=lambda i: len(questions[i].text))
-        prepared = (self._prepare(self.retrieve(questions[i])) for i in by_length)
+        prepared = (self.prepare(self.retrieve(questions[i])) for i in by_length)
         # Changes of weights that do not depend on the prompt come from the first.
         first = next(prepared, [])
         remaining = chain([first], prepared)
-        with self._changed(first, Deadline(None)):
+        with self.changed(first, Deadline(None)):
             for start in range(0, len(prompts), size):
                 batch = by_length[start : start + size]
                 # Their passages are not read before.
@@ -275,13 +283,14 @@ class TestTimeFinetuner:
                 self._return_memory()
                 yield from zip(batch, texts, strict=True)
 
-    def _prepare(self, neighbours: Neighbours) -> list[Prepared]:
+    def prepare(self, neighbours: Neighbours) -> list[Prepared]:
+        """What each technique does for the question of ``neighbours``."""
         return [
             each.prepare(neighbours, self.language_model) for each in self.techniques
         ]
 
     @block
-    def _changed(
+    def changed(
         self, prepared: Sequence[Prepared], deadline: Deadline
     ) -> Iterator[tuple[Training, dict[type, Any]]]:
         """Change the weights in turn, and restore them at the end of the body. Yields the training,

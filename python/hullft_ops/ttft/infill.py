@@ -1,5 +1,6 @@
 """The tokens between which a model reads what stands before and behind a cursor."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,3 +50,18 @@ def marks_of(tokenizer: "PreTrainedTokenizerBase") -> Marks | None:
         suffix, prefix = (vocabulary[name] for name in _SUFFIX_FIRST)
         return Marks(prefix, suffix, [suffix, prefix], _SUFFIX_FIRST)
     return None
+
+
+def split_at_marks(text: str) -> tuple[str, str, str]:
+    """A text in which a client has written marks, of whatever model: what stands before them, and
+    the texts before and behind the cursor. Without marks, all stands before the cursor."""
+    for names in _NAMES:
+        # CodeLlama's stand behind a space.
+        first, *others = (re.sub("^▁", " ", name) for name in names)
+        marks = map(re.escape, (first.lstrip(), *others))
+        found = re.fullmatch("(.*?){}(.*){}(.*){}".format(*marks), text, re.DOTALL)
+        if found:
+            return found[1], found[2], found[3]
+    suffix, prefix = map(re.escape, _SUFFIX_FIRST)
+    found = re.fullmatch(f"{suffix}(.*){prefix}(.*)", text, re.DOTALL)
+    return ("", found[2], found[1]) if found else ("", text, "")

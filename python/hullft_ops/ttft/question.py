@@ -69,6 +69,11 @@ class Question:
         begin = fitted.start if self.suffix else 0
         return fitted._without(begin, begin + excess - size)
 
+    def with_suffix_of(self, count: int) -> "Question":
+        """The question with ``count`` tokens of the suffix, if it has so many."""
+        end = min(self.suffix_start + count, self.suffix_end)
+        return self._without(end, self.suffix_end)
+
     def without_end(self, count: int) -> "Question":
         """The question without the last ``count`` tokens before the cursor."""
         return self._without(self.cursor - count, self.cursor)

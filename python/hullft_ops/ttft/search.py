@@ -19,7 +19,7 @@ from hullft_ops.ttft.store.base import Store, checked_vectors
 from hullft_ops.ttft.store.words import Words, last_words
 from hullft_ops.ttft.terminal import waiting
 from hullft_ops.ttft.validation import options_class
-from hullft_ops.ttft.windows import LineBlocks, line_blocks
+from hullft_ops.ttft.windows import LineBlocks, heading, line_blocks
 
 # Stands behind each retrieved passage: a blank line tells the model that another text begins.
 SEPARATOR = "\n\n"
@@ -247,8 +247,10 @@ def fused(rankings: Sequence[Tensor], k: int) -> Tensor:
 
 def with_separator(store: Store | LineBlocks, run: Sequence[int]) -> str:
     """The text of passages that follow one another, with what separates it from others."""
-    heading = store.heading(run[0]) if isinstance(store, LineBlocks) else ""
-    return heading + "".join(store.texts[position] for position in run) + SEPARATOR
+    source = store.sources[run[0]] if isinstance(store, LineBlocks) else None
+    return (
+        heading(source) + "".join(store.texts[position] for position in run) + SEPARATOR
+    )
 
 
 def retrieved_runs(

@@ -33,6 +33,9 @@ _SATURATION, _LENGTH = 1.2, 0.75
 # So much of the beginning of a text finds it in its document.
 _BEGINNING_CHARS = 400
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
+# The open file is looked for among the documents of so many blocks, and has this share of the lines
+# before the cursor.
+_CANDIDATES, _SAME_LINES = 10, 0.9
 # Files whose comments begin with slashes.
 _WITH_SLASHES = re.compile(
     r".*\.(c|cc|cpp|cs|cu|cuh|go|h|hpp|java|jsx?|kt|rs|scala|swift|tsx?)", re.IGNORECASE
@@ -77,13 +80,23 @@ class LineBlocks:
         after = position + 1
         return None if after in self._firsts or after == len(self) else after
 
-    def heading(self, position: int) -> str:
-        """What stands before blocks that are read: the path of their document, as a comment."""
-        source = self.sources[position]
-        if source is None:
-            return ""
-        mark = "//" if _WITH_SLASHES.fullmatch(source) else "#"
-        return f"{mark} {source}\n"
+    def source_of(self, text: str) -> str | None:
+        """The document that the text before a cursor is of: one that has nearly all of its lines.
+        None if there is none."""
+        lines = {line for line in text.splitlines() if line.strip()}
+        nearest = map(int, self.nearest(text, _CANDIDATES))
+        for source in dict.fromkeys(self.sources[position] for position in nearest):
+            if source is not None:
+                document = self._text_of(self._run_of(source))
+                if len(lines & {*document.splitlines()}) >= _SAME_LINES * len(lines):
+                    return source
+        return None
+
+    def _run_of(self, source: str) -> range:
+        return next(run for run in self._runs if self.sources[run.start] == source)
+
+    def _text_of(self, run: range) -> str:
+        return "".join(self.texts[run.start : run.stop])
 
     @cached_property
     def _index(self) -> tuple[dict[str, int], Any]:
@@ -138,8 +151,8 @@ class LineBlocks:
         near = [1 + _SAME_FOLDER * _proximity(source, each) for each in documents]
         weights = np.repeat(near, [len(run) for run in self._runs])
         if source in documents:
-            run = self._runs[documents.index(source)]
-            document = "".join(self.texts[run.start : run.stop])
+            run = self._run_of(source)
+            document = self._text_of(run)
             above = document[: max(0, document.find(text[:_BEGINNING_CHARS]))]
             # A block is read with the one behind it.
             count = max(0, above.count("\n") // BLOCK_LINES - 1)
@@ -163,6 +176,14 @@ def _joined(store: Store) -> Iterator[tuple[str | None, str]]:
         if store.following(position) != position + 1:
             yield sources[position], document
             document = ""
+
+
+def heading(source: str | None) -> str:
+    """What stands before lines that are read: the path of their document, as a comment."""
+    if source is None:
+        return ""
+    mark = "//" if _WITH_SLASHES.fullmatch(source) else "#"
+    return f"{mark} {source}\n"
 
 
 def terms_in(line: str) -> list[str]:
