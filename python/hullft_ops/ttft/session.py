@@ -9,7 +9,7 @@ from typing import Any
 
 from hullft_ops.ttft.chat import Conversation
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.language_model import Passage, Prefix
+from hullft_ops.ttft.prefix import Passage, Prefix
 from hullft_ops.ttft.question import Question, question_of
 from hullft_ops.ttft.techniques.technique import prefix_of
 from hullft_ops.ttft.tokens import PROBE
