@@ -111,28 +111,27 @@ def nnls(pool: Tensor, query: Tensor) -> ReferenceLstsq:
 def lstsq_adjoint(
     pool: Tensor, weights: Tensor, gradient: Tensor, is_gram: bool, on_simplex: bool
 ) -> Tensor:
-    """[B, K]: what a gradient [B, K] of the weights [B, K] of least squares is to G w.
+    """[K]: what a gradient [K] of the weights [K] of least squares is to G w.
 
-    The pool is [K, d] or [B, K, d], or with is_gram the matrices G. On the simplex the answer sums
-    to 0; of all solutions it is that of least norm. It is 0 outside the support.
+    The pool is [K, d], or with is_gram the matrix G. On the simplex the answer sums to 0; of all
+    solutions it is that of least norm. It is 0 outside the support.
     """
-    size = (weights > 0).sum(1)
-    places = weights.argsort(dim=1, descending=True)[:, : max(size.tolist(), default=0)]
-    batch = torch.arange(len(weights), device=pool.device)[:, None]
-    inside = (weights.gather(1, places) > 0).double()
-    span = torch.diag_embed(inside)
-    if on_simplex:
-        span -= inside[:, :, None] * inside[:, None] / size.clamp(min=1)[:, None, None]
-    rows = span @ pool.expand(len(weights), -1, -1)[batch, places].double()
+    support = weights > 0
+    rows = pool[support].double()
     if is_gram:
-        rows = rows.gather(2, places[:, None].expand(-1, rows.shape[1], -1))
-        system = rows @ span
-        system = (system + system.mT) / 2
-    else:
-        system = rows @ rows.mT
-    inverse = torch.linalg.pinv(system, rtol=1e-12, hermitian=True)
-    v = (inverse @ gradient.gather(1, places).double()[:, :, None])[:, :, 0]
-    return torch.zeros_like(weights).scatter_(1, places, v.to(weights.dtype))
+        rows = rows[:, support]
+    # Far from 0, a matrix G holds no more of what rows differ by.
+    noise = torch.finfo(torch.float64).eps * rows.abs().sum() if is_gram else 0.0
+    if on_simplex:
+        rows = rows - rows.mean(0)
+    system = rows if is_gram else rows @ rows.mT
+    if on_simplex:
+        system = system - system.mean(1, keepdim=True)
+    system = (system + system.mT) / 2
+    inverse = torch.linalg.pinv(system, atol=noise, rtol=1e-12, hermitian=True)
+    v = torch.zeros_like(weights)
+    v[support] = (inverse @ gradient[support].double()).to(weights.dtype)
+    return v
 
 
 def _fully_corrective(

@@ -12,8 +12,7 @@ from cuda_sim.checks import (
     problems_of_bad_values,
 )
 from cuda_sim.library import CONSTRAINTS, Launch, Library, Lstsq
-from hullft_ops import reference
-from lstsq_problems import conditioned, spectra
+from lstsq_problems import adjoints, conditioned, spectra
 from problems import of_query
 
 SOLVERS = {"simplex": hullft_ops.simplex_lstsq, "non-negative": hullft_ops.nnls}
@@ -216,7 +215,7 @@ def check_adjoint(
     gradient = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
     for on_simplex in (True, False):
         arguments = (pool, weights, gradient, is_gram, on_simplex)
-        expected = reference.lstsq_adjoint(*arguments)
+        expected = adjoints(*arguments)
         v = library.lstsq_adjoint(*arguments, launch=launch)
 
         assert (v - expected).norm() <= 1e-7 * expected.norm()

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 import hullft_ops
+from hullft_ops import reference
 
 KINDS = [
     "plain",
@@ -87,6 +88,20 @@ def conditioned(
     query = (random(batch, 1, rows).softmax(-1) @ pool)[:, 0]
     query += random(batch, 200) / (1000 * condition)
     return pool.float(), query.float()
+
+
+def adjoints(
+    pool: torch.Tensor,
+    weights: torch.Tensor,
+    gradient: torch.Tensor,
+    is_gram: bool,
+    on_simplex: bool,
+) -> torch.Tensor:
+    """The reference's, of each query."""
+    of_each = zip(pool.expand(len(weights), -1, -1), weights, gradient, strict=True)
+    return torch.stack(
+        [reference.lstsq_adjoint(*each, is_gram, on_simplex) for each in of_each]
+    )
 
 
 def largest_square(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
