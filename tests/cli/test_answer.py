@@ -37,6 +37,7 @@ def test_it_writes_what_the_finetuner_generates(
 ) -> None:
     arguments += ["--store", store, "--embedder", embedder_directory]
     arguments += ["--n-select", n_select, "--context", 1, "--lr", 0.02]
+    arguments += ["--stop-at", "line"]
     succeeded(*arguments)
     finetuner = TestTimeFinetuner(
         *load_model(str(model_directory)),
@@ -49,9 +50,10 @@ def test_it_writes_what_the_finetuner_generates(
         lr=0.02,
     )
 
+    options = {"max_new_tokens": 8, "do_sample": False, "stop_at": "line"}
+
     assert {row.prompt: row.answer for row in read_records(OUTPUT, Answer)} == {
-        prompt: finetuner.generate(prompt, max_new_tokens=8, do_sample=False)
-        for prompt in PROMPTS
+        prompt: finetuner.generate(prompt, **options) for prompt in PROMPTS
     }
 
     content = OUTPUT.read_bytes()

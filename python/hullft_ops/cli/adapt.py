@@ -12,6 +12,7 @@ from transformers import TextStreamer
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.endings import StopAt
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.prefix import Prefix
@@ -49,6 +50,7 @@ def adapt(
     seconds: float | None = None,
     chat: bool = False,
     max_new_tokens: int = 64,
+    stop_at: StopAt | None = None,
 ) -> None:
     """Adapt to a prompt; print passages, and the continuations without and with adaptation.
 
@@ -66,6 +68,8 @@ def adapt(
         seconds: budget for retrieval and training; steps that do not fit are skipped.
         chat: continue it as a message, in the chat template of an instruct model.
         max_new_tokens: length of the continuation.
+        stop_at: where it ends before that: with its first line, with the block of lines indented
+            like that or further, or where a line closes the brackets that it opened.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
@@ -84,6 +88,7 @@ def adapt(
     options: dict[str, Any] = {
         "do_sample": False,
         "max_new_tokens": max_new_tokens,
+        "stop_at": stop_at,
         "streamer": _Printer(
             finetuner.tokenizer, skip_prompt=True, skip_special_tokens=True
         ),

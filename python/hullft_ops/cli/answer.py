@@ -13,6 +13,7 @@ from hullft_ops.cli.adapt import loaded_finetuner, text_in
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.chat import conversation
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.endings import StopAt
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.question import Prompt, question_of
@@ -55,6 +56,7 @@ def answer(
     chat: bool = False,
     seconds: float | None = None,
     max_new_tokens: int = 64,
+    stop_at: StopAt | None = None,
     batch_size: int = 8,
 ) -> None:
     """Continue many prompts; write a line of JSON for each, with the prompt and its answer.
@@ -78,6 +80,7 @@ def answer(
         chat: continue texts as messages, in the chat template of an instruct model.
         seconds: budget for retrieval and training for each prompt.
         max_new_tokens: length of an answer.
+        stop_at: where it ends before that, as for hullft-ops adapt.
         batch_size: prompts to continue together.
     """
     check_integer("generate", "batch_size", batch_size, 1)
@@ -91,8 +94,12 @@ def answer(
         read_records(output, Answer)
     every = prompts_in(prompts, prompt_column, suffix_column)
     finetuner = loaded_finetuner(model_config, config, embedder, store=store)
-    options = {"max_new_tokens": max_new_tokens, "chat": chat, "seconds": seconds}
-    settings_of_run = [config.settings(), options]
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stop_at": stop_at,
+        "seconds": seconds,
+    }
+    settings_of_run = [config.settings(), options | {"chat": chat}]
     run = run_identity(finetuner.language_model, finetuner.store, settings_of_run)
     with open_records(output, run, Answer) as answers:
         left = [each for key, each in every.items() if key not in answers.rows]
@@ -110,9 +117,8 @@ def answer(
         texts = finetuner.generate_each(
             questions,
             batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            seconds=seconds,
             do_sample=False,
+            **options,
         )
         bar = ticking(tqdm(texts, "answers", len(every), initial=done))
         for position, text in bar:

@@ -9,7 +9,7 @@ from pathlib import Path
 from select import select
 from threading import Thread
 from time import perf_counter, sleep
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import AliasChoices, BaseModel, Field, model_validator
@@ -19,6 +19,7 @@ from transformers import TextStreamer
 from hullft_ops.cli.adapt import loaded_finetuner
 from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.endings import StopAt
 from hullft_ops.ttft.infill import split_at_marks
 from hullft_ops.ttft.models.loading import ModelConfig
 from hullft_ops.ttft.session import Session
@@ -52,25 +53,48 @@ class Asked(BaseModel):
     """A request, by the names of llama.cpp and OpenAI. Other fields change nothing."""
 
     prompt: str = ""
+    """The text before the cursor; of /infill, its last line."""
+
     messages: list[dict[str, Any]] = []
+    """A conversation, in place of a prompt."""
+
     input_prefix: str = ""
+    """The lines before those of the prompt."""
+
     suffix: str = Field("", validation_alias=AliasChoices("suffix", "input_suffix"))
+    """The text behind the cursor."""
+
     input_extra: list[Chunk] = []
+    """What the editor has seen of other files, the latest last."""
+
     length: Annotated[int, Field(ge=-1)] = Field(
         128,
         validation_alias=AliasChoices(
             "n_predict", "max_completion_tokens", "max_tokens"
         ),
     )
+    """Tokens to write at most; -1 for the default."""
+
     stop: str | list[str] = []
+    """The text ends before the first of these."""
+
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 for the likeliest token."""
+
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    seed: int | None = None
+
     t_max_prompt_ms: Annotated[float, Field(ge=0)] = 0.0
+    """Milliseconds to read; 0 for no limit."""
+
     t_max_predict_ms: Annotated[float, Field(ge=0)] = 0.0
+    """Milliseconds to write; likewise."""
+
     stream: bool = False
+    """Whether to send the text as it is written."""
+
     response_fields: list[str] = []
+    """What of llama.cpp's response to send, "timings/prompt_n" for one; empty for all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,13 +119,17 @@ class Answer(TextStreamer):
         session = handler.server.session
         tokenizer = session.finetuner.tokenizer
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._asked, self._handler, self._session = asked, handler, session
+        self.text = ""
+        self._asked = asked
+        self._handler = handler
+        self._session = session
         self._kind = _PATHS[handler.path]
         self._stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop
-        self._written = self.text = ""
-        self._is_over: Callable[[], bool] = bool
-        self._start = self._first = self._last = perf_counter()
+        self._is_over: Callable[[], bool] = lambda: False
+        # With what may begin a stop.
+        self._written = ""
         self._count = 0
+        self._start = self._first = self._last = perf_counter()
 
     def write(self, stop_at: str | None) -> None:
         """Have the model write it."""
@@ -137,8 +165,10 @@ class Answer(TextStreamer):
         The time to write counts from the first token, as in llama.cpp. The first line may take what
         was left of the time to read, too.
         """
-        asked, self._last = self._asked, perf_counter()
-        self._first = self._last if not self._count else self._first
+        asked = self._asked
+        self._last = perf_counter()
+        if not self._count:
+            self._first = self._last
         self._count += 1
         end = self._first
         if "\n" not in self._written:
@@ -202,7 +232,6 @@ def _timings(**stages: tuple[int, float]) -> dict[str, float]:
     for stage, (count, seconds) in stages.items():
         timings[f"{stage}_n"] = count
         timings[f"{stage}_ms"] = 1000 * seconds
-        timings[f"{stage}_per_token_ms"] = 1000 * seconds / max(count, 1)
         timings[f"{stage}_per_second"] = count / max(seconds, 1e-9)
     return timings
 
@@ -313,7 +342,7 @@ def serve(
     embedder: str = DEFAULT_EMBEDDER,
     host: str = "127.0.0.1",
     port: int = 8012,
-    stop_at: Literal["line", "block", "expression"] | None = "block",
+    stop_at: StopAt | None = "block",
 ) -> None:
     """Complete code in an editor, and answer OpenAI's clients, until Ctrl-C.
 

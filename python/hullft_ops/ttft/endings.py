@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 _INDENTATION = re.compile(r"^[ \t]*(?=\S)", re.MULTILINE)
 _QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
@@ -39,6 +40,7 @@ def _block(line: str, text: str) -> int | None:
     return None
 
 
+StopAt = Literal["line", "block", "expression"]
 STOPS = {"line": _line, "expression": _expression, "block": _block}
 
 

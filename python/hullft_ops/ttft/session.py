@@ -26,6 +26,9 @@ _PIECE_SECONDS = 0.3
 # Reading fewer tokens tells nothing of the speed.
 _LEAST_MEASURED = 32
 _LEAST_BUDGET = 16
+# The suffix follows what changes, and so is read for each prompt. llama.cpp reads as much of it in a
+# batch of 1,024 tokens.
+_SUFFIX_TOKENS = 256
 
 
 class Session:
@@ -75,7 +78,7 @@ class Session:
         suffix: str = "",
         chunks: Sequence[str] = (),
         seconds: float | None = None,
-        is_over: Callable[[], bool] = bool,
+        is_over: Callable[[], bool] = lambda: False,
         max_new_tokens: int,
         **options: Any,
     ) -> str:
@@ -106,17 +109,17 @@ class Session:
         if self._trains:
             return str(finetuner.generate(question, **options))
         self._prepare(question, chunks)
-        budget = math.inf
+        budget = model.window
         if seconds is not None:
             seconds -= perf_counter() - start
             budget = max(_LEAST_BUDGET, int(seconds * self._tokens_per_second))
-            question = question.with_suffix_of(budget // 2)
+        question = question.with_suffix_of(min(_SUFFIX_TOKENS, budget // 2))
         row = self._prefix.row(question, model.window - max_new_tokens)
         self._ahead = row.before_cursor
         self.n_cached = self._prefix.count_read(row.ids)
         self.n_read = len(row.ids) - self.n_cached
         if self.n_read > budget:
-            question = question.fitted(int(budget))
+            question = question.fitted(budget)
             self.n_cached, self.n_read = 0, len(question.ids)
             prefix = Prefix(mixtures=self._prefix.mixtures)
         else:
@@ -127,7 +130,7 @@ class Session:
         [text] = continue_questions(model, [question], [prefix], **options)
         return text
 
-    def read_ahead(self, is_over: Callable[[], bool] = bool) -> None:
+    def read_ahead(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Read what the last prompt needs, until ``is_over``."""
         model, ids = self.finetuner.language_model, self._ahead
         # Autocast keeps its copies of the weights.
