@@ -26,8 +26,8 @@ _PIECE_SECONDS = 0.3
 # Reading fewer tokens tells nothing of the speed.
 _LEAST_MEASURED = 32
 _LEAST_BUDGET = 16
-# The suffix follows what changes, and so is read for each prompt. llama.cpp reads as much of it in a
-# batch of 1,024 tokens.
+# A suffix stands behind what changes, so the model reads it anew for each prompt: as much as
+# llama.cpp reads of it in a batch of 1,024 tokens.
 _SUFFIX_TOKENS = 256
 
 
