@@ -244,6 +244,15 @@ def test_a_newer_request_ends_the_one_before(served: Served) -> None:
     assert json.loads(second.result()[1])["content"]
 
 
+def test_a_client_may_go_away(served: Served) -> None:
+    ask = served.client.completions.create
+    asked: dict[str, Any] = {"model": "toy", "prompt": TEXT, "max_tokens": 100}
+    with ask(**asked, stream=True) as events:
+        next(iter(events))
+
+    assert ask(**asked).choices[0].text
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [

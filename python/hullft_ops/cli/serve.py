@@ -138,9 +138,11 @@ class Answer(TextStreamer):
         if self._kind and not suffix:
             before, prompt, suffix = split_at_marks(prompt)
         chunks = [heading(each.filename) + each.text for each in asked.input_extra]
-        is_at_cursor = bool(suffix) or not self._kind
+        is_at_cursor = bool(suffix) or not self._kind or prompt != asked.prompt
         if is_at_cursor:
             self._is_over = self._handler.server.is_asked
+            # At the end of a file, too.
+            suffix = suffix or "\n"
         options: dict[str, Any] = {"do_sample": False}
         if asked.temperature:
             sampling = asked.model_dump(include={"temperature", "top_k", "top_p"})

@@ -99,7 +99,9 @@ class TestTimeFinetuner:
         checks, and all memory."""
         other = copy(self)
         other.store, other._searches = store, {}
-        other._set(self.config)
+        if self.search is not None:
+            kind = type(self.search)
+            other.search = other._searches[kind] = kind(store, self.embedder)
         return other
 
     def _set(self, config: TTFTConfig) -> None:
