@@ -83,24 +83,24 @@ def test_passages_stay_until_the_cursor_is_far(session, ask):
 
     assert session._prefix.passages != passages
 
-    session.answer("import math\n" + LINES[44], suffix="\n", **OPTIONS)
+    # Another file, which begins alike.
+    text = "".join(LINES[:9]) + "\n".join("abcdefghijklmnopqr") + LINES[44]
+    session.answer(text, suffix="\n", **OPTIONS)
 
     assert "open.py" in sources()
 
 
-def test_chunks_stand_between_passages_and_prompt(session, ask):
+def test_the_last_chunks_stand_between_passages_and_prompt(session, ask):
+    chunks = [f"# {n}.py\nx = {n}\n" for n in range(7)]
     ask(20)
     count = len(session._prefix.passages)
-    ask(21, chunks=["# b.py\nx = 1\n", "# c.py\ny = 2\n"])
+    ask(21, chunks=chunks)
     first = session.n_read
 
-    assert [each.text for each in session._prefix.passages[count:]] == [
-        "# b.py\nx = 1\n",
-        "# c.py\ny = 2\n",
-    ]
+    assert [each.text for each in session._prefix.passages[count:]] == chunks[2:]
 
     # An editor that forgets one does not have all read again.
-    ask(22, chunks=["# c.py\ny = 2\n"])
+    ask(22, chunks=chunks[3:])
 
     assert session.n_read < first / 4
 

@@ -17,8 +17,9 @@ from hullft_ops.ttft.training import Deadline
 from hullft_ops.ttft.windows import LineBlocks
 from hullft_ops.ttft.write import continue_questions
 
-# So much of a text's beginning tells that it is of the same file.
-_BEGINNING_CHARS = 200
+# So much of the beginning of a text tells where it stands in the last one, and so large a share of
+# common lines that both are of one file.
+_BEGINNING_CHARS, _SAME_LINES = 200, 0.5
 # Passages stay while the cursor is within so many lines of where they were retrieved.
 _NEAR_LINES = 20
 # How long the model reads until it sees whether something else is wanted.
@@ -26,6 +27,8 @@ _PIECE_SECONDS = 0.3
 # Reading fewer tokens tells nothing of the speed.
 _LEAST_MEASURED = 32
 _LEAST_BUDGET = 16
+# Editors send up to sixteen chunks of 32 lines. So many of the last are read.
+_CHUNKS = 5
 # A suffix stands behind what changes, so the model reads it anew for each prompt: as much as
 # llama.cpp reads of it in a batch of 1,024 tokens.
 _SUFFIX_TOKENS = 256
@@ -87,7 +90,7 @@ class Session:
         Args:
             prompt: as in `question_of`.
             suffix: likewise.
-            chunks: texts to read between the retrieved passages and the prompt.
+            chunks: texts to read between the retrieved passages and the prompt, the last five.
             seconds: to read in; None for as many as it takes. What cannot be read in time is left
                 out: passages, and lines that are far from the cursor. `read_ahead` reads it for the
                 next prompt.
@@ -108,7 +111,7 @@ class Session:
         options["max_new_tokens"] = max_new_tokens
         if self._trains:
             return str(finetuner.generate(question, **options))
-        self._prepare(question, chunks)
+        self._prepare(question, chunks[-_CHUNKS:])
         budget = model.window
         if seconds is not None:
             seconds -= perf_counter() - start
@@ -143,11 +146,13 @@ class Session:
                     return
 
     def _with_beginning(self, text: str) -> str:
-        """A text with what stood before its beginning in the last one: an editor sends so many
-        lines of a file, of which one goes as the cursor moves on."""
-        size = min(len(self._text), _BEGINNING_CHARS)
-        place = self._text.find(text[:size])
-        if 0 <= place <= len(text) // 2:
+        """A text with what stood before its beginning in the last one, if they are of one file: an
+        editor sends so many lines, of which one goes as the cursor moves on."""
+        place = self._text.find(text[: min(len(self._text), _BEGINNING_CHARS)])
+        # Files may begin alike.
+        lines, others = {*text.splitlines()}, {*self._text.splitlines()}
+        shared = len(lines & others) / max(1, min(len(lines), len(others)))
+        if 0 <= place <= len(text) // 2 and shared >= _SAME_LINES:
             text = self._text[:place] + text
         else:
             self._line = -math.inf
