@@ -1,1 +1,1 @@
-"""Scripts behind docs/results.md."""
+"""Scripts after docs/results.md."""

@@ -4,11 +4,11 @@
 
 draws 600 lines of each repository, a folder, and writes a row for each: of what each search finds,
 the similarity of the most similar line, 1 if it has the target itself, and the tokens. The model
-writes the first ``--write`` lines itself, in each of ``--ways`` in turn: behind ``nothing``, what
+writes the first ``--write`` lines itself, in each of ``--ways`` in turn: after ``nothing``, what
 ``repocoder`` reads or ``windows``, and with ``ngrams``. With ``--suffix-lines`` it sees as many
-lines behind the target.
+lines after the target.
 
-A target is a line of code of five tokens at least, behind a line with text. The prompt is the file
+A target is a line of code of five tokens at least, after a line with text. The prompt is the file
 before it, 1,000 tokens at most. RepoCoder (arXiv:2303.12570, its first iteration) has windows of 20
 lines every 10, ranked by the Jaccard similarity of their sets of tokens and that of the prompt's
 last 20 lines, each moved on by 10 lines, within 1,000 tokens. The file itself is found above the
@@ -142,7 +142,7 @@ class RepoCoder(Technique):
 
 
 def code_lines(text: str) -> list[int]:
-    """The lines of code of five tokens at least, behind a line with text."""
+    """The lines of code of five tokens at least, after a line with text."""
     lines = text.split("\n")
     tokens: dict[int, list[Any]] = {}
     try:

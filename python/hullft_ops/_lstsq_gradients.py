@@ -194,7 +194,7 @@ def _product(x: Tensor, rows: Tensor) -> Tensor:
 def _halves(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Two factors of x [B, n], the second one a query, each of the size of a root of x.
 
-    Where x has the size of 1 / square, they have that of 1 / length.
+    If x is of the order of 1 / square, they are of the order of 1 / length.
     """
     exponent = torch.frexp(x.abs().amax(dim=-1, keepdim=True)).exponent
     root = torch.exp2((exponent // 2).to(x.dtype))

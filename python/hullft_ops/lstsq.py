@@ -58,7 +58,7 @@ def simplex_lstsq(
     query needs ``2 * K * d`` bytes, and ``8 * m * (d + m)``. Rows much longer than they are many
     (``d >= 8 * K`` and ``4 * d >= K * K``) take one pass for their Gram matrix instead. Up to 64
     rows that eight or more queries share take some ``3 * K * d`` multiply-adds a query; there the
-    solutions differ from those of single queries within rounding.
+    solutions differ from the solutions of single queries by rounding.
 
     The squared residual is exact to some 1e-14 of the largest squared norm. On CUDA, where the
     solver sees the rows through their Gram matrix, that is 1e-6 in float32, and rows that are close
@@ -67,11 +67,10 @@ def simplex_lstsq(
     the longest vector must be at least 1e-146 in float64.
 
     Weights and residual are differentiable with respect to pool, query, gram, products and square,
-    in both modes and to any order; the gap, which is 0 but for rounding, is not. The gradient is
-    that of the weights on their support, which a small change leaves as it is. Where a row is about
-    to enter or to leave, the weights have a kink, and this is the gradient of one side. Where rows
-    of the support depend on one another it is that of least norm. A residual of 0 has the gradient
-    0.
+    in both modes and to any order; the gap, which is 0 up to rounding, is not. The gradient holds
+    the support fixed, as a small change of the inputs does. Where a row is about to enter or to
+    leave, the weights have a kink, and this is the gradient of one side. Where rows of the support
+    are linearly dependent, it is the gradient of least norm. A residual of 0 has the gradient 0.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
@@ -122,13 +121,13 @@ def nnls(
     """Solves ``min ||query - weights @ pool||`` over ``weights >= 0``: batched NNLS.
 
     The algorithm is Lawson and Hanson's. For a matrix ``A`` with one column for each unknown, as
-    SciPy's ``nnls`` takes it, the pool is ``A.T``. The factor is that of the support's Gram matrix,
-    which squares the condition number: beyond some 1e7 the residual is not the least. SciPy's
-    factor is that of the rows.
+    SciPy's ``nnls`` takes it, the pool is ``A.T``. This solver factors the support's Gram matrix,
+    which squares the condition number: beyond some 1e7 the residual is not the least. SciPy
+    factors the rows.
 
     Returns:
         The gap is the largest violation of the conditions of an optimum, in units of an inner
-        product: no row has a positive product with the residual, and those of the support have 0.
+        product: no row has a positive product with the residual, and rows of the support have 0.
 
     Arguments, cost, gradients and errors are as in `simplex_lstsq`.
     """

@@ -114,7 +114,7 @@ def lstsq_adjoint(
     """[K]: what a gradient [K] of the weights [K] of least squares is to G w.
 
     The pool is [K, d], or with is_gram the matrix G. On the simplex the answer sums to 0; of all
-    solutions it is that of least norm. It is 0 outside the support.
+    solutions it has the least norm. It is 0 outside the support.
     """
     support = weights > 0
     rows = pool[support].double()

@@ -158,7 +158,7 @@ def fw_select(
         n_select: the sum of the counts, and the largest support unless ``max_support`` is less. It
             may exceed K.
         candidates: integers [K] or [B, K], as the query is batched: each query's pool is these rows
-            of ``pool``, read in place. The answer is that of ``pool[candidates]``: ``indices`` are
+            of ``pool``, read in place, as if you passed ``pool[candidates]``: ``indices`` are
             positions in ``candidates``, and `Selection.rows` gives the rows of ``pool``. -1 at the
             end, with which FAISS pads, is an absent candidate; before a row it is an error.
         max_iter: the largest number of steps, or of cycles of "corrective".
@@ -174,7 +174,7 @@ def fw_select(
         pool_sizes: integers [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool. If
             it sees none, its support is empty: -1, counts and weights of 0, a gap of 0, and the
             query's norm as the residual. Of candidates, none of the first ``pool_sizes[b]`` is -1,
-            and those behind them may hold any value.
+            and those after them may hold any value.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

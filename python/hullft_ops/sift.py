@@ -17,8 +17,8 @@ class SiftSelection(NamedTuple):
     """SIFT's picks for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
     The first seven fields form a `Selection` in which each of the ``n_select`` picks has the
-    weight ``1 / n_select``: the row that is picked most often comes first, and residual and gap are
-    those of the mean of the picks. Variances have the dtype of the weights.
+    weight ``1 / n_select``: the row that is picked most often comes first, and residual and gap
+    belong to the mean of the picks. Variances have the dtype of the weights.
     """
 
     indices: Tensor

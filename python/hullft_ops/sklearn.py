@@ -90,7 +90,7 @@ class SimplexRegressor(_ConstrainedRegressor):
 class NonNegativeRegressor(_ConstrainedRegressor):
     """Linear regression whose coefficients are >= 0: by `nnls`.
 
-    Arguments and attributes are those of `SimplexRegressor`.
+    Arguments and attributes are as in `SimplexRegressor`.
     """
 
     _solve = staticmethod(nnls)

@@ -296,7 +296,7 @@ def with_lora():
 
 @pytest.fixture
 def prefilled():
-    """Passages of these tokens, read behind what opens a text."""
+    """Passages of these tokens, read after what opens a text."""
 
     def make(language_model, passages):
         prefix = Prefix([Passage("", ids) for ids in passages])

@@ -75,7 +75,7 @@ def test_one_pass_reads_the_prompt_and_verifies_a_draft(make_copier, passes, tok
         passes.clear()
         adaptation.generate(PROMPT, **OPTIONS)
 
-    # Behind the last token of the passage.
+    # After the last token of the passage.
     [_, *first], _ = passes[0]
 
     assert first[: len(prompt)] == prompt

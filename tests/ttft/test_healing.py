@@ -1,4 +1,4 @@
-"""Prompts that end within a token, and what is written behind them."""
+"""Prompts that end within a token, and what is written after them."""
 
 from itertools import chain
 
@@ -15,7 +15,7 @@ from hullft_ops.ttft.question import Question
 from hullft_ops.ttft.techniques.technique import prefix_of
 from hullft_ops.ttft.write import generate_rows, request_of
 
-# Every kind of end that a prompt may have: within a word, behind spaces, tabs and newlines, and in
+# Every kind of end that a prompt may have: within a word, after spaces, tabs and newlines, and in
 # an emoji of two.
 TEXT = "the cat sat\n    on the red\tmat 👩‍🚀 and  ran\n\n  to the park, the dog"
 # Stands for a part of a character.
@@ -135,7 +135,7 @@ def test_limits_count_from_the_end_of_the_prompt(copier, text, length, options):
     assert answer
 
     if "stop_strings" in options:
-        # Not where it begins in the prompt; a token may go on behind it.
+        # Not where it begins in the prompt; a token may go on after it.
         assert "red" not in answer[:-4]
 
     if streamer.puts:

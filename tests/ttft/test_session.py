@@ -42,7 +42,7 @@ def ask(session):
 
 
 def read_anew(session, line):
-    """What the model writes at a line behind the session's passages, read at once."""
+    """What the model writes at a line after the session's passages, read at once."""
     model = session.finetuner.language_model
     question = question_of(model.tokenizer, "".join(LINES[:line]) + "    total")
     prefix = replace(session._prefix, ids=(), cache=None)
@@ -72,7 +72,7 @@ def test_passages_stay_until_the_cursor_is_far(session, ask):
     ask(20)
     passages = session._prefix.passages
 
-    # The open file is left out behind the cursor.
+    # The open file is left out after the cursor.
     assert sources() == {"other.py"}
 
     ask(40)

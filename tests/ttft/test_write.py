@@ -1,4 +1,4 @@
-"""Continuing a prompt with the adapted model, behind retrieved passages."""
+"""Continuing a prompt with the adapted model, after retrieved passages."""
 
 from copy import deepcopy
 from unittest.mock import patch
@@ -338,7 +338,7 @@ def test_ngrams_drafts_and_healing_act_before_a_suffix(
 
     [read] = [tokens for [tokens] in passes if middle in tokens]
 
-    # A draft of what was taken back, and more, stands behind the suffix.
+    # A draft of what was taken back, and more, stands after the suffix.
     assert read[-1] != middle
     assert len(passes) < 16
 

@@ -59,8 +59,8 @@ def adapt(
         settings: how to adapt.
         files: what is read of --corpus.
         prompt: the text to adapt to; - for stdin.
-        suffix_file: file with the text behind the cursor, of which the model reads what is before
-            and behind, if it was trained to fill in.
+        suffix_file: file with the text after the cursor, of which the model reads what is before
+            and after, if it was trained to fill in.
         embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads, searched by words unless

@@ -76,7 +76,7 @@ def answer(
         embedder: name or folder of the sentence-transformers model that made the datastore.
         prompt_column: the column of the file with the prompt, a text or a list of messages;
             where it is missing, messages.
-        suffix_column: the column with the text behind the cursor, if there is one.
+        suffix_column: the column with the text after the cursor, if there is one.
         chat: continue texts as messages, in the chat template of an instruct model.
         seconds: budget for retrieval and training for each prompt.
         max_new_tokens: length of an answer.

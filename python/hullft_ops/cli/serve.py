@@ -59,10 +59,10 @@ class Asked(BaseModel):
     """A conversation, in place of a prompt."""
 
     input_prefix: str = ""
-    """The lines before those of the prompt."""
+    """The lines before the prompt's."""
 
     suffix: str = Field("", validation_alias=AliasChoices("suffix", "input_suffix"))
-    """The text behind the cursor."""
+    """The text after the cursor."""
 
     input_extra: list[Chunk] = []
     """What the editor has seen of other files, the latest last."""
@@ -303,7 +303,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _json(content: Any) -> bytes:
-    # llama.vim wants one line, and no space behind the colon.
+    # llama.vim wants one line, and no space after the colon.
     return json.dumps(content, separators=(",", ":")).encode()
 
 

@@ -70,7 +70,7 @@ def _mean_of_lines(
     prompt: HeldOut, model: Adaptation, agreement: Callable[[str, str], float]
 ) -> float | None:
     """The mean over the first lines with text of the continuation, in percent. Each is written
-    behind the true text before it."""
+    after the true text before it."""
     before = prompt.text
     scores: list[float] = []
     for line in (prompt.continuation or "").splitlines(keepends=True):

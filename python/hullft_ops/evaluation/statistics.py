@@ -88,7 +88,7 @@ class Measurements:
 
     @classmethod
     def of(cls, rows: Sequence[Row], score: str | None = None) -> "Measurements":
-        """The table of ``score``; None for that of the continuation, or of the prompt if a row has
+        """The table of ``score``; None for the continuation's, or the prompt's if a row has
         no continuation. InputError if the rows are of several runs, or no prompt has all results.
         """
         if score is None:

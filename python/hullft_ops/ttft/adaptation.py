@@ -1,4 +1,4 @@
-"""A model that is adapted to a prompt: it scores and continues texts behind what was prepared."""
+"""A model that is adapted to a prompt: it scores and continues texts after what was prepared."""
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -67,7 +67,7 @@ class Adaptation:
     def score(
         self, text: str, *, after: Prompt | Question | None = None
     ) -> BitsPerByte:
-        """The bits per byte of a text behind the prompt, as `hullft_ops.ttft.score_text` gives them
+        """The bits per byte of a text after the prompt, as `hullft_ops.ttft.score_text` gives them
         of an unadapted model.
 
         Args:
@@ -90,13 +90,13 @@ class Adaptation:
         chat: bool = False,
         **generate_kwargs: Any,
     ) -> str:
-        """What the adapted model writes at the cursor, behind the retrieved passages.
+        """What the adapted model writes at the cursor, after the retrieved passages.
 
         Args:
             prompt: None for the adaptation's own; or another one, as in `question_of`, for which
                 neither passages nor steps change. Of one that is too long, the model reads what is
                 near the cursor, as much as leaves room for the new tokens.
-            suffix: the text behind the cursor of another prompt.
+            suffix: the text after the cursor of another prompt.
             chat: whether another prompt is a user's message.
             generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 

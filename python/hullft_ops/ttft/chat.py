@@ -37,7 +37,7 @@ def chat_text(
     """A conversation in the tokenizer's chat template, up to where the answer begins.
 
     Returns:
-        The text, and where the message ``last`` begins in it, behind its spaces; None if the
+        The text, and where the message ``last`` begins in it, after its spaces; None if the
         template does not write that once, as it is.
 
     Raises:

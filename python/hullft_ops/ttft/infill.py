@@ -1,4 +1,4 @@
-"""The tokens between which a model reads what stands before and behind a cursor."""
+"""The tokens between which a model reads what stands before and after a cursor."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _NAMES = (
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
     ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),  # GLM
 )
-# Codestral reads the suffix first, and writes on behind the prefix.
+# Codestral reads the suffix first, and writes on after the prefix.
 _SUFFIX_FIRST = ("[SUFFIX]", "[PREFIX]")
 
 
@@ -28,7 +28,7 @@ class Marks:
 
     Attributes:
         prefix: stands before the text before the cursor.
-        suffix: stands before the text behind it.
+        suffix: stands before the text after it.
         order: all, in the order in which the model reads them.
         names: how a text would write them.
     """
@@ -54,9 +54,9 @@ def marks_of(tokenizer: "PreTrainedTokenizerBase") -> Marks | None:
 
 def split_at_marks(text: str) -> tuple[str, str, str]:
     """A text in which a client has written marks, of whatever model: what stands before them, and
-    the texts before and behind the cursor. Without marks, all stands before the cursor."""
+    the texts before and after the cursor. Without marks, all stands before the cursor."""
     for names in _NAMES:
-        # CodeLlama's stand behind a space.
+        # CodeLlama's stand after a space.
         first, *others = (re.sub("^▁", " ", name) for name in names)
         marks = map(re.escape, (first.lstrip(), *others))
         found = re.fullmatch("(.*?){}(.*){}(.*){}".format(*marks), text, re.DOTALL)

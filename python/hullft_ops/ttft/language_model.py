@@ -127,7 +127,7 @@ class LanguageModel:
             return agree(output.logits, alone.logits[:, -1:], roundings=16)
 
     def prefill(self, prefix: Prefix, opening: Sequence[int]) -> Prefix:
-        """Read the passages of a prefix, behind the tokens that open a text."""
+        """Read the passages of a prefix, after the tokens that open a text."""
         ids = [*opening, *chain.from_iterable(each.ids for each in prefix.passages)]
         if not prefix.passages:
             return replace(prefix, ids=ids, cache=None)
@@ -165,7 +165,7 @@ class LanguageModel:
         return cache if is_read else None
 
     def _pass(self, ids: Tensor, mask: Tensor, start: int, cache: Any) -> Any:
-        """The model's output on the next tokens of padded rows ``[B, T]``, behind a cache."""
+        """The model's output on the next tokens of padded rows ``[B, T]``, after a cache."""
         parameters = inspect.signature(unwrapped(self.model).forward).parameters
         arguments: dict[str, Any] = {"use_cache": True}
         # The logits of long passages would take more memory than their cache.

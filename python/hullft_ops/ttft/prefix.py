@@ -96,7 +96,7 @@ class TokenRow:
 
     Attributes:
         head: the tokens that open the text, and the retrieved passages; empty without passages.
-        question: what stands behind them.
+        question: what stands after them.
     """
 
     head: Sequence[int]
@@ -146,7 +146,7 @@ class Prefix:
         return [*ids[:opening], *behind] if passages else []
 
     def row(self, question: Question, room: int) -> TokenRow:
-        """A question behind the passages, in at most ``room`` tokens."""
+        """A question after the passages, in at most ``room`` tokens."""
         head = self.head_of(question.ids, question.opening, room)
         if head:
             question = question.behind_opening()

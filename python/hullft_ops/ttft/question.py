@@ -28,9 +28,9 @@ class Question:
         text: what to search for: the text before the cursor, or the user's last message.
         ids: all tokens, without retrieved passages.
         opening: how many of the first stand before retrieved passages.
-        start: where the text before the cursor begins in ``ids``, behind marks.
+        start: where the text before the cursor begins in ``ids``, after marks.
         cursor: where it ends; ``len(ids)`` without a suffix.
-        suffix: the text behind the cursor.
+        suffix: the text after the cursor.
         suffix_start: where its tokens begin in ``ids``.
         suffix_end: where they end.
         source: the document that the text before the cursor is of, as the datastore names it; None
@@ -53,7 +53,7 @@ class Question:
         return torch.tensor(self.ids[self.start : self.cursor], dtype=torch.long)
 
     def behind_opening(self) -> "Question":
-        """What stands behind retrieved passages."""
+        """What stands after retrieved passages."""
         return self._without(0, self.opening)
 
     def fitted(self, room: int) -> "Question":
@@ -109,7 +109,7 @@ def question_of(
         tokenizer: the model's.
         prompt: the text before the cursor; or a conversation, a list of messages with a "role" and
             a "content", which the tokenizer's chat template lays out. A question stays as it is.
-        suffix: the text behind the cursor. It stands between the tokens that the model was trained
+        suffix: the text after the cursor. It stands between the tokens that the model was trained
             to fill in with; a model without them reads ``prompt`` alone, with a warning. Special
             tokens in either text are text.
         chat: whether a text is a user's message.
@@ -164,7 +164,7 @@ def _in_template(
 def _around_cursor(
     tokenizer: "PreTrainedTokenizerBase", prefix: str, suffix: str, marks: Marks
 ) -> Question:
-    """The texts before and behind the cursor between the model's marks."""
+    """The texts before and after the cursor between the model's marks."""
     tokens = tokenized(tokenizer, "a")
     ids = tokens.ids[: tokens.opening]
     texts = {marks.prefix: prefix, marks.suffix: suffix}

@@ -88,7 +88,7 @@ def score(
     after: Question | None = None,
     prefix: Prefix | None = None,
 ) -> BitsPerByte:
-    """As `score_text`, behind a question and retrieved passages, and with mixtures.
+    """As `score_text`, after a question and retrieved passages, and with mixtures.
 
     The passages stand after the special tokens that open the text, and before every window of a
     long text, as many of the nearest as `room_before` leaves room for. The same tokens are scored
@@ -146,7 +146,7 @@ def _predictions(
     prefix: Prefix,
     states: HiddenStates,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits, and the tokens ``ids`` that they predict, behind the passages and a question.
+    """Logits, and the tokens ``ids`` that they predict, after the passages and a question.
 
     Take them in `LanguageModel.reading`. ``states`` sees the passes.
     """
@@ -184,11 +184,11 @@ def _mixed(
     logits: Tensor,
     hidden: Tensor | None,
 ) -> Tensor:
-    """What predicts the tokens ``[T]`` behind a question from a place on, with what the mixtures
+    """What predicts the tokens ``[T]`` after a question from a place on, with what the mixtures
     say. ``hidden`` is of all tokens that were read."""
     rows = []
     for number, row in enumerate(logits, start=place):
-        # The last one predicts what comes behind the text.
+        # The last one predicts what comes after the text.
         state = None if hidden is None else hidden[0, number - len(behind) - 1]
         prediction = Prediction(row, state)
         rows.append(mixed_logits(mixtures, question, behind[:number], prediction))

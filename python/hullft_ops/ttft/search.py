@@ -21,7 +21,7 @@ from hullft_ops.ttft.terminal import waiting
 from hullft_ops.ttft.validation import options_class
 from hullft_ops.ttft.windows import LineBlocks, heading, line_blocks
 
-# Stands behind each retrieved passage: a blank line tells the model that another text begins.
+# Stands after each retrieved passage: a blank line tells the model that another text begins.
 SEPARATOR = "\n\n"
 # The prompt's last words, which the answer follows, are a query of their own.
 _END_WORDS = 32
@@ -75,7 +75,7 @@ class Dense(Search):
 
 
 class Lexical(Search):
-    """By words: those of the text, and those of its end."""
+    """By words: by all words of the text, and by the words of its end."""
 
     @cached_property
     def _built(self) -> Words:

@@ -29,7 +29,7 @@ _LEAST_MEASURED = 32
 _LEAST_BUDGET = 16
 # Editors send up to sixteen chunks of 32 lines. So many of the last are read.
 _CHUNKS = 5
-# A suffix stands behind what changes, so the model reads it anew for each prompt: as much as
+# A suffix stands after what changes, so the model reads it anew for each prompt: as much as
 # llama.cpp reads of it in a batch of 1,024 tokens.
 _SUFFIX_TOKENS = 256
 
@@ -38,7 +38,7 @@ class Session:
     """Continues prompts one after the other. Use it in one thread, and close it.
 
     While the cursor moves by at most 20 lines in a file, passages stay, and the model reads only
-    what stands behind the first token that differs from the last prompt. If techniques train, each
+    what stands after the first token that differs from the last prompt. If techniques train, each
     prompt is adapted to by itself.
 
     Args:

@@ -30,8 +30,8 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message. Its type comes first where the message says little, as
-    that of a KeyError does."""
+    """The first line of an error's message, after its type if the message says little, as a
+    KeyError's does."""
     name = type(error).__name__
     message = str(error).strip()
     if not message:

@@ -2,7 +2,7 @@
 
 A document is cut into blocks of ten lines, and a window is a block with the one before it. Windows
 are compared with the lines before the cursor, and the nearest window's second block is found: it
-goes on as the lines behind the cursor may. That is the search of RepoCoder (Zhang et al.,
+goes on as the lines after the cursor may. That is the search of RepoCoder (Zhang et al.,
 arXiv:2303.12570), with BM25 in place of the overlap of sets, and lines that count less the farther
 they stand from the cursor.
 """
@@ -76,7 +76,7 @@ class LineBlocks:
         return len(self.texts)
 
     def following(self, position: int) -> int | None:
-        """The next block of the same document; None behind its last."""
+        """The next block of the same document; None after its last."""
         after = position + 1
         return None if after in self._firsts or after == len(self) else after
 
@@ -132,8 +132,8 @@ class LineBlocks:
 
         Args:
             text: what stands before the cursor.
-            source: its document. Of this, blocks are found that stand above ``text``, and those of
-                documents in its folder count more.
+            source: its document, of which only blocks above ``text`` are found. Blocks of documents
+                in its folder count more.
         """
         vocabulary, index = self._index
         weights: dict[int, float] = {}
@@ -154,7 +154,7 @@ class LineBlocks:
             run = self._run_of(source)
             document = self._text_of(run)
             above = document[: max(0, document.find(text[:_BEGINNING_CHARS]))]
-            # A block is read with the one behind it.
+            # A block is read with the one after it.
             count = max(0, above.count("\n") // BLOCK_LINES - 1)
             weights[run.start + count : run.stop] = 0
         return weights

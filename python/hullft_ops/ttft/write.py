@@ -37,7 +37,7 @@ _FIXED = {
 }
 # So many of the last tokens before the cursor are looked at for the beginning of its line.
 _LINE_TOKENS = 128
-# Modes of transformers in which drafts give the same text, and others that go on behind a cache.
+# Modes of transformers in which drafts give the same text, and others that go on after a cache.
 _PLAIN_MODES = ("greedy_search", "sample")
 _BEAM_MODES = ("beam_search", "beam_sample")
 
@@ -62,7 +62,7 @@ class Request:
 
 
 def request_of(language_model: LanguageModel, options: Mapping[str, Any]) -> Request:
-    """Understand the options of ``generate``: those of its ``generation_config``, and others."""
+    """Understand the options of ``generate``, in its ``generation_config`` and beside it."""
     given = options.get("generation_config")
     given = {} if given is None else vars(given)
     asked = {name: value for name, value in given.items() if value is not None}
@@ -192,7 +192,7 @@ def _end_to_heal(language_model: LanguageModel, row: TokenRow) -> list[int]:
 def _text_behind(
     language_model: LanguageModel, prompt: list[int], ids: list[int]
 ) -> str:
-    """The text of ``ids`` behind a prompt's."""
+    """The text of ``ids`` after a prompt's."""
     # Decoders of SentencePiece take the space from the beginning of what they decode.
     before, text = language_model.tokenizer.batch_decode(
         [prompt, ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -227,7 +227,7 @@ def _written(
         seen_hidden_states(model, is_needed=sees) as states,
     ):
         mixing = Mixing([row.question for row in rows], mixtures, ids.shape[1], states)
-        # What is held comes last, so that the mixture is that of a text without it.
+        # Healing comes last, so the mixture is the same as for a text without it.
         processors = arguments.get("logits_processor") or []
         arguments["logits_processor"] = [*processors, mixing, healing]
         criteria = arguments.get("stopping_criteria") or []

@@ -1,7 +1,7 @@
 """Keys and values of the tokens that a model has read: a cache that grows, and attention to it.
 
-transformers copies all that a cache holds to add a token. For several tokens behind a cache it also
-repeats keys and values for each query head that shares them: behind 2,000 tokens that takes as long
+transformers copies all that a cache holds to add a token. For several tokens after a cache it also
+repeats keys and values for each query head that shares them: after 2,000 tokens that takes as long
 as all else. Here a cache has room, and the queries of the heads that share one become more queries
 of a single head.
 """

@@ -26,7 +26,7 @@ class HiddenStates(threading.local):
 
 @block
 def seen_hidden_states(model: Any, *, is_needed: bool) -> Iterator[HiddenStates]:
-    """See the hidden states of the model's passes in the body, but not those of compiled ones."""
+    """See the hidden states of the model's passes in the body, except of compiled passes."""
     states = HiddenStates()
 
     def see(head: Any, inputs: tuple[Tensor, ...]) -> None:

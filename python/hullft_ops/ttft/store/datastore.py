@@ -140,7 +140,7 @@ class Datastore(Matrix):
     def update(
         self, documents: Mapping[str, str], embedder: Embedder | None = None
     ) -> None:
-        """Add documents, or replace those of the same sources, and go on with the new version.
+        """Add documents, or replace documents of the same sources, and switch to the new version.
 
         A new document comes last. It is cut as the datastore's others are; passages of one that
         `build` made have at most 800 characters. Only passages that are new are embedded.
@@ -246,7 +246,7 @@ class Datastore(Matrix):
 def _rows(
     texts: Iterable[str], sources: Sequence[str] | None
 ) -> Iterator[tuple[str | None, int, str]]:
-    """Each text behind its source and a number, which differs between texts without one."""
+    """Each text after its source and a number, which differs between texts without one."""
     for position, text in enumerate(texts):
         check_text("Datastore.build", f"texts[{position}]", text)
         if sources and position < len(sources):

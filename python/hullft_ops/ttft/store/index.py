@@ -41,7 +41,7 @@ def index_corpus(
 
     Args:
         corpus: what to read, as `Corpus`.
-        path: a new folder, or that of a datastore which this function made.
+        path: a new folder, or a datastore that this function made.
         embedder: what makes the passages' vectors; None for search by words alone.
         embed: embeds groups of texts elsewhere; None for ``embedder.encode``.
         options: fields of `IndexConfig`, in place of ``config``.

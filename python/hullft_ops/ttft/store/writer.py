@@ -50,8 +50,8 @@ class Writer:
         folder: of the datastore.
         settings: of the datastore.
         previous: of the newest version, whose documents this one has too; None if there is none.
-        resume: begin without documents, but find the passages and vectors of the previous version,
-            and those of one that was interrupted, by their texts.
+        resume: begin without documents, but reuse passages and vectors of the previous version and
+            of an interrupted one, found by their texts.
     """
 
     def __init__(

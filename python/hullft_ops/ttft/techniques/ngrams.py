@@ -24,7 +24,7 @@ from hullft_ops.ttft.techniques.technique import Prepared, Technique, stated
 from hullft_ops.ttft.validation import options_class
 
 # Weights of what follows the last 1, 2, 4, ... tokens, fitted to answers of SmolLM2 on code,
-# documentation and C: alone, behind retrieved passages, and with an adapter.
+# documentation and C: alone, after retrieved passages, and with an adapter.
 WEIGHTS = (0.02, 0.07, 0.24, 0.4, 0.68, 0.58)
 # Factor of the weights while the model writes: copies make long matches, and so reinforce
 # themselves.
@@ -32,7 +32,7 @@ _WRITING = 0.5
 # How often an occurrence in the text itself counts, fitted with the weights.
 _IN_TEXT = 8
 # By the length of the n-gram, how often a drafted token stood: 22 texts of SmolLM2-135M on code, C
-# and documentation, behind retrieved passages.
+# and documentation, after retrieved passages.
 _RATES = {1: 0.45, 2: 0.45, 4: 0.7, 8: 0.9}
 _RATE_OF_LONGER = 0.98
 # These stand before each of the neighbours and before the text, and equal no token.
@@ -129,7 +129,7 @@ class Ngrams:
         return mixture
 
     def draft(self, question: Question, written: Tensor, length: int) -> Draft:
-        """Up to ``length`` tokens that may come next: what is behind the longest n-gram that
+        """Up to ``length`` tokens that may come next: what is after the longest n-gram that
         occurs. Its length is the draft's kind.
 
         They are what followed last in the text, or most often in the neighbours.
