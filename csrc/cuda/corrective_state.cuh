@@ -56,10 +56,9 @@ struct LongRows {
 };
 
 template <typename R>
-HULLFT_HD LongRows<R> long_rows_of(const CorrectivePlan& plan, void* workspace) {
+HULLFT_HD LongRows<R> long_rows_of(const SolverPlan& plan, void* workspace) {
   LongRows<R> rows;
-  rows.squares =
-      reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.long_offset);
+  rows.squares = in_workspace<double>(workspace, plan.behind_offset);
   rows.weights = reinterpret_cast<R*>(rows.squares + plan.part);
   rows.atoms = reinterpret_cast<int*>(rows.weights + plan.part * plan.slots);
   return rows;

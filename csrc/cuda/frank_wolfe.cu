@@ -192,7 +192,7 @@ class FwBlock : public BlockSolver<FwBlock<S>, S, FwState<S>, FwSteps<S>> {
 
 template <typename S, bool kSharedState>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
-    fw_kernel(FwProblem problem, FwPlan plan, unsigned char* workspace, FwOutputs outputs) {
+    fw_kernel(FwProblem problem, SolverPlan plan, unsigned char* workspace, FwOutputs outputs) {
   HULLFT_DYNAMIC_SHARED(shared);
   __shared__ FwControl<S> control;
   __shared__ BlockScratch scratch;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
 }
 
 template <typename S>
-cudaError_t launch_blocks(const FwProblem& problem, const FwPlan& plan, void* workspace,
+cudaError_t launch_blocks(const FwProblem& problem, const SolverPlan& plan, void* workspace,
                           const FwOutputs& outputs, cudaStream_t stream) {
   return launch_solver(fw_kernel<S, true>, fw_kernel<S, false>, problem, plan, workspace, outputs,
                        stream);
@@ -214,18 +214,16 @@ cudaError_t launch_blocks(const FwProblem& problem, const FwPlan& plan, void* wo
 
 }  // namespace
 
-cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, void* workspace,
+cudaError_t launch_frank_wolfe(const FwProblem& problem, const SolverPlan& plan, void* workspace,
                                const FwOutputs& outputs, cudaStream_t stream) {
   const bool wide = problem.pool.storage == Storage::kFloat64;
   const auto launch = plan.warp ? launch_fw_warp
                       : wide    ? launch_blocks<double>
                                 : launch_blocks<float>;
-  void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
   const auto launch_part = [&](const FwProblem& part, const FwOutputs& out, bool is_first) {
     cudaError_t status = cudaSuccess;
     if (plan.gram && (is_first || plan.column_stride || plan.warp)) {
-      GramProblem grams = grams_of(part.pool, part.batch, gram);
-      grams.shares = plan.shares, grams.partial = partial_of(plan, workspace);
+      GramProblem grams = grams_of(plan, part.pool, part.batch, workspace);
       if (plan.warp) add_queries(grams, part.query, part.batch, workspace);
       status = launch_gram(grams, plan.sms, stream);
     }

@@ -28,13 +28,11 @@ struct FwOutputs {
   void *weights, *residual, *gap;
 };
 
-using FwPlan = SolverPlan;
-
-FwPlan plan_frank_wolfe(const FwProblem& problem, const LaunchLimits& limits);
+SolverPlan plan_frank_wolfe(const FwProblem& problem, const LaunchLimits& limits);
 
 // The same with the way of making columns given. `warp`: one warp takes the steps if it can.
-FwPlan plan_columns(const FwProblem& problem, const LaunchLimits& limits, bool gram,
-                    bool warp = true);
+SolverPlan plan_columns(const FwProblem& problem, const LaunchLimits& limits, bool gram,
+                        bool warp = true);
 
 // Where one warp takes the steps: the most candidates of a pool, and threads of a block. They are
 // fewer where other queries fill the device.
@@ -45,7 +43,7 @@ inline int fw_warp_threads(int64_t batch, int64_t full_device) {
 
 // workspace: plan.workspace_bytes, a multiple of 16 bytes. An input or product that is not finite,
 // and a size or candidate out of range, show in the outputs: see csrc/cuda/README.md.
-cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, void* workspace,
+cudaError_t launch_frank_wolfe(const FwProblem& problem, const SolverPlan& plan, void* workspace,
                                const FwOutputs& outputs, cudaStream_t stream);
 
 // What a round begins with: the products of all rows with each query, and in later rounds with the
@@ -54,7 +52,7 @@ cudaError_t launch_columns(const PoolView& pool, const QueryView& query, int64_t
                            const SolverPlan& plan, void* workspace, cudaStream_t stream);
 
 // The same after the Gram matrices, by one warp.
-cudaError_t launch_fw_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
+cudaError_t launch_fw_warp(const FwProblem& problem, const SolverPlan& plan, void* workspace,
                            const FwOutputs& outputs, cudaStream_t stream);
 
 }  // namespace hullft

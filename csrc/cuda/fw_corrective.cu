@@ -9,7 +9,7 @@ namespace {
 // kConstraint: a Constraint, as a number so that the kernel's name can be read.
 template <typename S, bool kSharedState, int kConstraint, typename R>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
-    fw_corrective_kernel(FwProblem problem, CorrectivePlan plan, unsigned char* workspace,
+    fw_corrective_kernel(FwProblem problem, SolverPlan plan, unsigned char* workspace,
                          FwOutputs outputs) {
   HULLFT_DYNAMIC_SHARED(shared);
   __shared__ FwControl<S> control;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
 }
 
 template <typename S, Constraint kConstraint, typename R = S>
-cudaError_t launch_blocks(const FwProblem& problem, const CorrectivePlan& plan, void* workspace,
+cudaError_t launch_blocks(const FwProblem& problem, const SolverPlan& plan, void* workspace,
                           const FwOutputs& outputs, cudaStream_t stream) {
   return launch_solver(fw_corrective_kernel<S, true, int(kConstraint), R>,
                        fw_corrective_kernel<S, false, int(kConstraint), R>, problem, plan,
@@ -36,7 +36,7 @@ cudaError_t launch_blocks(const FwProblem& problem, const CorrectivePlan& plan, 
 }
 
 // Weights that are dense have float64 state.
-using Launch = cudaError_t (*)(const FwProblem&, const CorrectivePlan&, void*, const FwOutputs&,
+using Launch = cudaError_t (*)(const FwProblem&, const SolverPlan&, void*, const FwOutputs&,
                                cudaStream_t);
 Launch launch_of(const FwProblem& problem, Constraint constraint) {
   constexpr auto kSum = Constraint::kSimplex, kNone = Constraint::kNonNegative;
@@ -49,12 +49,15 @@ Launch launch_of(const FwProblem& problem, Constraint constraint) {
 
 // The squares of the queries, or of solved queries the residuals.
 template <typename R>
-cudaError_t launch_distances_of(const FwProblem& problem, const CorrectivePlan& plan,
-                                void* workspace, const FwOutputs* solved, cudaStream_t stream) {
+cudaError_t launch_distances_of(const FwProblem& problem, const SolverPlan& plan, void* workspace,
+                                const FwOutputs* solved, cudaStream_t stream) {
   const LongRows<R> rows = long_rows_of<R>(plan, workspace);
-  DistanceProblem distances{
-      problem.pool, problem.query, problem.batch, plan.shares, partial_of(plan, workspace),
-      rows.squares};
+  DistanceProblem distances{problem.pool,
+                            problem.query,
+                            problem.batch,
+                            plan.shares,
+                            in_workspace<double>(workspace, plan.partial_offset),
+                            rows.squares};
   if (solved) {
     distances.out = solved->residual, distances.slots = plan.slots;
     distances.support = rows.atoms, distances.weights = rows.weights;
@@ -65,16 +68,13 @@ cudaError_t launch_distances_of(const FwProblem& problem, const CorrectivePlan& 
 
 // One part of a batch.
 template <typename R>
-cudaError_t launch_part(const FwProblem& part, Constraint constraint, const CorrectivePlan& plan,
+cudaError_t launch_part(const FwProblem& part, Constraint constraint, const SolverPlan& plan,
                         void* workspace, const FwOutputs& out, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   const bool is_long = plan.shares.count > 0;
   if (plan.gram) {
-    void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
-    GramProblem grams = grams_of(part.pool, part.batch, gram);
+    GramProblem grams = grams_of(plan, part.pool, part.batch, workspace);
     add_queries(grams, part.query, part.batch, workspace);
-    grams.shares = plan.shares, grams.partial = partial_of(plan, workspace);
-    grams.wide = plan.wide, grams.wide_products = plan.wide_products;
     status = launch_gram(grams, plan.sms, stream);
   }
   if (status == cudaSuccess && is_long)
@@ -90,7 +90,7 @@ cudaError_t launch_part(const FwProblem& part, Constraint constraint, const Corr
 }  // namespace
 
 cudaError_t launch_corrective(const FwProblem& problem, Constraint constraint,
-                              const CorrectivePlan& plan, void* workspace, const FwOutputs& outputs,
+                              const SolverPlan& plan, void* workspace, const FwOutputs& outputs,
                               cudaStream_t stream) {
   const bool wide = problem.pool.storage == Storage::kFloat64;
   const auto launch = wide ? launch_part<double> : launch_part<float>;

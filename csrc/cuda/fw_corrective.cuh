@@ -21,7 +21,7 @@ class FwCorrective : public BlockSolver<FwCorrective<kConstraint, S, R>, S, Corr
   using Base::y_square_;
 
  public:
-  __device__ __forceinline__ FwCorrective(const FwProblem& problem, const CorrectivePlan& plan,
+  __device__ __forceinline__ FwCorrective(const FwProblem& problem, const SolverPlan& plan,
                                           int64_t query, unsigned char* memory,
                                           const CorrectiveState<S>& state, const S* products,
                                           S* columns, const LongRows<R>& rows,

@@ -19,7 +19,7 @@ template <Constraint kConstraint, typename S, int kRows>
 class FwTableau {
  public:
   // row [kRows]: of this query. Past the end of a batch the last query is solved for nothing.
-  __device__ __forceinline__ FwTableau(const FwProblem& problem, const CorrectivePlan& plan,
+  __device__ __forceinline__ FwTableau(const FwProblem& problem, const SolverPlan& plan,
                                        int64_t query, const double* products, const double* gram,
                                        const LongRows<S>& long_rows, double* row)
       : p_(problem),
@@ -323,7 +323,7 @@ class FwTableau {
   }
 
   const FwProblem& p_;
-  const CorrectivePlan& plan_;
+  const SolverPlan& plan_;
   const int64_t query_;
   const double *const products_, *const gram_;
   const LongRows<S> long_;
@@ -344,7 +344,7 @@ class FwTableau {
 
 template <typename S, int kConstraint, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows <= 16 ? 4 : 2)
-    fw_tableau_kernel(FwProblem problem, CorrectivePlan plan, unsigned char* workspace,
+    fw_tableau_kernel(FwProblem problem, SolverPlan plan, unsigned char* workspace,
                       FwOutputs outputs) {
   __shared__ double rows[kThreads / kRows][kRows];
   const int of_block = int(threadIdx.x) / kRows;
@@ -373,9 +373,8 @@ auto kernel_of(Constraint constraint, int width) {
 
 }  // namespace
 
-cudaError_t launch_tableau(const FwProblem& problem, Constraint constraint,
-                           const CorrectivePlan& plan, void* workspace, const FwOutputs& outputs,
-                           cudaStream_t stream) {
+cudaError_t launch_tableau(const FwProblem& problem, Constraint constraint, const SolverPlan& plan,
+                           void* workspace, const FwOutputs& outputs, cudaStream_t stream) {
   const int width = problem.pool.width;
   const auto kernel = problem.pool.storage == Storage::kFloat64
                           ? kernel_of<double>(constraint, width)

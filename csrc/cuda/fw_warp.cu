@@ -16,18 +16,18 @@ __global__ void __launch_bounds__(kFwWarpThreads, 8 / int(sizeof(S)))
 }
 
 template <typename S>
-cudaError_t launch(const FwProblem& problem, const FwPlan& plan, void* workspace,
+cudaError_t launch(const FwProblem& problem, const SolverPlan& plan, void* workspace,
                    const FwOutputs& outputs, cudaStream_t stream) {
-  const void* grams = static_cast<unsigned char*>(workspace) + plan.columns_offset;
   return launch_early(fw_warp_kernel<S>, dim3(unsigned(problem.batch)),
                       dim3(unsigned(plan.threads)), stream, problem,
-                      static_cast<const S*>(workspace), static_cast<const S*>(grams),
+                      static_cast<const S*>(workspace),
+                      in_workspace<const S>(workspace, plan.columns_offset),
                       plan.column_stride / int64_t(sizeof(S)), outputs);
 }
 
 }  // namespace
 
-cudaError_t launch_fw_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
+cudaError_t launch_fw_warp(const FwProblem& problem, const SolverPlan& plan, void* workspace,
                            const FwOutputs& outputs, cudaStream_t stream) {
   const bool wide = problem.pool.storage == Storage::kFloat64;
   return (wide ? launch<double> : launch<float>)(problem, plan, workspace, outputs, stream);

@@ -30,6 +30,15 @@ inline GramProblem grams_of(PoolView pool, int64_t batch, void* gram) {
   return {pool, pools, {nullptr, 0}, 0, gram, nullptr, {pool.d, 0}, nullptr, wide, wide};
 }
 
+// Those that a plan has in its workspace.
+inline GramProblem grams_of(const SolverPlan& plan, const PoolView& pool, int64_t batch,
+                            void* workspace) {
+  GramProblem grams = grams_of(pool, batch, in_workspace<void>(workspace, plan.columns_offset));
+  grams.shares = plan.shares, grams.partial = in_workspace<void>(workspace, plan.partial_offset);
+  grams.wide = plan.wide, grams.wide_products = plan.wide_products;
+  return grams;
+}
+
 inline void add_queries(GramProblem& grams, const QueryView& query, int64_t batch, void* products) {
   grams.query = query, grams.products = products, grams.queries = int(batch / grams.pools);
 }

@@ -232,10 +232,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 cudaError_t launch_part(const AdjointProblem& part, const AdjointPlan& plan, void* workspace,
                         cudaStream_t stream) {
-  const auto in_workspace = [&](int64_t offset) {
-    return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + offset);
-  };
-  int64_t* heads = reinterpret_cast<int64_t*>(in_workspace(plan.heads));
+  int64_t* heads = in_workspace<int64_t>(workspace, plan.heads);
   const Supports supports{static_cast<int64_t*>(workspace), heads,
                           reinterpret_cast<int*>(heads + plan.part)};
   const bool wide = part.pool.storage == Storage::kFloat64;
@@ -251,9 +248,9 @@ cudaError_t launch_part(const AdjointProblem& part, const AdjointPlan& plan, voi
       pool.candidates = supports.rows, pool.sizes = supports.sizes;
       pool.candidates_stride = pool.width = plan.most;
     }
-    GramProblem grams = grams_of(pool, part.batch, in_workspace(plan.grams));
+    GramProblem grams = grams_of(pool, part.batch, in_workspace<void>(workspace, plan.grams));
     grams.wide = grams.wide_products = true;
-    grams.shares = plan.shares, grams.partial = in_workspace(plan.partial);
+    grams.shares = plan.shares, grams.partial = in_workspace<void>(workspace, plan.partial);
     if (status == cudaSuccess) status = launch_gram(grams, plan.sms, stream);
     gram = {grams.gram, pool.width, true};
     gram_stride = grams.pools > 1 ? int64_t(pool.width) * pool.width : 0;
@@ -264,7 +261,8 @@ cudaError_t launch_part(const AdjointProblem& part, const AdjointPlan& plan, voi
                       : small                       ? adjoint_kernel<kSmall>
                                                     : adjoint_kernel<0>;
   HULLFT_LAUNCH(kernel, small ? warps : dim3(unsigned(part.batch)), threads, 0, stream, part,
-                supports, plan.most, plan.gathers, gram, gram_stride, in_workspace(plan.systems));
+                supports, plan.most, plan.gathers, gram, gram_stride,
+                in_workspace<double>(workspace, plan.systems));
   return cudaGetLastError();
 }
 

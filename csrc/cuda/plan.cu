@@ -92,11 +92,12 @@ void add_rounds(SolverPlan& plan, const FwProblem& p, const LaunchLimits& limits
 }
 
 // What all plans begin with, for a state of so many bytes.
-template <typename Plan>
-Plan plan_of_state(const PoolView& pool, int64_t batch, const LaunchLimits& limits, bool gram,
-                   bool wide, int64_t state_bytes) {
-  Plan plan{};
+SolverPlan plan_of_state(const PoolView& pool, int64_t batch, const LaunchLimits& limits, bool gram,
+                         bool wide, int64_t state_bytes) {
+  SolverPlan plan{};
   plan.gram = gram, plan.wide = wide, plan.sms = limits.sms;
+  plan.wide_products = gram ? has_wide_products(pool, wide) : wide;
+  plan.shares = gram ? shares_of(pool.d, pool.width, wide) : Shares{pool.d, 0};
   plan.state_bytes = state_bytes;
   plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
   plan.shared_state = state_bytes <= plan.shared_limit;
@@ -105,30 +106,27 @@ Plan plan_of_state(const PoolView& pool, int64_t batch, const LaunchLimits& limi
   return plan;
 }
 
-// What comes after the columns: of a query, and of all.
-struct Behind {
-  int64_t query, all;
-};
-
-// Divides the batch, and puts columns behind what a query has before them and its state, if that
-// lies in global memory. Gives where they end.
-int64_t lay_out(SolverPlan& plan, const PoolView& pool, int64_t batch, const LaunchLimits& limits,
-                int64_t before, int64_t column_bytes, const Behind& behind) {
+// Divides the batch, and says what lies where. Of a query: bytes of its products, of its columns or
+// Gram matrix, and of what lies behind them.
+void lay_out(SolverPlan& plan, const PoolView& pool, int64_t batch, const LaunchLimits& limits,
+             int64_t products, int64_t columns, int64_t behind) {
   constexpr int64_t kAligned = 3 * 16;
-  if (!plan.shared_state && !plan.warp) before += plan.state_bytes;
-  plan.column_stride = plan.gram && n_pools(pool, batch) == 1 ? 0 : column_bytes;
-  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
-  plan.part = queries_of_part(batch, before + plan.column_stride + behind.query,
-                              all_bytes + behind.all + kAligned, limits.workspace_bytes);
-  plan.columns_offset = plan.part * before;
-  return aligned_bytes(plan.columns_offset + plan.part * plan.column_stride + all_bytes);
-}
-
-// The products of every share: of the rows with one another and with the query.
-Behind bytes_of_shares(const SolverPlan& plan, const PoolView& pool, int64_t batch) {
+  const bool has_one_gram = plan.gram && n_pools(pool, batch) == 1;
+  const int64_t state = plan.shared_state || plan.warp ? 0 : plan.state_bytes;
+  // The products of every share: of the rows with one another and with the query.
   const int64_t of_row = plan.shares.count * pool.width * int64_t(sizeof(double));
-  const bool is_shared = plan.gram && n_pools(pool, batch) == 1;
-  return {of_row * (is_shared ? 1 : pool.width + 1), is_shared ? of_row * pool.width : 0};
+  const int64_t partial = of_row * (has_one_gram ? 1 : pool.width + 1);
+  const int64_t partial_of_all = has_one_gram ? of_row * pool.width : 0;
+  const int64_t columns_of_all = has_one_gram ? columns : 0;
+  plan.column_stride = has_one_gram ? 0 : columns;
+  plan.part = queries_of_part(batch, products + state + plan.column_stride + partial + behind,
+                              columns_of_all + partial_of_all + kAligned, limits.workspace_bytes);
+  plan.states_offset = plan.part * products;
+  plan.columns_offset = plan.states_offset + plan.part * state;
+  plan.partial_offset =
+      aligned_bytes(plan.columns_offset + plan.part * plan.column_stride + columns_of_all);
+  plan.behind_offset = aligned_bytes(plan.partial_offset + plan.part * partial + partial_of_all);
+  plan.workspace_bytes = plan.behind_offset + aligned_bytes(plan.part * behind);
 }
 
 }  // namespace
@@ -170,81 +168,68 @@ bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, const Solve
   return gram < computed * column_cycles(pool, batch, plan.sms, in_rounds);
 }
 
-FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
+SolverPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
   const auto plan_of = [](const auto&... arguments) { return plan_columns(arguments...); };
   return choose_columns(p, int64_t(p.max_support) + 1, limits, plan_of);
 }
 
-FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
+SolverPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
   const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
   const int slots = int(std::min(width, int64_t(p.max_support) + 1));
-  FwPlan plan =
-      plan_of_state<FwPlan>(p.pool, p.batch, limits, gram, p.pool.storage == Storage::kFloat64,
-                            fw_state_bytes(width, slots, real_bytes));
+  SolverPlan plan =
+      plan_of_state(p.pool, p.batch, limits, gram, p.pool.storage == Storage::kFloat64,
+                    fw_state_bytes(width, slots, real_bytes));
   plan.slots = slots;
   add_rounds(plan, p, limits);
   plan.warp = gram && warp && width <= kWarpCandidates;
   if (plan.warp) plan.threads = fw_warp_threads(p.batch, limits.full_device());
   const int64_t product_bytes = plan.warp ? aligned_bytes(width * real_bytes) : 0;
-  plan.shares = gram ? shares_of(p.pool.d, p.pool.width, false) : Shares{p.pool.d, 0};
-  const Behind partial = bytes_of_shares(plan, p.pool, p.batch);
-  plan.partial_offset = lay_out(plan, p.pool, p.batch, limits, product_bytes,
-                                (gram ? width : slots) * width * real_bytes, partial);
-  plan.workspace_bytes =
-      plan.partial_offset + aligned_bytes(plan.part * partial.query + partial.all);
+  lay_out(plan, p.pool, p.batch, limits, product_bytes, (gram ? width : slots) * width * real_bytes,
+          0);
   return plan;
 }
 
-CorrectivePlan plan_corrective(const FwProblem& p, const LaunchLimits& limits) {
+SolverPlan plan_corrective(const FwProblem& p, const LaunchLimits& limits) {
   if (p.pool.d >= kLongRow || fits_tableau(p)) {
-    const CorrectivePlan plan = plan_corrective_columns(p, limits, true);
+    const SolverPlan plan = plan_corrective_columns(p, limits, true);
     if (plan.workspace_bytes <= limits.workspace_bytes) return plan;
   }
   const int columns = std::min(p.max_support, kCorrectiveColumns);
   return choose_columns(p, columns, limits, plan_corrective_columns);
 }
 
-CorrectivePlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& limits, bool gram) {
+SolverPlan plan_corrective_columns(const FwProblem& p, const LaunchLimits& limits, bool gram) {
   const int64_t width = p.pool.width;
   const bool wide = p.dense || p.pool.storage == Storage::kFloat64;
   const int64_t real_bytes = wide ? sizeof(double) : sizeof(float);
   // At most d + 1 rows are affinely independent, and one more joins before another leaves.
   const int slots = int(std::min({width, p.pool.d + 2, int64_t(p.max_support)}));
-  CorrectivePlan plan = plan_of_state<CorrectivePlan>(
-      p.pool, p.batch, limits, gram, wide, corrective_state_bytes(width, slots, real_bytes));
+  SolverPlan plan = plan_of_state(p.pool, p.batch, limits, gram, wide,
+                                  corrective_state_bytes(width, slots, real_bytes));
   plan.slots = slots;
   add_rounds(plan, p, limits);
   plan.warp = gram && fits_tableau(p);
-  plan.wide_products = wide && (!gram || has_wide_products(p.pool, wide));
-  plan.shares = gram ? shares_of(p.pool.d, p.pool.width, wide) : Shares{p.pool.d, 0};
   const int64_t product_bytes = gram ? aligned_bytes(width * real_bytes) : 0;
-  const Behind partial = bytes_of_shares(plan, p.pool, p.batch);
   // The square, and what it takes to find the residual of a support.
   const int64_t support_bytes = slots * (real_bytes_of(p.pool.storage) + int64_t(sizeof(int)));
   const int64_t long_bytes = plan.shares.count ? int64_t(sizeof(double)) + support_bytes : 0;
-  plan.partial_offset = lay_out(plan, p.pool, p.batch, limits, product_bytes,
-                                (gram ? width : slots) * width * real_bytes,
-                                {partial.query + long_bytes, partial.all});
-  plan.states_offset = plan.part * product_bytes;
-  plan.long_offset = plan.partial_offset + plan.part * partial.query + partial.all;
-  plan.workspace_bytes = plan.long_offset + aligned_bytes(plan.part * long_bytes);
+  lay_out(plan, p.pool, p.batch, limits, product_bytes, (gram ? width : slots) * width * real_bytes,
+          long_bytes);
   return plan;
 }
 
-SiftPlan plan_sift(const SiftProblem& p, const LaunchLimits& limits) {
+SolverPlan plan_sift(const SiftProblem& p, const LaunchLimits& limits) {
   return choose_columns(p, p.n_select, limits, plan_sift_columns);
 }
 
-SiftPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, bool gram) {
+SolverPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, bool gram) {
   const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
-  SiftPlan plan =
-      plan_of_state<SiftPlan>(p.pool, p.batch, limits, gram, p.pool.storage == Storage::kFloat64,
-                              sift_state_bytes(width, p.n_select, p.n_targets, real_bytes));
+  SolverPlan plan =
+      plan_of_state(p.pool, p.batch, limits, gram, p.pool.storage == Storage::kFloat64,
+                    sift_state_bytes(width, p.n_select, p.n_targets, real_bytes));
   plan.threads = threads_for(p.pool.width, plan.wide);
-  const int64_t conditional_bytes = p.n_select * width * real_bytes;
-  plan.conditional_offset = lay_out(plan, p.pool, p.batch, limits, 0,
-                                    gram ? width * width * real_bytes : 0, {conditional_bytes, 0});
-  plan.workspace_bytes = plan.conditional_offset + plan.part * conditional_bytes;
+  lay_out(plan, p.pool, p.batch, limits, 0, gram ? width * width * real_bytes : 0,
+          p.n_select * width * real_bytes);
   return plan;
 }
 

@@ -30,25 +30,28 @@ struct SolverPlan {
   bool wide;           // state and products are float64, whatever the rows are
   bool wide_products;  // and so is the rounding of products, or it is that of float32
   int threads;
-  int slots;               // rows of the support at most
-  int64_t shared_limit;    // bytes of the largest state that lies in shared memory
-  int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
-  int64_t state_bytes;     // of one query
-  int64_t columns_offset;  // into the workspace, after the states or products that lie there
+  int slots;              // rows of the support at most
+  int64_t shared_limit;   // bytes of the largest state that lies in shared memory
+  int64_t column_stride;  // bytes of the columns of one query, 0: one Gram matrix for all
+  int64_t state_bytes;    // of one query
+  // Into the workspace, which begins with the products of the rows with their queries.
+  int64_t states_offset, columns_offset;
+  int64_t partial_offset;  // the sums of the shares
+  int64_t behind_offset;   // what else a solver keeps of its queries
   int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
   int64_t sms;    // of the device
   int rounds;     // for each, the device computes a column of every query; 0: blocks compute them
   int round;      // that is launched
   Shares shares;  // of long rows, over which the device sums up products and squares
-  int64_t partial_offset;  // after the columns: the sums of the shares
 };
 
 // At the end of a state, in plans with rounds, for what a round leaves to the next.
 constexpr int64_t kPauseBytes = 256;
 
-inline double* partial_of(const SolverPlan& plan, void* workspace) {
-  return reinterpret_cast<double*>(static_cast<unsigned char*>(workspace) + plan.partial_offset);
+template <typename T>
+T* in_workspace(void* workspace, int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<unsigned char*>(workspace) + offset);
 }
 
 // Limits of the current device.

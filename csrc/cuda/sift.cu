@@ -9,13 +9,14 @@ namespace {
 
 template <typename S, bool kSharedState>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
-    sift_kernel(SiftProblem problem, SiftPlan plan, unsigned char* workspace, SiftOutputs outputs) {
+    sift_kernel(SiftProblem problem, SolverPlan plan, unsigned char* workspace,
+                SiftOutputs outputs) {
   HULLFT_DYNAMIC_SHARED(shared);
   __shared__ BlockScratch scratch;
   const int64_t query = blockIdx.x;
   unsigned char* memory = kSharedState ? shared : workspace + query * plan.state_bytes;
   const unsigned char* gram = workspace + plan.columns_offset + query * plan.column_stride;
-  S* columns = reinterpret_cast<S*>(workspace + plan.conditional_offset) +
+  S* columns = reinterpret_cast<S*>(workspace + plan.behind_offset) +
                query * problem.n_select * problem.pool.width;
   SiftBlock<S> block(problem, query, carve_sift_state<S>(memory, problem),
                      plan.gram ? reinterpret_cast<const S*>(gram) : nullptr, columns, scratch);
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
 }
 
 template <typename S>
-cudaError_t launch_blocks(const SiftProblem& problem, const SiftPlan& plan, void* workspace,
+cudaError_t launch_blocks(const SiftProblem& problem, const SolverPlan& plan, void* workspace,
                           const SiftOutputs& outputs, cudaStream_t stream) {
   return launch_solver(sift_kernel<S, true>, sift_kernel<S, false>, problem, plan, workspace,
                        outputs, stream);
@@ -38,15 +39,14 @@ static SiftOutputs rest_of(const SiftOutputs& out, int64_t first, int n_select,
           static_cast<char*>(out.variance) + rows * real_bytes};
 }
 
-cudaError_t launch_sift(const SiftProblem& problem, const SiftPlan& plan, void* workspace,
+cudaError_t launch_sift(const SiftProblem& problem, const SolverPlan& plan, void* workspace,
                         const SiftOutputs& outputs, cudaStream_t stream) {
   const bool wide = problem.pool.storage == Storage::kFloat64;
   const auto launch = wide ? launch_blocks<double> : launch_blocks<float>;
-  void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
   const auto launch_part = [&](SiftProblem part, const SiftOutputs& out, bool is_first) {
     cudaError_t status = cudaSuccess;
     if (plan.gram && (is_first || plan.column_stride))
-      status = launch_gram(grams_of(part.pool, part.batch, gram), plan.sms, stream);
+      status = launch_gram(grams_of(plan, part.pool, part.batch, workspace), plan.sms, stream);
     const int64_t target_bytes = part.pool.d * bytes_of(part.pool.storage);
     if (part.n_targets > 1 && target_bytes % 16 != 0) part.pool.vectors = false;
     return status == cudaSuccess ? launch(part, plan, workspace, out, stream) : status;

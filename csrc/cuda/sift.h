@@ -23,19 +23,15 @@ struct SiftOutputs {
   void* variance;
 };
 
-// Columns are those of Gram matrices.
-struct SiftPlan : SolverPlan {
-  int64_t conditional_offset;  // after them: columns given earlier picks, [part, n_select, width]
-};
-
-SiftPlan plan_sift(const SiftProblem& problem, const LaunchLimits& limits);
+// Columns are Gram matrices. Behind them: columns given earlier picks, [part, n_select, width].
+SolverPlan plan_sift(const SiftProblem& problem, const LaunchLimits& limits);
 
 // The same with the way of making Gram columns given.
-SiftPlan plan_sift_columns(const SiftProblem& problem, const LaunchLimits& limits, bool gram);
+SolverPlan plan_sift_columns(const SiftProblem& problem, const LaunchLimits& limits, bool gram);
 
 // workspace: plan.workspace_bytes, a multiple of 16 bytes. Errors show as in launch_frank_wolfe,
 // and as picks of -1 with a variance of NaN.
-cudaError_t launch_sift(const SiftProblem& problem, const SiftPlan& plan, void* workspace,
+cudaError_t launch_sift(const SiftProblem& problem, const SolverPlan& plan, void* workspace,
                         const SiftOutputs& outputs, cudaStream_t stream);
 
 }  // namespace hullft

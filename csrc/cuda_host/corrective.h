@@ -20,7 +20,7 @@ inline double workspace_of_query(double width, double max_support) {
 inline void solve_corrective(const char* op, const Tensor& pool, const FwProblem& problem,
                              Constraint constraint, const FwOutputs& outputs,
                              const CudaContext& context) {
-  const CorrectivePlan plan = plan_corrective(problem, context.limits());
+  const SolverPlan plan = plan_corrective(problem, context.limits());
   const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
   check_cuda(op, launch_corrective(problem, constraint, plan, workspace.mutable_data_ptr(), outputs,
                                    context.stream()));

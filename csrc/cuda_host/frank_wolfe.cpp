@@ -34,7 +34,7 @@ SelectionTensors::Tuple fw_select(const Tensor& pool, const Tensor& query, int64
   if (options.variant == Variant::kCorrective) {
     solve_corrective(op, pool, problem, Constraint::kSimplex, outputs, context);
   } else {
-    const FwPlan plan = plan_frank_wolfe(problem, context.limits());
+    const SolverPlan plan = plan_frank_wolfe(problem, context.limits());
     const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
     check_cuda(op, launch_frank_wolfe(problem, plan, workspace.mutable_data_ptr(), outputs,
                                       context.stream()));

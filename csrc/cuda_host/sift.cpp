@@ -26,7 +26,7 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   const CudaContext context(op, pool);
   const SiftProblem problem{inputs.pool(), inputs.query(),         arguments.batch,
                             int(n_select), int(options.n_targets), options.noise};
-  const SiftPlan plan = plan_sift(problem, context.limits());
+  const SolverPlan plan = plan_sift(problem, context.limits());
   const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
   const SelectionTensors selection(pool, arguments.batch, n_select);
   const PickTensors picks(pool, arguments.batch, n_select);

@@ -207,9 +207,9 @@ class DeviceSelection {
   Buffer indices_, counts_, weights_, support_size_, num_iter_, residual_, gap_;
 };
 
-hullft::FwPlan plan_of(const FwCase& c, const hullft::FwProblem& problem,
-                       const hullft::LaunchLimits& limits) {
-  hullft::FwPlan plan = hullft::plan_frank_wolfe(problem, limits);
+hullft::SolverPlan plan_of(const FwCase& c, const hullft::FwProblem& problem,
+                           const hullft::LaunchLimits& limits) {
+  hullft::SolverPlan plan = hullft::plan_frank_wolfe(problem, limits);
   if (c.force_gram >= 0)
     plan = hullft::plan_columns(problem, limits, c.force_gram != 0, c.force_warp != 0);
   if (c.force_threads > 0) plan.threads = c.force_threads;
@@ -221,7 +221,7 @@ cudaError_t solve_corrective(const hullft::FwProblem& problem, hullft::Constrain
                              int32_t force_gram, int32_t force_threads,
                              const driver::Schedule& schedule, const hullft::FwOutputs& out) {
   const hullft::LaunchLimits limits = schedule.limits();
-  hullft::CorrectivePlan plan = hullft::plan_corrective(problem, limits);
+  hullft::SolverPlan plan = hullft::plan_corrective(problem, limits);
   if (force_gram >= 0) plan = hullft::plan_corrective_columns(problem, limits, force_gram != 0);
   if (force_threads > 0) plan.threads = force_threads;
   const Buffer workspace("workspace", plan.workspace_bytes);
@@ -245,7 +245,7 @@ const char* sim_frank_wolfe(const FwCase* c, const driver::Schedule* schedule) {
       status = solve_corrective(problem, hullft::Constraint::kSimplex, c->force_gram,
                                 c->force_threads, *schedule, out.pointers());
     } else {
-      const hullft::FwPlan plan = plan_of(*c, problem, schedule->limits());
+      const hullft::SolverPlan plan = plan_of(*c, problem, schedule->limits());
       const Buffer workspace("workspace", plan.workspace_bytes);
       status = hullft::launch_frank_wolfe(problem, plan, workspace.get(), out.pointers(), nullptr);
     }
@@ -300,7 +300,7 @@ const char* sim_lstsq_adjoint(const AdjointCase* c, const driver::Schedule* sche
 
 // What a launch would choose for float32 pools, shared or of their own.
 void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select, int32_t shared,
-              const driver::Schedule* schedule, hullft::FwPlan* plan) {
+              const driver::Schedule* schedule, hullft::SolverPlan* plan) {
   hullft::FwProblem problem{};
   problem.pool.batch_stride = shared ? 0 : candidates * dim;
   problem.pool.row_stride = problem.pool.d = dim;
@@ -340,7 +340,7 @@ const char* sim_sift(const SiftCase* c, const driver::Schedule* schedule) {
     const DeviceInputs in(p, c->n_targets);
     const hullft::SiftProblem problem{in.pool_view(p), in.query_view(p), p.batch,
                                       c->n_select,     c->n_targets,     c->noise};
-    hullft::SiftPlan plan = hullft::plan_sift(problem, schedule->limits());
+    hullft::SolverPlan plan = hullft::plan_sift(problem, schedule->limits());
     if (c->force_gram >= 0)
       plan = hullft::plan_sift_columns(problem, schedule->limits(), c->force_gram != 0);
     if (c->force_threads > 0) plan.threads = c->force_threads;

@@ -181,7 +181,7 @@ class AccumulateCase:
 
 @structure
 class Plan:
-    """FwPlan of csrc/cuda/frank_wolfe.h."""
+    """SolverPlan of csrc/cuda/plan.h."""
 
     gram: c_bool
     shared_state: c_bool
@@ -193,7 +193,10 @@ class Plan:
     shared_limit: c_int64
     column_stride: c_int64
     state_bytes: c_int64
+    states_offset: c_int64
     columns_offset: c_int64
+    partial_offset: c_int64
+    behind_offset: c_int64
     part: c_int64
     workspace_bytes: c_int64
     sms: c_int64
@@ -201,7 +204,6 @@ class Plan:
     round: c_int
     share_columns: c_int64
     share_count: c_int
-    partial_offset: c_int64
 
 
 def storage_elements(tensor: torch.Tensor) -> int:
