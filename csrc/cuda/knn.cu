@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   int64_t* picks = out.indices + first;
   pick_nearest(n, p.n_select, b, picks, scratch, me);
   const S weight = S(1) / S(p.n_select);
-  S squared = 0;
+  double squared = 0;
   with_rows<S>(p.pool, query, n, [&](const auto& rows) {
     const auto* q = query_at(rows, p.query, query);
     for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int j = 0; j < p.n_select; ++j) sum += widen_to<S>(rows[int(picks[j])][i]);
       const S r = widen_to<S>(q[i]) - sum * weight;
       residuals[query * rows.d + i] = r;
-      squared += r * r;
+      squared += double(r * r);
     }
   });
   const double total = block_sum(squared, scratch, me);

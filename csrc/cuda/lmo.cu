@@ -39,17 +39,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   const Best<double> best = block_best(mine, scratch, me);
   const S* r = residuals + query * problem.pool.d;
-  S slope = 0, squared = 0, of_current = 0;  // <r, x - current>, ||x - current||^2, <r, current>
-  S xx = 0, cc = 0;                          // ||x||^2, ||current||^2
+  // <r, x - current>, ||x - current||^2, <r, current>, ||x||^2, ||current||^2
+  double slope = 0, squared = 0, of_current = 0, xx = 0, cc = 0;
   with_rows<S>(problem.pool, query, n, [&](const auto& rows) {
     const auto* x = rows[best.index];
     const auto* current = query_at(rows, problem.current, query);
     for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
       const S row = widen_to<S>(x[i]), at = widen_to<S>(current[i]), direction = row - at;
-      slope += r[i] * direction;
-      squared += direction * direction;
-      of_current += r[i] * at;
-      xx += row * row, cc += at * at;
+      slope += double(r[i] * direction);
+      squared += double(direction * direction);
+      of_current += double(r[i] * at);
+      xx += double(row * row), cc += double(at * at);
     }
   });
   const double total_slope = block_sum(slope, scratch, me);
