@@ -125,6 +125,7 @@ class AdjointSystem {
       const bool joins = k != origin_ && left > kDependent * (entry(k, k) + of_origin);
       any = any || (!joins && k != origin_);
       if (thread_ == 0) has_pivot(k) = joins;
+      if (!joins) sync();  // all have read what the next step changes
       if (!joins) continue;
       over_all([&](int i, int j) {
         if (i != k && j != k) at(i, j) -= at(i, k) * reciprocal * at(k, j);
