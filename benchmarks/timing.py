@@ -12,7 +12,7 @@ Call = Callable[[], object]
 # One round of so long a call is enough.
 LONG_SECONDS = 30.0
 
-# Length of a turn. It is long compared with what one side leaves after for the other: caches, and
+# Length of a turn. It is long compared with what one side leaves behind for the other: caches, and
 # threads that spin for up to some 20 ms. It is short compared with the seconds for which a shared
 # machine is slow at a time.
 _TURN_SECONDS = 0.1

@@ -1,1 +1,1 @@
-"""Scripts after docs/results.md."""
+"""The scripts that measured what docs/results.md reports."""

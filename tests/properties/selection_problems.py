@@ -1,4 +1,4 @@
-"""Selection problems as hypothesis draws them, and every selection operator after one call."""
+"""Selection problems as hypothesis draws them, and every selection operator by one call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
