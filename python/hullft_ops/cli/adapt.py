@@ -68,8 +68,8 @@ def adapt(
         seconds: budget for retrieval and training; steps that do not fit are skipped.
         chat: continue it as a message, in the chat template of an instruct model.
         max_new_tokens: length of the continuation.
-        stop_at: where it ends before that: with its first line, with the block of lines indented
-            like that or further, or where a line closes the brackets that it opened.
+        stop_at: where it may end earlier: after its first line, after the block of lines indented
+            at least as much, or after the line that closes every open bracket.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")

@@ -62,8 +62,8 @@ def answer(
     """Continue many prompts; write a line of JSON for each, with the prompt and its answer.
 
     Model, embedder and adapter are loaded once. The model adapts to one prompt after the other;
-    without steps it continues prompts of similar length together. A killed run goes on: prompts
-    that have an answer in the output are left out.
+    without steps it continues prompts of similar length together. A killed run resumes: prompts
+    that have an answer in the output are skipped.
 
     Args:
         prompts: JSONL file; - for stdin. A line is an object, or a list of messages. A prompt that

@@ -38,8 +38,8 @@ def evaluate(
     """Measure every combination of settings on held-out prompts; write a row for each, and print a
     table.
 
-    With --corpus alone, it holds out whole files of your own, and compares no adaptation, what is
-    retrieved for a prompt, and steps beside it. A killed run goes on: rows that the output has are
+    With --corpus alone, it holds out whole files of your own, and compares no adaptation,
+    retrieval alone, and retrieval with steps. A killed run resumes: rows that the output has are
     not measured again.
 
     Args:

@@ -348,8 +348,8 @@ def serve(
 ) -> None:
     """Complete code in an editor, and answer OpenAI's clients, until Ctrl-C.
 
-    It searches by windows of lines and takes no steps, unless you say otherwise: --search,
-    --train-on-prompt, --n-select. A datastore that changes is followed.
+    By default it searches by windows of lines and takes no steps: --search, --train-on-prompt and
+    --n-select change that. It follows a datastore that changes.
 
     Args:
         model: the language model.
