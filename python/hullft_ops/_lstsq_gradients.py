@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hullft_ops import _ops
+from hullft_ops._autograd import Undifferentiable, gradients
 
 # [B, K] and [B, d], whose outer products are summed.
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-class Solution(_ops.Undifferentiable):
+class Solution(Undifferentiable):
     """Weights and residual by pool and query; the rest has no gradient."""
 
     @staticmethod
@@ -86,7 +86,7 @@ class Solution(_ops.Undifferentiable):
         return of_weights, of_residual.to(weights.dtype), of_gap, None, None
 
 
-class Adjoint(_ops.Undifferentiable):
+class Adjoint(Undifferentiable):
     """``M g`` by pool and ``g``."""
 
     @staticmethod
@@ -111,7 +111,7 @@ class Adjoint(_ops.Undifferentiable):
         )
 
 
-_ops.gradients.update(simplex_lstsq=Solution, nnls=Solution)
+gradients.update(simplex_lstsq=Solution, nnls=Solution)
 
 
 def _adjoint(ctx: Any, pool: Tensor, weights: Tensor, g: Tensor) -> Tensor:

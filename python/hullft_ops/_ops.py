@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
 from hullft_ops import _C, _checks  # noqa: F401 (the import of _C registers the operators)
+from hullft_ops._autograd import Undifferentiable, gradients
 
 ops = torch.ops.hullft_ops
 
@@ -29,34 +30,6 @@ _OF_THE_DEVICE = (
 )
 # csrc/host/allocation.h begins its errors like this.
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
-
-
-class Undifferentiable(torch.autograd.Function):
-    """An operator that refuses a backward pass, and forward mode, in place of zeros in silence."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(op: str, *arguments: Any) -> Any:
-        return getattr(ops, op)(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.op = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError(
-            f"{ctx.op}: has no gradient, nor a jvp; detach the tensors that it takes as "
-            "constants"
-        )
-
-    jvp = backward
-
-
-# Of the operators that take part in every backward pass. The others' results require no gradient,
-# which torch.func does not look at.
-gradients: dict[str, type[Undifferentiable]] = {}
 
 
 def _in_forward_mode() -> bool:
