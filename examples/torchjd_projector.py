@@ -16,8 +16,8 @@ class HullProjector(DualConeProjector):
     """Projections onto the dual cone: ``min v^T G v`` over ``v >= u``, for all ``u`` at once.
 
     With ``v = u + a`` that is non-negative least squares: ``min a^T G a + 2 (G u)^T a``. The
-    Gramian may be singular. What its diagonal gets is the rounding of its own dtype, so that of
-    many solutions the order of the losses chooses none.
+    Gramian may be singular. Its diagonal grows by the rounding of its own dtype, so that the
+    order of the losses does not choose among many solutions.
     """
 
     def __call__(self, U: Tensor, G: Tensor) -> Tensor:  # noqa: N803

@@ -10,9 +10,9 @@ lines after the target.
 
 A target is a line of code of five tokens at least, after a line with text. The prompt is the file
 before it, 1,000 tokens at most. RepoCoder (arXiv:2303.12570, its first iteration) has windows of 20
-lines every 10, ranked by the Jaccard similarity of their sets of tokens and that of the prompt's
-last 20 lines, each moved on by 10 lines, within 1,000 tokens. The file itself is found above the
-prompt alone.
+lines every 10, ranked by the Jaccard similarity of their sets of tokens and the set of the
+prompt's last 20 lines, each moved on by 10 lines, within 1,000 tokens. The file itself is found
+above the prompt alone.
 """
 
 import argparse

@@ -17,8 +17,8 @@ namespace hullft {
 
 enum class Constraint : int { kSimplex = 0, kNonNegative = 1 };
 
-// t, of the query's scale: a row that is far longer would drown the others. `square` is that of the
-// first row, for a query that is short beside it.
+// t, of the query's scale: a row that is far longer would drown the others. `square` is the
+// first row's, for a query that is short beside it.
 template <typename S>
 HULLFT_HD S factor_shift(S qq, S square) {
   return larger(qq, (sizeof(S) == 8 ? S(0x1p-26) : S(0x1p-12)) * square);
@@ -90,7 +90,7 @@ HULLFT_HD constexpr double stationary_roundings() {
   return sizeof(S) == 8 ? 16 : 2;
 }
 
-// What a correlation is the difference of, in size: its own and that of <x_k, X^T w>.
+// What a correlation is the difference of, in size: its own and the size of <x_k, X^T w>.
 template <typename S>
 HULLFT_HD S size_of(const Atom<S>& k) {
   return fabs(k.c) + fabs(k.u);

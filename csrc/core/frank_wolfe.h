@@ -2,7 +2,7 @@
 //
 // Minimise ||q - X^T w||^2 over the simplex. With G = X X^T, b = X q and u = G w the state is O(K):
 // c = b - u is the correlation of every candidate with the residual r = q - X^T w, and
-// <r, X^T w> = w.b - w.u.  The steps are those of Frank and Wolfe (1956).
+// <r, X^T w> = w.b - w.u.  The steps are Frank and Wolfe's (1956).
 #pragma once
 
 #include <cmath>

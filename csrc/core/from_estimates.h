@@ -23,7 +23,7 @@ HULLFT_HD V reciprocal_from_estimate(V b, V y, const Math& math) {
   return math.fma(math.fma_up(e, e, e), y, y);
 }
 
-// a / b, with y of reciprocal_from_estimate: see cpu/simd/quotient.h. The remainder is that of the
+// a / b, with y of reciprocal_from_estimate: see cpu/simd/quotient.h. The remainder has the
 // other sign, so that a quotient of 0 keeps its own. tests/ops/quotient_proof.cpp tries all
 // mantissas.
 template <typename V, typename Math>

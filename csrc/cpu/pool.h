@@ -28,8 +28,8 @@ class Candidates {
   int64_t batch_stride_, stride_;
 };
 
-// How many candidates each query has: as many as the sizes say; without sizes, all but those that
-// are -1 at the end. Sizes and candidates may be views of one value that no memory could hold
+// How many candidates each query has: as many as the sizes say; without sizes, all up to the
+// -1s at the end. Sizes and candidates may be views of one value that no memory could hold
 // dense.
 class Sizes {
  public:

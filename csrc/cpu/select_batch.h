@@ -89,7 +89,7 @@ inline int64_t next_pool_id() {
 // make_solver() builds a thread's solver; its solve(query_pool, answer) is false when an input or a
 // product is not finite, output.write(b, answer) when a value is too large for the outputs. Where a
 // query failed, its explain(arguments, b, size), if it has one, looks at what it alone knows.
-// `work` is that of for_each_query.
+// `work`: see for_each_query.
 template <typename T, typename Output, typename MakeSolver>
 void select_batch(const SelectionArguments& arguments, const Sizes& sizes, double work,
                   const Output& output, const MakeSolver& make_solver) {

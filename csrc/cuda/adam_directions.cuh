@@ -60,7 +60,7 @@ __device__ __forceinline__ float estimated_reciprocal_root(float x) {
 #endif
 }
 
-// sqrt(v) + eps. The root is that of 2^40 v, so that no bit of its square is lost. Where v is below
+// sqrt(v) + eps. We take the root of 2^40 v, so that no bit of its square is lost. Where v is below
 // 2^-141 the root may be another one: beside an ordinary eps neither counts.
 __device__ __forceinline__ float quick_divisor(float v, float eps) {
   constexpr float kScale = 0x1p40f, kRootScale = 0x1p-20f, kSmallest = 0x1p-101f;

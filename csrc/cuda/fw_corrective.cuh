@@ -123,7 +123,7 @@ class FwCorrective : public BlockSolver<FwCorrective<kConstraint, S, R>, S, Corr
     it_ = {warp_sum(wb), warp_sum(wu)};
     holds_top_ = __any_sync(kFullWarp, has);
     // Without the sum: the largest violation of the conditions of an optimum. No correlation is
-    // above 0, those of the support are 0.
+    // above 0, and the support's are 0.
     gap_ =
         kSimplex ? top_.value - mean_correlation(it_) : larger(top_.value, warp_top(lowest).value);
   }

@@ -95,7 +95,7 @@ class FwTableau {
   }
 
   // The lane of the largest number above 0, up to its 20th bit, the lowest on ties: half of the
-  // instructions of best(). Without any it is that of some number.
+  // instructions of best(). If no number is above 0, it is some lane.
   __device__ __forceinline__ int large_lane(bool has, double mine) const {
     uint64_t bits;
     memcpy(&bits, &mine, sizeof bits);

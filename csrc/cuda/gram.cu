@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int group = int(threadIdx.x) / kGroupThreads, place = int(threadIdx.x) % kGroupThreads;
   const int i = place % kSpan, j = place / kSpan;
   double sums[kSide][kSide] = {};
-  using Columns = std::conditional_t<kLong, int, int64_t>;  // those of a share are few
+  using Columns = std::conditional_t<kLong, int, int64_t>;  // a share has few
   const Columns n = Columns(mine.last - mine.first);
   for (Columns start = 0; start < n; start += kChunk) {
     uint32_t words[2 * kRows][4] = {};

@@ -11,7 +11,7 @@ namespace hullft {
 struct GramProblem {
   PoolView pool;  // each of `pools` has candidates and a size of its own
   int64_t pools;
-  QueryView query;     // those of a pool follow one another
+  QueryView query;     // a pool's queries follow one another
   int queries;         // of a pool
   void* gram;          // [pools, width, width]
   void* products;      // [pools, queries, width], of the rows with the queries of their pool

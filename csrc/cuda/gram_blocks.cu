@@ -27,8 +27,8 @@ struct BlockShared {
   Slab slabs[kStages];
 };
 
-// The tiles of a block. Its strips have slots in shared memory: those of the columns come first,
-// and those of the rows follow, except in a triangle, whose rows are among its columns.
+// The tiles of a block. Its strips have slots in shared memory: the columns' come first,
+// and the rows' follow, except in a triangle, whose rows are among its columns.
 class Run {
  public:
   __device__ __forceinline__ Run(const TileGrid& grid, int64_t block)

@@ -1,4 +1,4 @@
-// The tiles of a Gram matrix, how blocks share those of 16 x 16, and how they share long rows. The
+// The tiles of a Gram matrix, how blocks share tiles of 16 x 16, and how they share long rows. The
 // rows of a pool and its first query make a lower triangle. Further queries make a rectangle below
 // it.
 #pragma once
@@ -39,7 +39,7 @@ struct TileGrid {
   int blocks_of_triangle, blocks_of_square;
   int panel_rows, panel_columns;  // strips
   int panels_across;
-  int64_t first_square, first_panel, blocks;  // those of triangles come first
+  int64_t first_square, first_panel, blocks;  // triangles' blocks come first
 
   int triangle_tiles() const { return side * (side + 1) / 2; }
 };

@@ -60,9 +60,9 @@ __device__ __forceinline__ void multiply(const uint32_t (&a)[2][4], const uint32
   }
 }
 
-// totals += the products over one slice with half of the rows of b. Those of 16-bit numbers are
+// totals += the products over one slice with half of the rows of b. Products of 16-bit numbers are
 // exact. Of (hi + lo)(hi' + lo') float32 leaves out lo lo'. hi lo' and lo hi' have sums of their
-// own, or rows i and j would not get those of j and i.
+// own, or rows i and j would not get the products of j and i.
 template <typename T>
 __device__ __forceinline__ void add_slice(const Strip<T>& a, const Strip<T>& b, int half,
                                           float (&totals)[4]) {

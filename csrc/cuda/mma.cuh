@@ -18,7 +18,7 @@
 namespace hullft {
 
 constexpr int kRowLanes = 4;                 // that share a row of a fragment
-constexpr int kFragmentRows = 8;             // of b, and half of those of a
+constexpr int kFragmentRows = 8;             // of b; a has twice as many
 constexpr uint32_t kTf32Mask = 0xffffe000u;  // the last 13 bits of a word are not TF32's
 
 #if defined(__CUDACC__)

@@ -79,7 +79,7 @@ double column_cycles(const PoolView& pool, int64_t batch, int64_t sms, bool in_r
   return bytes / std::min(by_blocks, kDeviceBytesPerCycle);
 }
 
-// Where blocks would take twice as long, or more: many rounds may be empty. The first is that of
+// Where blocks would take twice as long, or more: many rounds may be empty. The first makes
 // the query's products, and no step adds more than one row to the first.
 void add_rounds(SolverPlan& plan, const FwProblem& p, const LaunchLimits& limits) {
   if (plan.gram) return;

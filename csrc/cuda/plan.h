@@ -28,7 +28,7 @@ struct SolverPlan {
   bool shared_state;   // the state of a query in shared or in global memory
   bool warp;           // one warp takes the steps: few rows with their Gram matrix and products
   bool wide;           // state and products are float64, whatever the rows are
-  bool wide_products;  // and so is the rounding of products, or it is that of float32
+  bool wide_products;  // products round as float64 does, not as float32
   int threads;
   int slots;              // rows of the support at most
   int64_t shared_limit;   // bytes of the largest state that lies in shared memory

@@ -100,7 +100,7 @@ class WarpIntegerizer {
     return listed;
   }
 
-  // Where in a row of the Gram matrix an atom is; past the support, that of the first one.
+  // Where in a row of the Gram matrix an atom is; past the support, where the first one is.
   __device__ __forceinline__ int place(int j) const { return rows_.at(j < m_ ? j : 0); }
 
   // Infinite past the support.

@@ -57,8 +57,8 @@ class NoGrad {
   bool before_;
 };
 
-// The strides with which t and its companions are paired: its own when it is dense, else those of a
-// contiguous tensor.
+// The strides with which t and its companions are paired: its own when it is dense, else a
+// contiguous tensor's.
 inline Strides pairing_strides(const Tensor& t) {
   if (is_dense(t)) return {t.strides().begin(), t.strides().end()};
   return contiguous_strides(t);

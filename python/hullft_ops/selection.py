@@ -62,7 +62,8 @@ class Selection(NamedTuple):
         except RuntimeError:
             largest = int(self.indices.max())
             raise ValueError(
-                f"dense: n_rows must be that of the pool, got {n_rows} and index {largest}"
+                f"dense: n_rows must be the pool's number of rows, got {n_rows} and index "
+                f"{largest}"
             ) from None
         return weights[..., 1:]
 
@@ -87,7 +88,7 @@ class Selection(NamedTuple):
             picked = ids.expand(*batch, -1).gather(-1, positions)
         except RuntimeError as error:
             raise ValueError(
-                f"rows: candidates must be those of the selection, got shape {list(ids.shape)}: "
+                f"rows: candidates must be the ones of the selection, got shape {list(ids.shape)}: "
                 f"{error}"
             ) from None
         return picked.masked_fill(self.indices < 0, -1)

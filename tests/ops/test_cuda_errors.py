@@ -115,7 +115,7 @@ def bad_sweeps() -> Iterator[Call]:
 
 
 @needs_cuda_operators
-@pytest.mark.parametrize("call", bad_sweeps())
+@pytest.mark.parametrize("call", [*bad_sweeps()])
 def test_sweeps(call: Call) -> None:
     assert_cuda_refuses(call)
 

@@ -221,8 +221,16 @@ def test_dense_has_the_weight_of_every_row() -> None:
     ("n_rows", "error", "message"),
     [
         (0, ValueError, "dense: n_rows must be in 1.* got 0"),
-        (2, ValueError, "dense: n_rows must be that of the pool, got 2 and index 2"),
-        (1, ValueError, "dense: n_rows must be that of the pool, got 1 and index 2"),
+        (
+            2,
+            ValueError,
+            "dense: n_rows must be the pool's number of rows, got 2 and index 2",
+        ),
+        (
+            1,
+            ValueError,
+            "dense: n_rows must be the pool's number of rows, got 1 and index 2",
+        ),
         (2.0, TypeError, "dense: n_rows must be an int, got float"),
     ],
 )

@@ -30,8 +30,8 @@ class CorrectiveSolver {
   template <typename Source>
   bool solve(const CorrectiveOptions& options, const Source& source, SelectionAnswer& answer) {
     options_ = options;
-    // Where the support fills, which rows it has depends on their order: then it is that of their
-    // correlations in the whole pool.
+    // Where the support fills, which rows it has depends on their order: then they are
+    // ordered by their correlations in the whole pool.
     const bool is_likely_to_fill = options.max_support < kFewRows;
     if (!run(source, is_likely_to_fill, kShortShift, answer)) return false;
     if (is_stuck(answer)) {
@@ -107,7 +107,7 @@ class CorrectiveSolver {
   }
 
   // The Frank-Wolfe gap on the simplex. Without the sum, the largest violation of the conditions of
-  // an optimum: no correlation is above 0, those of the support are 0.
+  // an optimum: no correlation is above 0, and the support's are 0.
   double kkt_violation() {
     const double length = correlations_.residual();
     double largest = correlations_.entering().slope;

@@ -27,7 +27,7 @@ struct GramProblem {
   double query_square = 0;  // where a tolerance asks for it
 };
 
-// On the simplex the factor is that of the rows less the first row of the support. It does not need
+// On the simplex the factor belongs to the rows less the first row of the support. It does not need
 // the query's square: with the rows less the query, a square that does not fit the products would
 // make the matrix indefinite.
 template <Constraint kConstraint>

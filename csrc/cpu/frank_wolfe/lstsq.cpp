@@ -17,8 +17,8 @@
 namespace hullft {
 namespace {
 
-// Where the rows of the pool are those of a Gram matrix and the query its products. The residual of
-// the answer is the square less that of the query.
+// Where the pool is a Gram matrix and the query its products. The residual of the answer is the
+// square less the query's.
 template <typename T, Constraint kConstraint>
 class GramSolver {
  public:

@@ -3,7 +3,7 @@
 //
 // Most cycles look at no more than a working set, the rows of the largest correlations of the last
 // pass over the pool, for as long as its best row is good enough. The solve ends with a pass over
-// all rows, so that the optimum is that of the pool; only the entry order differs. On text 15 of 19
+// all rows, so that the optimum is the whole pool's; only the entry order differs. On text 15 of 19
 // cycles need no pass.
 #pragma once
 
@@ -85,7 +85,7 @@ class ResidualCorrelations {
   const Entering& entering() const { return entering_; }
 
   // After `look`, and while rows have joined since: the next one of a block. False where none has a
-  // slope near that of the first.
+  // slope near the first's.
   bool choose_another() {
     const double length = residual();
     const int64_t row = looks_at_all_ || length == 0 ? -1 : largest_.next_of_last_set();

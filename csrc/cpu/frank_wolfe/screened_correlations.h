@@ -5,8 +5,8 @@
 // have it. So every candidate has an estimate, made of integer products (estimates.h), and the few
 // that come near the largest, which are mostly the support, become atoms: theirs is computed in
 // float64. The bound on the estimates' error is rigorous, and an atom's correlation has the bits
-// that it would have had if it had been one from the start, which makes the answer that of
-// ExactCorrelations.
+// that it would have had if it had been one from the start, so the answer is that
+// of ExactCorrelations.
 //
 // Measured on a Sapphire Rapids Xeon with AVX-512, one thread, K = 200, n_select 50, microseconds
 // per query without and with screening:

@@ -18,7 +18,7 @@ class SupportFactor {
  public:
   using Values = std::array<double, kTargets>;  // one for each target
 
-  // `rounding` is that of the matrix's entries, relative.
+  // `rounding`: of the matrix's entries, relative.
   void begin(double rounding) { size_ = 0, rounding_ = rounding, kernels_ = &corrective_kernels(); }
 
   // <y, y> of two targets.

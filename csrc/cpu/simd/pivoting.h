@@ -2,7 +2,7 @@
 // Active-Set-Like Method and Comparisons", SIAM Journal on Scientific Computing 33, 2011) of as
 // many queries as a vector has lanes.
 //
-// A row that is not free is that of the identity in the factor, so that all queries have one flow
+// A row that is not free is the identity's in the factor, so that all queries have one flow
 // of control. What a lane computes does not depend on the others.
 #pragma once
 

@@ -169,7 +169,7 @@ inline RowSums quantize_row(const T* x, int64_t d, float inverse, const int16_t*
 // Smaller squares count as this one, which bounds no less of what is lost.
 constexpr float kSmallestSquare = 0x1p-78f;
 
-// The scale of the rows to come: that of the largest row so far, which is most often large enough,
+// The scale of the rows to come: the largest row's so far, which is most often large enough,
 // so that a row is read once. A row for which it is not is read again. What a pool loses depends on
 // its largest scale alone.
 struct RunningScale {

@@ -32,12 +32,12 @@ class Interval:
 
 
 def relative(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
-    """The mean of ``scores`` relative to that of ``others``, minus 1."""
+    """The mean of ``scores`` by the mean of ``others``, minus 1."""
     return scores.mean(axis) / others.mean(axis) - 1
 
 
 def difference(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
-    """The mean of ``scores`` minus that of ``others``."""
+    """The mean of ``scores`` minus the mean of ``others``."""
     return scores.mean(axis) - others.mean(axis)
 
 

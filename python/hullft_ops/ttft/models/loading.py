@@ -56,7 +56,7 @@ def load_model(
         if file is not None:
             folder = converted(file)
         model, tokenizer = _load(subject, folder, allow_missing_weights)
-    # An adapter records this name, so it must not be that of a folder in the cache.
+    # An adapter records this name, so it must not name a folder in the cache.
     model.name_or_path = model.config.name_or_path = str(source)
     # A model moves in place. The decorators of `to` lose its type.
     model.to(device)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The techniques that may precede an answer, and their options, which are those of a prompt."""
+"""The techniques that may precede an answer, and their options, set for each prompt."""
 
 from dataclasses import fields
 from typing import Any

@@ -75,7 +75,7 @@ class Ngrams:
 
     Take the last 1, 2, 4, ... tokens of a text in turn. Where they occur in these texts or earlier
     in the text's window, with ``q`` for how often each token came next there, the probabilities
-    ``p`` become ``(1 - w) p + w q``. The weight ``w`` is that of the number of tokens, times
+    ``p`` become ``(1 - w) p + w q``. The weight ``w`` depends on the number of tokens, times
     ``sqrt(1 - max p)`` of the model's own ``p``: the surer the model is, the less n-grams count.
     An occurrence in the text itself counts eight times.
 
