@@ -88,7 +88,7 @@ class Selection(NamedTuple):
             picked = ids.expand(*batch, -1).gather(-1, positions)
         except RuntimeError as error:
             raise ValueError(
-                f"rows: candidates must be the ones of the selection, got shape {list(ids.shape)}: "
+                f"rows: candidates must be the selection's, got shape {list(ids.shape)}: "
                 f"{error}"
             ) from None
         return picked.masked_fill(self.indices < 0, -1)

@@ -166,7 +166,7 @@ def test_ids_of_a_search_in_and_out(dtype: torch.dtype) -> None:
         selection.rows(ids[:2])
 
     with pytest.raises(
-        ValueError, match=r"rows: candidates must be those .*got shape .1.:"
+        ValueError, match=r"rows: candidates must be the selection.s, got shape .1.:"
     ):
         selection.rows(ids[0, :1])
 
