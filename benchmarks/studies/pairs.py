@@ -18,7 +18,7 @@ import numpy as np
 
 from hullft_ops.evaluation.report import NONE
 from hullft_ops.evaluation.results import Row, read_rows
-from hullft_ops.evaluation.statistics import Measurements, named, paired, relative
+from hullft_ops.evaluation.statistics import Measurements, relative
 
 # By setting and number of passes: the score of each prompt, and the median seconds.
 Curves = dict[str, dict[int, tuple[np.ndarray, float]]]
@@ -35,8 +35,7 @@ def main() -> None:
         for row in read_rows(path):
             rows[row.run].append(row)
     measured = pooled([table_of(run, arguments.score) for run in rows.values()])
-    shared = measured.shared()
-    print(f"{len(measured.prompts)} prompts, {named(shared, shared)}")
+    print(f"{len(measured.before)} prompts, {' '.join(measured.shared())}")
     curves = curves_of(measured)
     rivals = [name for name in curves if name.startswith((NONE, *arguments.against))]
     heads = ["setting", "passes", "mean", "seconds", *[f"against {r}" for r in rivals]]
@@ -58,18 +57,12 @@ def table_of(rows: list[Row], score: str | None) -> Measurements:
 
 def pooled(tables: list[Measurements]) -> Measurements:
     """The prompts of all tables, and the settings that each of them has."""
-    rows, after = {}, {}
-    for config in tables[0].rows:
-        if all(config in table.rows for table in tables):
-            rows[config] = [row for table in tables for row in table.rows[config]]
-            after[config] = np.concatenate([table.after[config] for table in tables])
-    return replace(
-        tables[0],
-        rows=rows,
-        prompts=[prompt for table in tables for prompt in table.prompts],
-        before=np.concatenate([table.before for table in tables]),
-        after=after,
-    )
+    rows = {
+        config: [row for table in tables for row in table.rows[config]]
+        for config in tables[0].rows
+        if all(config in table.rows for table in tables)
+    }
+    return replace(tables[0], rows=rows)
 
 
 def curves_of(measured: Measurements) -> Curves:
@@ -80,10 +73,11 @@ def curves_of(measured: Measurements) -> Curves:
     numbers = sorted(limit for limit in set(limits.values()) if limit) or [0]
     curves: Curves = defaultdict(dict)
     curves[NONE] = dict.fromkeys(numbers, (measured.before, 0.0))
-    names = [name for name in measured.varying() if name != "passes"]
+    names = measured.names()
     for config in measured.rows:
         limit = limits[config]
-        curve = curves[named(measured.settings(config), names) or "adapted"]
+        words = [word for word in names[config].split() if word != f"passes={limit}"]
+        curve = curves[" ".join(words) or "adapted"]
         seconds = median(row.seconds_total for row in measured.rows[config])
         for passes in [limit] if limit else numbers:
             curve[passes] = (measured.after[config], seconds)
@@ -92,7 +86,7 @@ def curves_of(measured: Measurements) -> Curves:
 
 def change(scores: np.ndarray, others: np.ndarray) -> str:
     better = int((scores < others).sum())
-    return f"{paired(relative, scores, others).text('+.1%')}, better on {better}"
+    return f"{relative(scores, others).text('+.1%')}, better on {better}"
 
 
 if __name__ == "__main__":

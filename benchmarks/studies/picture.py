@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hullft_ops.evaluation.results import Row, key_of, read_rows
-from hullft_ops.evaluation.statistics import paired, relative
+from hullft_ops.evaluation.statistics import relative
 
 Settings = dict[str, str | float]
 BFLOAT16: Settings = {"dtype": "bfloat16"}
@@ -68,7 +68,7 @@ def main() -> None:
 def draw(panel: matplotlib.axes.Axes, rows: list[Row], name: str) -> None:
     scores = [row.scores["continuation"] for row in rows]
     before = np.array([score.before for score in scores])
-    change = paired(relative, np.array([score.after for score in scores]), before)
+    change = relative(np.array([score.after for score in scores]), before)
     seconds = median(row.seconds_total for row in rows)
     error = [[change.value - change.low], [change.high - change.value]]
     panel.errorbar(seconds, change.value, error, fmt="o", capsize=3, label=name)

@@ -301,8 +301,8 @@ def test_a_folder_becomes_evidence(
     table = result.stdout.removeprefix("results.jsonl\n")
 
     assert "no adaptation" in table
-    assert "\nshared settings: " in table
-    assert "\ntrain_on_prompt=2" in table
+    assert "\n shared " in table
+    assert "\n train_on_" in table
     assert "The continuation comes after the prompt" in table
     for row in rows:
         trains_on_prompt = "train_on_prompt" in row.settings
@@ -396,7 +396,7 @@ def test_a_report_of_the_rows(evaluate: Evaluate) -> None:
 
     assert result.stdout == f"{OUTPUT}\n{printed}"
     assert "Means over 2 held-out prompts" in printed
-    assert "\nknn: -" in printed.replace("refresh=2 ", "")
+    assert "\n knn " in printed
 
 
 def test_results_without_rows_have_no_report() -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from evaluation_rows import answered_row, result_row
+from evaluation_rows import answered_row, failed_row, result_row
 from hullft_ops.evaluation.results import Row
-from hullft_ops.evaluation.statistics import Measurements, paired, relative
+from hullft_ops.evaluation.statistics import Measurements, relative
 from hullft_ops.ttft.validation import InputError
 
 PROMPTS = 30
@@ -37,7 +37,7 @@ def test_an_interval_is_that_of_a_paired_bootstrap(
     bits: tuple[np.ndarray, np.ndarray],
 ) -> None:
     ours, others = bits
-    interval = paired(relative, ours, others)
+    interval = relative(ours, others)
 
     assert interval.value == pytest.approx(ours.mean() / others.mean() - 1)
 
@@ -48,11 +48,11 @@ def test_an_interval_is_that_of_a_paired_bootstrap(
     # Two bootstraps of one sample differ by some hundredths of the interval's width.
     assert interval.low == pytest.approx(low, abs=0.05 * (high - low))
     assert interval.high == pytest.approx(high, abs=0.05 * (high - low))
-    assert paired(relative, ours, others) == interval
+    assert relative(ours, others) == interval
 
 
 def test_one_prompt_has_no_interval() -> None:
-    interval = paired(relative, np.array([1.0]), np.array([2.0]))
+    interval = relative(np.array([1.0]), np.array([2.0]))
     assert interval.text("+.1%") == "-50.0%"
 
 
@@ -62,12 +62,12 @@ def test_every_configuration_is_there_on_every_prompt() -> None:
     rows = five + four
     measured = Measurements.of(rows[::-1])
 
-    assert measured.prompts == ["p3", "p2", "p1", "p0"]
+    assert [row.prompt for row in measured.rows[A]] == ["p3", "p2", "p1", "p0"]
     assert measured.incomplete == 1
     assert measured.after[A].tolist() == [4.0, 3.0, 2.0, 1.0]
     assert measured.after[B].tolist() == [5.0, 4.0, 3.0, 2.0]
     assert measured.before.tolist() == [2.0] * 4
-    assert measured.ranked() == [A, B]
+    assert list(measured.after) == [A, B]
 
 
 def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one() -> (
@@ -85,26 +85,15 @@ def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one
     assert Measurements.of(rows).score == "prompt"
 
 
-def test_the_best_of_each_kind() -> None:
-    every = [
-        {"method": "hullft", "n_select": 5},
-        {"method": "knn", "n_select": 5},
-        {"method": "knn", "n_select": 5, "context": 2},
-        {"method": "knn", "n_select": 5, "adapter": "a"},
-        {"context": 2},
-        {"adapter": "a"},
-    ]
-    rows = []
-    for number, settings in enumerate(every):
-        for lr, bits in {1: 1.5, 2: 1.2, 3: 1.9}.items():
-            rows.append(
-                result_row("p", settings=settings | {"lr": lr}, after=bits + number)
-            )
-
+def test_a_configuration_that_failed_on_a_prompt_is_left_out() -> None:
+    rows = [result_row(prompt) for prompt in ("p", "q")]
+    sift = {"method": "sift", "noise": 0.1}
+    rows += [result_row("p", settings=sift), failed_row("q", settings=sift)]
     measured = Measurements.of(rows)
-    best = [measured.settings(config) for config in measured.best_of_each_kind()]
 
-    assert best == [settings | {"lr": 2} for settings in every]
+    assert measured.failed == ["sift noise=0.1"]
+    assert len(measured.rows) == 1
+    assert measured.incomplete == 0
 
 
 def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:

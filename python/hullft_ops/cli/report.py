@@ -11,7 +11,7 @@ from hullft_ops.ttft.validation import InputError
 
 
 def report(results: tyro.conf.Positional[Path], *, score: str | None = None) -> None:
-    """Print an evaluation's table, and the best setting of each method.
+    """Print an evaluation's table: each setting against none, and against the best.
 
     Args:
         results: results file of hullft-ops evaluate; xz may have compressed it.
