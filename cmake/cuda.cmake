@@ -94,6 +94,8 @@ add_library(hullft_kernels OBJECT
   csrc/cuda/lstsq_adjoint.cu
   csrc/cuda/plan.cu
   csrc/cuda/sift.cu)
+# Else nvcc takes a kernel that reaches a function of the host for one that never runs: it is empty.
+target_compile_options(hullft_kernels PRIVATE -Werror=cross-execution-space-call)
 set_target_properties(hullft_kernels PROPERTIES
   CUDA_ARCHITECTURES "${HULLFT_CUDA_TARGETS}"
   POSITION_INDEPENDENT_CODE ON CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)

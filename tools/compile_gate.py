@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels for each architecture and reads what they cost.
 
-Fails on a register spill, on an array on a thread's stack, on more shared memory than a block may
-have, or on fewer resident threads than KERNELS promises, and prints a table of all kernels. Shared
+Fails on a warning, a register spill, an array on a thread's stack, more shared memory than a block
+may have, or fewer resident threads than KERNELS promises, and prints a table of all kernels. Shared
 memory is the static part that ptxas reports and the most that the host may ask for besides. Needs
 nvcc, no GPU.
 """
@@ -224,6 +224,7 @@ def compile_unit(
             nvcc,
             "-std=c++20",
             "-O3",
+            "-Werror=all-warnings",
             "-Xptxas",
             "-v",
             "-cubin",

@@ -91,9 +91,8 @@ cudaError_t launch_residual(const QueryView& query, const QueryView* current, in
 cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* vectors,
                              void* products, cudaStream_t stream) {
   if (batch == 0) return cudaSuccess;
-  return pool.storage == Storage::kFloat64
-             ? correlate<double>(pool, batch, vectors, products, stream)
-             : correlate<float>(pool, batch, vectors, products, stream);
+  const bool wide = pool.storage == Storage::kFloat64;
+  return (wide ? correlate<double> : correlate<float>)(pool, batch, vectors, products, stream);
 }
 
 cudaError_t launch_columns(const PoolView& pool, const QueryView& query, int64_t batch,

@@ -82,8 +82,6 @@ struct FwState {
   CountArrays counts;
 };
 
-inline int64_t aligned_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-
 // Besides, `reals` numbers and `ints` integers of a solver's own.
 inline int64_t fw_state_bytes(int64_t width, int64_t slots, int64_t real_bytes, int64_t reals = 0,
                               int64_t ints = 0) {

@@ -76,15 +76,15 @@ class FwTableau {
 
   __device__ __forceinline__ double sum(double mine) const {
 #pragma unroll
-    for (int lanes = kRows / 2; lanes > 0; lanes /= 2)
-      mine += __shfl_xor_sync(kFullWarp, mine, lanes);
+    for (int apart = kRows / 2; apart > 0; apart /= 2)
+      mine += __shfl_xor_sync(kFullWarp, mine, apart);
     return mine;
   }
 
   __device__ __forceinline__ double largest(double mine) const {
 #pragma unroll
-    for (int lanes = kRows / 2; lanes > 0; lanes /= 2)
-      mine = larger(mine, __shfl_xor_sync(kFullWarp, mine, lanes));
+    for (int apart = kRows / 2; apart > 0; apart /= 2)
+      mine = larger(mine, __shfl_xor_sync(kFullWarp, mine, apart));
     return mine;
   }
 
@@ -102,8 +102,8 @@ class FwTableau {
     const int upper = has ? int(bits >> 32) : INT32_MIN;
     int top = upper;
 #pragma unroll
-    for (int lanes = kRows / 2; lanes > 0; lanes /= 2)
-      top = larger(top, __shfl_xor_sync(kFullWarp, top, lanes));
+    for (int apart = kRows / 2; apart > 0; apart /= 2)
+      top = larger(top, __shfl_xor_sync(kFullWarp, top, apart));
     const unsigned here = lanes(has && upper == top);
     return here ? __ffs(int(here)) - 1 : kNoIndex;
   }

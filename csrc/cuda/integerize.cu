@@ -9,16 +9,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-
 int64_t gram_bytes(const IntegerizeProblem& p) {
   const int64_t m = p.support.width;
-  return aligned(p.batch * m * m * real_bytes_of(p.support.storage));
+  return aligned_bytes(p.batch * m * m * real_bytes_of(p.support.storage));
 }
 
 // Bytes of one query: its CountArrays, and products.
 int64_t state_bytes(const IntegerizeProblem& p) {
-  return aligned(int64_t(p.support.width) * (kCountBytes + real_bytes_of(p.support.storage)));
+  return aligned_bytes(int64_t(p.support.width) * (kCountBytes + real_bytes_of(p.support.storage)));
 }
 
 __device__ __forceinline__ CountArrays arrays_of(unsigned char* memory, int m) {
@@ -110,9 +108,8 @@ int64_t integerize_workspace_bytes(const IntegerizeProblem& p) {
 cudaError_t launch_integerize(const IntegerizeProblem& problem, void* workspace, int64_t* counts,
                               cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
-  return problem.support.storage == Storage::kFloat64
-             ? launch<double>(problem, workspace, counts, stream)
-             : launch<float>(problem, workspace, counts, stream);
+  const bool wide = problem.support.storage == Storage::kFloat64;
+  return (wide ? launch<double> : launch<float>)(problem, workspace, counts, stream);
 }
 
 }  // namespace hullft

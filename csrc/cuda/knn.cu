@@ -120,9 +120,8 @@ cudaError_t launch(const FwProblem& p, void* workspace, const FwOutputs& out, cu
 cudaError_t launch_knn(const FwProblem& problem, void* workspace, const FwOutputs& outputs,
                        cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
-  return problem.pool.storage == Storage::kFloat64
-             ? launch<double>(problem, workspace, outputs, stream)
-             : launch<float>(problem, workspace, outputs, stream);
+  const bool wide = problem.pool.storage == Storage::kFloat64;
+  return (wide ? launch<double> : launch<float>)(problem, workspace, outputs, stream);
 }
 
 }  // namespace hullft

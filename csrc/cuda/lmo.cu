@@ -20,7 +20,7 @@ __device__ __forceinline__ void write_lmo(int64_t query, int64_t index, S correl
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 4)
     lmo_kernel(LmoProblem problem, const S* residuals, const S* products, LmoOutputs out) {
   __shared__ BlockScratch scratch;
   const BlockThread me;
@@ -88,9 +88,8 @@ cudaError_t launch(const LmoProblem& p, void* workspace, const LmoOutputs& outpu
 cudaError_t launch_lmo(const LmoProblem& problem, void* workspace, const LmoOutputs& outputs,
                        cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
-  return problem.pool.storage == Storage::kFloat64
-             ? launch<double>(problem, workspace, outputs, stream)
-             : launch<float>(problem, workspace, outputs, stream);
+  const bool wide = problem.pool.storage == Storage::kFloat64;
+  return (wide ? launch<double> : launch<float>)(problem, workspace, outputs, stream);
 }
 
 }  // namespace hullft

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../core/platform.h"
 #include "gram_grid.h"
 #include "pool_view.h"
 
@@ -49,8 +50,10 @@ struct SolverPlan {
 // At the end of a state, in plans with rounds, for what a round leaves to the next.
 constexpr int64_t kPauseBytes = 256;
 
+inline int64_t aligned_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
 template <typename T>
-T* in_workspace(void* workspace, int64_t offset) {
+HULLFT_HD T* in_workspace(void* workspace, int64_t offset) {
   return reinterpret_cast<T*>(static_cast<unsigned char*>(workspace) + offset);
 }
 

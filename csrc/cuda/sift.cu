@@ -18,8 +18,11 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
   const unsigned char* gram = workspace + plan.columns_offset + query * plan.column_stride;
   S* columns = reinterpret_cast<S*>(workspace + plan.behind_offset) +
                query * problem.n_select * problem.pool.width;
-  SiftBlock<S> block(problem, query, carve_sift_state<S>(memory, problem),
-                     plan.gram ? reinterpret_cast<const S*>(gram) : nullptr, columns, scratch);
+  __shared__ SiftState<S> state;  // its ten pointers in registers would spill others (nvcc 13.0)
+  if (threadIdx.x == 0) state = carve_sift_state<S>(memory, problem);
+  __syncthreads();
+  SiftBlock<S> block(problem, query, state, plan.gram ? reinterpret_cast<const S*>(gram) : nullptr,
+                     columns, scratch);
   block.solve(outputs);
 }
 

@@ -259,7 +259,7 @@ class SiftBlock {
 
   const SiftProblem& p_;
   const int64_t query_;
-  const SiftState<S> x_;
+  const SiftState<S>& x_;
   const S* const gram_;
   S* const columns_;
   BlockScratch& scratch_;
