@@ -24,8 +24,7 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
   // What their gradients are made of, in float64: the solution of the support's system.
   m.def(
       "lstsq_adjoint(Tensor pool, Tensor weights, Tensor gradient, bool is_gram, bool on_simplex) "
-      "-> "
-      "Tensor");
+      "-> Tensor");
   m.def(
       "knn_select(Tensor pool, Tensor query, int n_select, Tensor? pool_sizes=None, "
       "Tensor? candidates=None) -> "

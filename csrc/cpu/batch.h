@@ -57,9 +57,8 @@ bool all_finite(const T* x, int64_t d) {
 template <typename T>
 [[noreturn]] void non_finite_error(const SelectionArguments& arguments, int64_t size, int64_t b) {
   const char *op = arguments.op, *pool_name = arguments.pool_name;
-  const int64_t n_targets = arguments.query.dim() == 3 ? arguments.query.size(1) : 1;
   const Tensor query = dense_query(arguments);
-  if (!all_finite(data<T>(query) + b * query.stride(0), arguments.dim * n_targets))
+  if (!all_finite(data<T>(query) + b * query.stride(0), arguments.dim * arguments.n_targets()))
     value_error(op, arguments.query_name, "[", b, "] has NaN or infinity");
   const Pool<T> pool(arguments);
   std::vector<const T*> rows;

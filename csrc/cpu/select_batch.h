@@ -96,7 +96,6 @@ void select_batch(const SelectionArguments& arguments, const Sizes& sizes, doubl
   const Pool<T> pool(arguments);
   const Tensor query = dense_query(arguments);
   const int64_t batch = arguments.batch, d = arguments.dim;
-  const int64_t n_targets = query.dim() == 3 ? query.size(1) : 1;
   const T* queries = data<T>(query);
   const int64_t stride = query.stride(0);
   struct Workspace {
@@ -111,7 +110,7 @@ void select_batch(const SelectionArguments& arguments, const Sizes& sizes, doubl
         const T* query_b = queries + b * stride;
         const int64_t size = sizes[b];
         if constexpr (requires { output.write_nothing(b, 0.0, 0.0); })
-          if (size == 0) return write_nothing(b, query_b, d, n_targets, output);
+          if (size == 0) return write_nothing(b, query_b, d, arguments.n_targets(), output);
         if (!pool.is_shared() || int64_t(w.rows.size()) != size) {
           pool.rows(b, size, w.rows);
           w.pool_id = next_pool_id();

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "../core/frank_wolfe.h"
-#include "../host/sift_options.h"
 #include "gram_columns.h"
 #include "memory.h"
 #include "residual.h"
@@ -18,6 +17,11 @@
 
 namespace hullft {
 namespace {
+
+struct SiftOptions {
+  int64_t n_select, n_targets;
+  double noise;
+};
 
 struct SiftAnswer : SelectionAnswer {
   std::vector<int64_t> picks;     // in their order
@@ -236,7 +240,9 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
                                const std::optional<Tensor>& candidates) {
   const SelectionArguments arguments =
       check_selection("sift_select", pool, query, pool_sizes, candidates, true);
-  const SiftOptions options = check_sift_options(arguments, n_select, noise);
+  check_range(arguments.op, "n_select", n_select, 1);
+  check_noise(arguments.op, noise);
+  const SiftOptions options{n_select, arguments.n_targets(), noise};
   const int64_t batch = arguments.batch;
   const Sizes sizes(arguments);
   const double n = double(n_select), rows = double(padded(sizes.largest()));

@@ -46,18 +46,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (lane == 0) to.sizes[query] = m <= most ? m : 0, to.origins[query] = origin;
 }
 
-// Of rows of the pool, in float64.
-struct GramView {
-  const void* base;
-  int64_t stride;
-  bool wide;
-
-  __device__ __forceinline__ double at(int64_t i, int64_t j) const {
-    return wide ? static_cast<const double*>(base)[i * stride + j]
-                : double(static_cast<const float*>(base)[i * stride + j]);
-  }
-};
-
 // The system of one query: row i has m elements, its target, and 1 if it has a pivot, else 0. Gauss
 // and Jordan's steps leave -A^-1 of the rows with pivots, and in the others which combinations of
 // them they are. The threads stand in kAcross columns.
@@ -65,8 +53,11 @@ template <bool kOneWarp>
 class AdjointSystem {
  public:
   __device__ __forceinline__ AdjointSystem(double* a, int m, int origin, const int64_t* rows,
-                                           const GramView& gram, bool gathered)
-      : a_(a), m_(m), origin_(origin), rows_(rows), gram_(gram), gathered_(gathered) {
+                                           const GramProblem& grams, int64_t query)
+      : a_(a), m_(m), origin_(origin), rows_(rows), width_(grams.pool.width) {
+    const int64_t pool = grams.pools > 1 ? query : 0;
+    gram_ = static_cast<const double*>(grams.gram) + pool * width_ * width_;
+    gathered_ = grams.pool.candidates != nullptr;
     thread_ = int(threadIdx.x) % (kOneWarp ? kWarp : kThreads);
   }
 
@@ -106,8 +97,7 @@ class AdjointSystem {
   }
 
   __device__ __forceinline__ double product(int i, int j) const {
-    const int64_t k = gathered_ ? i : rows_[i], l = gathered_ ? j : rows_[j];
-    return (gram_.at(k, l) + gram_.at(l, k)) / 2;
+    return gathered_ ? gram_[i * width_ + j] : gram_[rows_[i] * width_ + rows_[j]];
   }
   __device__ __forceinline__ double entry(int i, int j) const {
     if (origin_ < 0) return product(i, j);
@@ -205,16 +195,17 @@ class AdjointSystem {
   double* const a_;
   const int m_, origin_;
   const int64_t* const rows_;
-  const GramView gram_;
-  const bool gathered_;
+  const int64_t width_;
+  const double* gram_;
+  bool gathered_;  // the Gram matrix has the rows of the support alone
   int thread_;
 };
 
 // A warp a query where kSide rows are the most, else a block, whose system lies in the workspace.
 template <int kSide>
 __global__ void __launch_bounds__(kThreads, 2)
-    adjoint_kernel(AdjointProblem problem, Supports supports, int most, bool gathers, GramView gram,
-                   int64_t gram_stride, double* systems) {
+    adjoint_kernel(AdjointProblem problem, Supports supports, int most, GramProblem grams,
+                   double* systems) {
   constexpr bool kOneWarp = kSide > 0;
   __shared__ double shared[kOneWarp ? kWarps : 1][kOneWarp ? kSide * (kSide + 2) : 1];
   const int warp = int(threadIdx.x) / kWarp;
@@ -222,11 +213,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (query >= problem.batch) return;
   const int m = int(supports.sizes[query]);
   if (m == 0) return;
-  const int64_t bytes = gram.wide ? sizeof(double) : sizeof(float);
-  gram.base = static_cast<const char*>(gram.base) + query * gram_stride * bytes;
   AdjointSystem<kOneWarp> system(kOneWarp ? shared[warp] : systems + query * most * (most + 2), m,
                                  problem.on_simplex ? supports.origins[query] : -1,
-                                 supports.rows + query * most, gram, gathers);
+                                 supports.rows + query * most, grams, query);
   const int64_t first = query * problem.pool.width;
   system.solve(problem.gradient + first, problem.out + first);
 }
@@ -241,29 +230,22 @@ cudaError_t launch_part(const AdjointProblem& part, const AdjointPlan& plan, voi
   const dim3 warps(unsigned((part.batch + kWarps - 1) / kWarps)), threads(kThreads);
   HULLFT_LAUNCH(support, warps, threads, 0, stream, part, plan.most, supports);
   cudaError_t status = cudaGetLastError();
-  GramView gram{part.pool.base, part.pool.row_stride, wide};
-  int64_t gram_stride = part.pool.batch_stride;
-  if (!part.is_gram) {
-    PoolView pool = part.pool;
-    if (plan.gathers) {
-      pool.candidates = supports.rows, pool.sizes = supports.sizes;
-      pool.candidates_stride = pool.width = plan.most;
-    }
-    GramProblem grams = grams_of(pool, part.batch, in_workspace<void>(workspace, plan.grams));
-    grams.wide = grams.wide_products = true;
-    grams.shares = plan.shares, grams.partial = in_workspace<void>(workspace, plan.partial);
-    if (status == cudaSuccess) status = launch_gram(grams, plan.sms, stream);
-    gram = {grams.gram, pool.width, true};
-    gram_stride = grams.pools > 1 ? int64_t(pool.width) * pool.width : 0;
+  PoolView pool = part.pool;
+  if (plan.gathers) {
+    pool.candidates = supports.rows, pool.sizes = supports.sizes;
+    pool.candidates_stride = pool.width = plan.most;
   }
+  GramProblem grams = grams_of(pool, part.batch, in_workspace<void>(workspace, plan.grams));
+  grams.wide = grams.wide_products = true;
+  grams.shares = plan.shares, grams.partial = in_workspace<void>(workspace, plan.partial);
+  if (status == cudaSuccess) status = launch_gram(grams, plan.sms, stream);
   if (status != cudaSuccess) return status;
   const bool small = part.pool.width <= kSmall;
   const auto kernel = part.pool.width <= kSmall / 2 ? adjoint_kernel<kSmall / 2>
                       : small                       ? adjoint_kernel<kSmall>
                                                     : adjoint_kernel<0>;
   HULLFT_LAUNCH(kernel, small ? warps : dim3(unsigned(part.batch)), threads, 0, stream, part,
-                supports, plan.most, plan.gathers, gram, gram_stride,
-                in_workspace<double>(workspace, plan.systems));
+                supports, plan.most, grams, in_workspace<double>(workspace, plan.systems));
   return cudaGetLastError();
 }
 
@@ -276,13 +258,13 @@ AdjointPlan plan_adjoint(const AdjointProblem& p, const LaunchLimits& limits) {
   AdjointPlan plan{};
   plan.sms = limits.sms;
   plan.most = int(std::min(width, std::max(kMostOfSupport, p.pool.d + 2)));
-  plan.gathers = !p.is_gram && width > kSmall && !(is_shared && width <= kMostOfShared);
+  plan.gathers = width > kSmall && !(is_shared && width <= kMostOfShared);
   plan.shares = shares_of(p.pool.d, plan.most, true);
   const bool has_one_gram = is_shared && !plan.gathers;
   const int64_t real = sizeof(double), most = plan.most;
   const int64_t list = most * real, head = 2 * real;
   const int64_t system = width <= kSmall ? 0 : most * (most + 2) * real;
-  const int64_t gram = p.is_gram ? 0 : most * most * real, partial = gram * plan.shares.count;
+  const int64_t gram = most * most * real, partial = gram * plan.shares.count;
   const int64_t all = has_one_gram ? gram + partial : 0;
   const int64_t of_query = list + head + system + (has_one_gram ? 0 : gram + partial);
   plan.part = queries_of_part(p.batch, of_query, all, limits.workspace_bytes);

@@ -9,12 +9,12 @@
 namespace hullft {
 
 struct AdjointProblem {
-  PoolView pool;        // rows, or where is_gram a Gram matrix, which counts as symmetric
+  PoolView pool;
   const void* weights;  // [batch, width], float64 for float64 pools, else float32
   const double* gradient;
   double* out;  // both [batch, width]
   int64_t batch;
-  bool is_gram, on_simplex;
+  bool on_simplex;
 };
 
 // Offsets into the workspace, in bytes. What a query has of its own lies first.

@@ -7,11 +7,16 @@
 #include <limits>
 
 #include "../cuda/lstsq_adjoint.h"
-#include "../host/lstsq_options.h"
+#include "../host/selection_arguments.h"
 #include "corrective.h"
 
 namespace hullft {
 namespace {
+
+void refuse_gram(const char* op, bool is_gram, const Tensor& gram) {
+  if (is_gram)
+    value_error(op, "gram= runs on the CPU for now, gram is on ", device_name(gram.device()));
+}
 
 template <Constraint kConstraint>
 LstsqTensors::Tuple solve(const Tensor& pool, const Tensor& query, double gap_tol,
@@ -19,8 +24,7 @@ LstsqTensors::Tuple solve(const Tensor& pool, const Tensor& query, double gap_to
                           const std::optional<Tensor>& pool_sizes, bool is_gram) {
   constexpr const char* op = kConstraint == Constraint::kSimplex ? "simplex_lstsq" : "nnls";
   const SelectionArguments arguments = check_lstsq(op, pool, query, pool_sizes, is_gram);
-  if (is_gram)
-    value_error(op, "gram= runs on the CPU for now, gram is on ", device_name(pool.device()));
+  refuse_gram(op, is_gram, pool);
   const int64_t cycles = check_max_iter(arguments, max_iter);
   check_launch(arguments);
   const double width = double(arguments.width);
@@ -43,6 +47,7 @@ Tensor lstsq_adjoint(const Tensor& pool, const Tensor& weights, const Tensor& gr
                      bool is_gram, bool on_simplex) {
   const SelectionArguments arguments = check_adjoint(pool, weights, gradient, is_gram);
   const char* op = arguments.op;
+  refuse_gram(op, is_gram, pool);
   check_launch(arguments);
   const int64_t batch = arguments.batch, width = arguments.width;
   const CudaContext context(op, pool);
@@ -56,7 +61,6 @@ Tensor lstsq_adjoint(const Tensor& pool, const Tensor& weights, const Tensor& gr
                                dense_gradient.const_data_ptr<double>(),
                                adjoint.mutable_data_ptr<double>(),
                                batch,
-                               is_gram,
                                on_simplex};
   const AdjointPlan plan = plan_adjoint(problem, context.limits());
   const Tensor workspace = context.workspace(pool, plan.workspace_bytes);

@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../host/sift_options.h"
 #include "context.h"
 #include "views.h"
 
@@ -16,16 +15,18 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   const SelectionArguments arguments =
       check_selection("sift_select", pool, query, pool_sizes, candidates, true);
   const char* op = arguments.op;
-  const SiftOptions options = check_sift_options(arguments, n_select, noise);
+  check_range(op, "n_select", n_select, 1);
+  check_noise(op, noise);
   check_launch(arguments);
-  check_range(op, "the number of targets", options.n_targets, 1);
+  check_range(op, "the number of targets", arguments.n_targets(), 1);
   // For one query, as a batch is solved in parts.
-  const double n = double(n_select), n_targets = double(options.n_targets);
+  const double n = double(n_select), n_targets = double(arguments.n_targets());
   check_workspace(op, 8 * (double(arguments.width) * (n + n_targets + 3) + 4 * n + n_targets));
   const SelectionInputs inputs(arguments);
   const CudaContext context(op, pool);
-  const SiftProblem problem{inputs.pool(), inputs.query(),         arguments.batch,
-                            int(n_select), int(options.n_targets), options.noise};
+  const SiftProblem problem{
+      inputs.pool(), inputs.query(), arguments.batch, int(n_select), int(arguments.n_targets()),
+      noise};
   const SolverPlan plan = plan_sift(problem, context.limits());
   const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
   const SelectionTensors selection(pool, arguments.batch, n_select);

@@ -102,6 +102,11 @@ inline bool is_floating(ScalarType t) {
          t == ScalarType::Half;
 }
 
+// State and outputs are float64 for float64 pools, float32 for all others.
+inline ScalarType real_type(const Tensor& pool) {
+  return pool.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 template <typename Name>
 void check_floating(const char* op, const Name& name, const Tensor& t) {
   if (!is_floating(dtype_of(t)))

@@ -1,8 +1,9 @@
-// The tensors that the CPU and CUDA selection operators take.
+// What the CPU and CUDA operators of a pool and a query take.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
 
@@ -19,6 +20,8 @@ struct SelectionArguments {
   int64_t batch, width, dim;                        // width: candidates of a query at most
   std::optional<Tensor> candidates = std::nullopt;  // int64 [B, K]: rows of pool
   const char* query_name = "query";
+
+  int64_t n_targets() const { return query.dim() == 3 ? query.size(1) : 1; }
 };
 
 inline SelectionArguments check_arguments(const char* op, const char* pool_name, const Tensor& pool,
@@ -42,6 +45,7 @@ inline SelectionArguments check_arguments(const char* op, const char* pool_name,
     check_tensor(op, "query", query, dtype, {batch, dim}, pool_name, pool);
   else
     check_tensor(op, "query", query, dtype, {batch, query.size(1), dim}, pool_name, pool);
+  if (query.dim() == 3 && query.size(1) == 0) value_error(op, "query has no targets");
   if (sizes) check_tensor(op, sizes_name, *sizes, ScalarType::Long, {batch}, pool_name, pool);
   return {op, pool_name, sizes_name, pool, query, sizes, batch, width, dim};
 }
@@ -63,6 +67,11 @@ inline SelectionArguments check_selection(const char* op, const Tensor& pool, co
   return arguments;
 }
 
+inline void check_noise(const char* op, double noise) {
+  if (!(noise > 0) || std::isinf(noise) || std::isinf(1 / noise))
+    value_error(op, "noise must be finite, > 0 and have a reciprocal, got ", noise);
+}
+
 // As many different rows as knn_select returns.
 inline void check_enough_rows(const SelectionArguments& arguments, int64_t n_select) {
   if (n_select > arguments.width)
@@ -82,6 +91,45 @@ inline void check_current(const SelectionArguments& arguments, const Tensor& cur
   const Tensor& query = arguments.query;
   check_tensor(arguments.op, "current", current, dtype_of(query), {arguments.batch, arguments.dim},
                "query", query);
+}
+
+// The tensors of simplex_lstsq and nnls. With a Gram matrix they are float32 or float64, the pool
+// is [K, K] or [B, K, K] and the query the products [B, K].
+inline SelectionArguments check_lstsq(const char* op, const Tensor& pool, const Tensor& query,
+                                      const std::optional<Tensor>& pool_sizes, bool is_gram) {
+  if (is_gram && pool.dim() >= 2 && pool.size(pool.dim() - 1) != pool.size(pool.dim() - 2))
+    value_error(op, "gram must be square, got shape ", shape_text(pool.sizes()));
+  SelectionArguments arguments =
+      check_arguments(op, is_gram ? "gram" : "pool", pool, query, "pool_sizes", pool_sizes);
+  if (!is_gram) return arguments;
+  arguments.query_name = "products";
+  const ScalarType dtype = dtype_of(pool);
+  if (dtype != ScalarType::Float && dtype != ScalarType::Double)
+    value_error(op, "gram must be float32 or float64, got ", dtype_name(dtype));
+  return arguments;
+}
+
+// Cycles: most problems take fewer than they have rows.
+inline int64_t check_max_iter(const SelectionArguments& arguments,
+                              const std::optional<int64_t>& max_iter) {
+  if (max_iter) check_range(arguments.op, "max_iter", *max_iter, 0);
+  return max_iter.value_or(3 * arguments.width);
+}
+
+// The tensors of lstsq_adjoint. The query of the arguments is the weights.
+inline SelectionArguments check_adjoint(const Tensor& pool, const Tensor& weights,
+                                        const Tensor& gradient, bool is_gram) {
+  const char* op = "lstsq_adjoint";
+  check_floating(op, "pool", pool);
+  check_dim(op, "weights", weights, 2);
+  if (pool.dim() != 3) check_dim(op, "pool", pool, 2);
+  check_storage(op, "pool", pool);
+  const int64_t batch = pool.dim() == 3 ? pool.size(0) : weights.size(0);
+  const int64_t width = pool.size(pool.dim() - 2), dim = pool.size(pool.dim() - 1);
+  if (is_gram && width != dim) value_error(op, "gram must be square");
+  check_tensor(op, "weights", weights, real_type(pool), {batch, width}, "pool", pool);
+  check_tensor(op, "gradient", gradient, ScalarType::Double, {batch, width}, "pool", pool);
+  return {op, "pool", "", pool, weights, std::nullopt, batch, width, dim};
 }
 
 inline bool has_dense_rows(const Tensor& t) {

@@ -8,31 +8,39 @@
 
 namespace hullft {
 
-// State and outputs are float64 for float64 pools, float32 for all others.
-inline ScalarType real_type(const Tensor& pool) {
-  return pool.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+// The tensors that simplex_lstsq and nnls return: weights [B, width], the others [B].
+struct LstsqTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The tensors that every selection operator returns.
-struct SelectionTensors {
-  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-  SelectionTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
+  LstsqTensors(const Tensor& pool, int64_t batch, int64_t width) {
     const ScalarType real = real_type(pool);
-    const std::array<int64_t, 2> rows{batch, n_select};
     const std::array<int64_t, 1> queries{batch};
-    indices = empty_beside(pool, rows, ScalarType::Long);
-    weights = empty_beside(pool, rows, real);
-    counts = empty_beside(pool, rows, ScalarType::Long);
-    support_size = empty_beside(pool, queries, ScalarType::Long);
+    weights = empty_beside(pool, std::array<int64_t, 2>{batch, width}, real);
     residual = empty_beside(pool, queries, real);
     gap = empty_beside(pool, queries, real);
+    support_size = empty_beside(pool, queries, ScalarType::Long);
     num_iter = empty_beside(pool, queries, ScalarType::Long);
+  }
+
+  Tuple tuple() const { return {weights, residual, gap, support_size, num_iter}; }
+
+  Tensor weights, residual, gap, support_size, num_iter;
+};
+
+// The tensors that every selection operator returns.
+struct SelectionTensors : LstsqTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+  SelectionTensors(const Tensor& pool, int64_t batch, int64_t n_select)
+      : LstsqTensors(pool, batch, n_select) {
+    const std::array<int64_t, 2> rows{batch, n_select};
+    indices = empty_beside(pool, rows, ScalarType::Long);
+    counts = empty_beside(pool, rows, ScalarType::Long);
   }
 
   Tuple tuple() const { return {indices, weights, counts, support_size, residual, gap, num_iter}; }
 
-  Tensor indices, weights, counts, support_size, residual, gap, num_iter;
+  Tensor indices, counts;
 };
 
 // What sift_select returns besides a selection: its picks in their order.
@@ -50,26 +58,6 @@ struct PickTensors {
   }
 
   Tensor picks, variance;
-};
-
-// The tensors that simplex_lstsq and nnls return.
-struct LstsqTensors {
-  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-  LstsqTensors(const Tensor& pool, int64_t batch, int64_t width) {
-    const ScalarType real = real_type(pool);
-    const std::array<int64_t, 2> rows{batch, width};
-    const std::array<int64_t, 1> queries{batch};
-    weights = empty_beside(pool, rows, real);
-    residual = empty_beside(pool, queries, real);
-    gap = empty_beside(pool, queries, real);
-    support_size = empty_beside(pool, queries, ScalarType::Long);
-    num_iter = empty_beside(pool, queries, ScalarType::Long);
-  }
-
-  Tuple tuple() const { return {weights, residual, gap, support_size, num_iter}; }
-
-  Tensor weights, residual, gap, support_size, num_iter;
 };
 
 // The tensors that fw_lmo returns.

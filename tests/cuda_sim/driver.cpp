@@ -58,7 +58,7 @@ struct AdjointCase {
   const void* weights;
   const double* gradient;
   double* out;
-  int32_t is_gram, on_simplex;
+  int32_t on_simplex;
 };
 
 struct KnnCase {
@@ -288,8 +288,7 @@ const char* sim_lstsq_adjoint(const AdjointCase* c, const driver::Schedule* sche
     const Buffer weights("weights", c->weights, values * real_bytes(p)),
         gradient("gradient", c->gradient, values * 8), out("adjoint", values * 8);
     const hullft::AdjointProblem problem{in.pool_view(p),   weights.get(), gradient.get<double>(),
-                                         out.get<double>(), p.batch,       c->is_gram != 0,
-                                         c->on_simplex != 0};
+                                         out.get<double>(), p.batch,       c->on_simplex != 0};
     const hullft::AdjointPlan plan = hullft::plan_adjoint(problem, schedule->limits());
     const Buffer workspace("workspace", plan.workspace_bytes);
     const cudaError_t status = hullft::launch_adjoint(problem, plan, workspace.get(), nullptr);

@@ -222,7 +222,6 @@ class Library:
         pool: torch.Tensor,
         weights: torch.Tensor,
         gradient: torch.Tensor,
-        is_gram: bool,
         on_simplex: bool,
         *,
         launch: Launch = Launch(),
@@ -234,7 +233,6 @@ class Library:
             weights=_pointer(weights),
             gradient=_pointer(gradient),
             out=_pointer(out),
-            is_gram=is_gram,
             on_simplex=on_simplex,
         )
         self._call("sim_lstsq_adjoint", case, launch)

@@ -85,7 +85,6 @@ class AdjointCase:
     weights: c_void_p
     gradient: c_void_p
     out: c_void_p
-    is_gram: c_int32
     on_simplex: c_int32
 
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "../../host/lstsq_options.h"
+#include "../../host/selection_arguments.h"
 #include "../../host/selection_tensors.h"
 #include "../memory.h"
 #include "../select_batch.h"

@@ -9,7 +9,8 @@
 #include <numeric>
 #include <vector>
 
-#include "../../host/lstsq_options.h"
+#include "../../host/empty.h"
+#include "../../host/selection_arguments.h"
 #include "../batch.h"
 #include "../simd/dot_kernels.h"
 #include "../wide_vectors.h"
