@@ -1,5 +1,6 @@
 """Linear regression with constrained coefficients, as scikit-learn estimators.
 
+The longest column of X and y must be between 1e-146 and 1e153: the solvers multiply columns.
 They need scikit-learn: the extra ``hullft_ops[sklearn]``.
 """
 

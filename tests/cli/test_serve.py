@@ -207,6 +207,7 @@ def test_openais_client_gets_what_the_model_writes(served: Served) -> None:
 
     assert said.choices[0].message.content == text
     assert whole.choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == 12
 
     streams = (
         completions.create(prompt=TEXT, stream=True, **asked),

@@ -121,6 +121,7 @@ class Answer(TextStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.text = ""
         self._asked = asked
+        self._length = 128 if asked.length < 0 else asked.length
         self._handler = handler
         self._session = session
         self._kind = _PATHS[handler.path]
@@ -153,7 +154,7 @@ class Answer(TextStreamer):
             chunks=[*chunks, before] if before else chunks,
             seconds=asked.t_max_prompt_ms / 1000 or None,
             is_over=self._is_over,
-            max_new_tokens=128 if asked.length < 0 else asked.length,
+            max_new_tokens=self._length,
             stop_at=stop_at if is_at_cursor else None,
             stop_strings=self._stops,
             streamer=self,
@@ -206,7 +207,9 @@ class Answer(TextStreamer):
             whole |= {f"timings/{name}": value for name, value in timings.items()}
             names = asked.response_fields or [*whole]
             return {name: whole[name] for name in names if name in whole}
-        reason = "length" if self._count >= asked.length else "stop"
+        # The end of the prompt is written again, beyond what was asked for.
+        count = min(self._count, self._length)
+        reason = "length" if count == self._length else "stop"
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason if ends else None}
         is_chat = bool(asked.messages)
         if is_chat:
@@ -222,8 +225,8 @@ class Answer(TextStreamer):
             "choices": [choice],
             "usage": {
                 "prompt_tokens": read + cached,
-                "completion_tokens": self._count,
-                "total_tokens": read + cached + self._count,
+                "completion_tokens": count,
+                "total_tokens": read + cached + count,
             },
         }
 
