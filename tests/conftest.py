@@ -44,7 +44,7 @@ def _simd_level_of(item: pytest.Item) -> object:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Processes of pytest-xdist would wait for each other's threads, a fork for those it lacks.
+    """With more, processes of pytest-xdist would wait for each other, and a fork for lost threads.
 
     The bits of a matrix product depend on the number. Ray's workers have one too.
     """

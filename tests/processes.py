@@ -15,12 +15,12 @@ def content(file: Path) -> bytes:
 
 
 def is_running(pid: int) -> bool:
-    """Not so a process that has ended, whose parent, as some versions of Ray, does not wait."""
+    """False for a process that has ended, even if its parent has not waited for it, as in Ray."""
     return content(Path(f"/proc/{pid}/cmdline")) != b""
 
 
 def below(pid: int) -> set[int]:
-    """All processes that ``pid`` started, and those that these started."""
+    """All descendants of the process ``pid``."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, content(task).split()):

@@ -33,7 +33,7 @@ struct AdamStep {
   R rate, eps;
 };
 
-// Repeated steps. Those past the table are as its last one.
+// Repeated steps. Steps past the table are as its last one.
 template <typename R>
 struct AdamSchedule {
   AdamRates<R> rates;

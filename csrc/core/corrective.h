@@ -50,8 +50,8 @@ HULLFT_HD S least_pivot(S square, int m, S rounding = epsilon<S>()) {
   return S(4) * S(m + 8) * rounding * square;
 }
 
-// Pivot of the entering row, given what is left of A_kk; 0 if the row is numerically dependent in
-// an ill-conditioned support.
+// Pivot of the entering row. `left` is the part of A_kk that the support does not explain; 0 if the
+// row is numerically dependent in an ill-conditioned support.
 template <typename S>
 HULLFT_HD S pivot_of(S left, S square, int m, S rounding = epsilon<S>()) {
   const S least = least_pivot(square, m, rounding);
@@ -83,7 +83,7 @@ HULLFT_HD void rotate(const Rotation<S>& rotation, S& first, S& second) {
   second = rotation.cosine * y - rotation.sine * x;
 }
 
-// How many roundings a slope at the optimum is made of. In float32, whose gaps are accurate to
+// How many roundings add up in a slope at the optimum. In float32, whose gaps are accurate to
 // about 1e-7, 16 would cost a digit.
 template <typename S>
 HULLFT_HD constexpr double stationary_roundings() {

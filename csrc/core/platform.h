@@ -1,6 +1,6 @@
 // What lets one source serve the host and the device: the arithmetic of core/ is compiled by the
 // C++ compiler for csrc/cpu and by nvcc for csrc/cuda. Internal linkage, since csrc/cpu/simd
-// compiles it once for each instruction set and the linker must not merge those.
+// compiles it once for each instruction set, and the linker must not merge these copies.
 #pragma once
 
 #ifdef __FAST_MATH__

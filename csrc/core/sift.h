@@ -17,7 +17,7 @@ HULLFT_HD V precision(V variance, T noise) {
   return T(1) / (variance + noise);
 }
 
-// By how much observing a candidate, whose precision is rate, lowers the variance at a target.
+// How much an observation of a candidate, with precision `rate`, lowers a target's variance.
 template <typename V>
 HULLFT_HD V variance_reduction(V covariance, V rate) {
   return covariance * (covariance * rate);

@@ -10,7 +10,7 @@ namespace hullft {
 
 constexpr std::align_val_t kCacheLine{64};
 
-// Uninitialised, and what was there is lost when it has to grow.
+// Uninitialised memory; its contents are lost when it has to grow.
 template <typename R>
 class Aligned {
  public:

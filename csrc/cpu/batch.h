@@ -52,8 +52,8 @@ bool all_finite(const T* x, int64_t d) {
   return true;
 }
 
-// Says what was not finite for query b, of so many rows. Reached only after it failed, so it may
-// read everything again.
+// Names the value of query b, which has `size` rows, that is not finite. Reached only after the
+// query failed, so it may read everything again.
 template <typename T>
 [[noreturn]] void non_finite_error(const SelectionArguments& arguments, int64_t size, int64_t b) {
   const char *op = arguments.op, *pool_name = arguments.pool_name;

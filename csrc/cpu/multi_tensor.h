@@ -1,5 +1,5 @@
-// Shares the elements of many tensors among threads: equal parts of their concatenation, whatever
-// tensors those fall in.
+// Shares the elements of many tensors among threads: equal parts of their concatenation. A part may
+// begin and end within a tensor.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -148,8 +148,8 @@ class SiftSolver {
     return gram_.get(atom, [this](int64_t a) { return is_picked(a); });
   }
 
-  // The candidate without a column whose observation would lower the variance at the targets most,
-  // -1 where every one has a column.
+  // Of the candidates without a column, the one that would lower the variance at the targets most;
+  // -1 if every candidate has a column.
   int64_t likely_next() const {
     double highest = -1;
     int64_t likely = -1;

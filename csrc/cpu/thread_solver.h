@@ -1,5 +1,5 @@
-// A solver whose buffers outlive the call: without that each call would get new pages from the
-// system, which takes longer than a small query.
+// A solver whose buffers outlive the call. Otherwise each call would get new pages from the system,
+// which takes longer than a small query.
 #pragma once
 
 #include <algorithm>

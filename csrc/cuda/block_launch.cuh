@@ -80,7 +80,7 @@ inline QueryView rest_of(const QueryView& query, int64_t first, Storage storage)
           query.stride};
 }
 
-// `queries` of a FwProblem's or a SiftProblem's batch from query `first` on, or what is left of it.
+// At most `queries` of a FwProblem's or a SiftProblem's batch, from query `first` on.
 template <typename Problem>
 Problem part_of(const Problem& problem, int64_t first, int64_t queries) {
   Problem part = problem;

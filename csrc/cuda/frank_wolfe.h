@@ -1,5 +1,4 @@
-// Frank-Wolfe selection of a batch, with its integer counts: what is launched, and with which
-// memory.
+// Frank-Wolfe selection of a batch, with its integer counts: its launch and its memory.
 #pragma once
 
 #include <driver_types.h>

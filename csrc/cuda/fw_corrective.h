@@ -1,5 +1,5 @@
 // Fully corrective Frank-Wolfe of a batch: fw_select's variant "corrective", and with dense weights
-// simplex_lstsq and nnls. What is launched, and with which memory.
+// simplex_lstsq and nnls. Its launch and its memory.
 #pragma once
 
 #include <driver_types.h>

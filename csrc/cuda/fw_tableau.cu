@@ -144,8 +144,9 @@ class FwTableau {
     return pivot_of(left_, square_, m_, rounding_of(plan_));
   }
 
-  // Row k joins, or leaves, if the query is `active`. `pivot`: what is left of its square, or what
-  // has taken the place of it. tableau_[lane] is never read: left_ has it.
+  // Row k joins, or leaves, if the query is `active`. `pivot`: the part of its square that the
+  // support does not explain, or the entry in its place. tableau_[lane] is never read: left_ has
+  // it.
   __device__ __forceinline__ void exchange(int k, double pivot, bool joins, bool active) {
     const double sign = joins ? 1 : -1, reciprocal = active ? 1 / pivot : 0.0;
     const bool here = active && me_.lane == k;
@@ -284,8 +285,8 @@ class FwTableau {
     }
   }
 
-  // A row that leaves takes digits with it, as many as it had in common with the others. Whether
-  // the weights, or a row that ought to join, lack them: a new tableau has them.
+  // A row that leaves takes digits with it, as many as it had in common with the others. Returns
+  // whether the weights, or a row that ought to join, lack them: a new tableau has them.
   __device__ __forceinline__ bool is_inexact() const {
     constexpr double kExact = 1e-9;
     if (!__any_sync(kFullWarp, has_left_)) return false;

@@ -30,7 +30,7 @@ inline GramProblem grams_of(PoolView pool, int64_t batch, void* gram) {
   return {pool, pools, {nullptr, 0}, 0, gram, nullptr, {pool.d, 0}, nullptr, wide, wide};
 }
 
-// Those that a plan has in its workspace.
+// The matrices in the workspace of a plan.
 inline GramProblem grams_of(const SolverPlan& plan, const PoolView& pool, int64_t batch,
                             void* workspace) {
   GramProblem grams = grams_of(pool, batch, in_workspace<void>(workspace, plan.columns_offset));

@@ -27,8 +27,8 @@ __device__ __forceinline__ Tile tile_at(const Tiles& tiles, int64_t t, int side)
   return {(tiles.strips + int(below / tiles.columns)) * side, int(below % tiles.columns) * side};
 }
 
-// The queries of a pool are its rows from `width` on. What is past them, and a candidate out of
-// range, reads as row 0: its products are never used, and the solve reports it.
+// The queries of a pool are its rows from `width` on. Rows past them, and a candidate out of range,
+// read as row 0: their products are never used, and the solve reports the candidate.
 template <typename T>
 __device__ __forceinline__ const T* row_at(const GramProblem& p, int64_t b, int k) {
   const PoolView& pool = p.pool;

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const double total_xx = block_sum(xx, scratch, me), total_cc = block_sum(cc, scratch, me);
   if (me.thread != 0) return;
   const S gap = S(best.value - total_current);
-  // Those of finite values may overflow.
+  // Products of finite values may overflow.
   if (!finite(S(total_slope)) || !finite(S(total_squared)) || !finite(total_xx + total_cc) ||
       !finite(gap))
     return write_lmo<S>(query, -1, S(NAN), S(NAN), S(NAN), out);

@@ -1,7 +1,7 @@
-// The systems of core/corrective.h: A v = g with A = G of the support, or on the simplex of its
-// rows less one of them, the origin, whose value makes the sum 0. Rows that depend on those before
-// them leave directions in which A is 0. The solution of least norm has none of them, and neither
-// has the gradient that it belongs to.
+// The systems of core/corrective.h: A v = g, where A is the Gram matrix of the support. On the
+// simplex, one row of the support, the origin, is first subtracted from the others, and its value
+// makes the sum 0. A row that depends on earlier rows leaves a direction in which A is 0. The
+// solution of least norm has no part in these directions, and neither has its gradient.
 #include "block_launch.cuh"
 #include "gram.h"
 #include "lstsq_adjoint.h"
@@ -46,9 +46,9 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (lane == 0) to.sizes[query] = m <= most ? m : 0, to.origins[query] = origin;
 }
 
-// The system of one query: row i has m elements, its target, and 1 if it has a pivot, else 0. Gauss
-// and Jordan's steps leave -A^-1 of the rows with pivots, and in the others which combinations of
-// them they are. The threads stand in kAcross columns.
+// The system of one query: row i has m elements, its target, and 1 if it has a pivot, else 0.
+// Gauss-Jordan steps leave -A^-1 in the rows with pivots. Every other row is a combination of them,
+// and is left with its coefficients. The threads stand in kAcross columns.
 template <bool kOneWarp>
 class AdjointSystem {
  public:
@@ -72,7 +72,7 @@ class AdjointSystem {
 
  private:
   static constexpr int kAcross = kOneWarp ? 4 : 16, kStep = kOneWarp ? kWarp : kThreads;
-  // What of a row's square the others do not explain, at most, if it depends on them.
+  // A row depends on the others if they explain all of its square but this share.
   static constexpr double kDependent = 1e-12;
 
   __device__ __forceinline__ void sync() const { kOneWarp ? __syncwarp() : __syncthreads(); }
@@ -105,7 +105,7 @@ class AdjointSystem {
            (product(j, origin_) - product(origin_, origin_));
   }
 
-  // Whether there are rows that depend. Those of the origin are 0.
+  // Returns whether any row depends on others. The origin's row is 0.
   __device__ __forceinline__ bool eliminate() const {
     const double of_origin = origin_ < 0 ? 0.0 : product(origin_, origin_);
     over_all([&](int i, int j) { at(i, j) = entry(i, j); });

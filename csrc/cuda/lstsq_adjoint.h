@@ -1,5 +1,5 @@
-// The adjoint of simplex_lstsq and nnls, of which their gradients are made: for each query the
-// solution of the system of its support.
+// The adjoint of simplex_lstsq and nnls, from which their gradients are made: for each query, the
+// solution of its support's system.
 #pragma once
 
 #include <driver_types.h>

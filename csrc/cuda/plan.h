@@ -65,8 +65,8 @@ inline int64_t n_pools(const PoolView& pool, int64_t batch) {
   return pool.batch_stride == 0 && !pool.candidates ? 1 : batch;
 }
 
-// Whether products and their sums are float64 throughout. Those of long float32 rows have float32's
-// rounding.
+// Whether products and their sums are float64 throughout. Long float32 rows have products with
+// float32's rounding.
 inline bool has_wide_products(const PoolView& pool, bool wide) {
   return pool.storage == Storage::kFloat64 || (wide && pool.d < kLongRow);
 }

@@ -1,4 +1,4 @@
-// SIFT of a batch: what is launched, and with which memory.
+// SIFT of a batch: its launch and its memory.
 #pragma once
 
 #include <driver_types.h>

@@ -15,8 +15,8 @@
 namespace hullft {
 namespace {
 
-// Steps lie on the CPU, as torch.optim.Adam keeps them, or beside their parameter, as it does with
-// capturable=True: those are read and advanced by the launch.
+// As in torch.optim.Adam, step counts are on the CPU, or with capturable=True on the parameter's
+// device, where the launch reads and advances them.
 AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Tensor& first,
                     AdamEntry entry_of) {
   entry_of.steps_done = read_step(op, steps, i, first);

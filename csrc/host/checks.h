@@ -88,7 +88,7 @@ inline std::string device_name(const torch::stable::Device& device) {
   }
 }
 
-// What is named prints itself, so that a name is made for an error alone.
+// `name` prints itself, so that its text is made for an error alone.
 template <typename Name>
 void check_same_device(const char* op, const Name& name, const Tensor& t, const char* ref_name,
                        const Tensor& ref) {

@@ -81,7 +81,7 @@ class FlatTensor {
 
   void* data() const { return data_; }
 
-  // Puts what was written to a copy where it belongs.
+  // Copies the values back to the original, if there is a copy.
   void write_back() {
     if (copy_) torch::stable::copy_(copy_->original, copy_->flat);
   }

@@ -142,8 +142,8 @@ inline void check_lr_scales(const char* op, const Tensor& lr_scales, double lr,
   }
 }
 
-// Those of adam_replay_ but for the steps' counts and number. Gives the options with the learning
-// rate of the tensor, if there is one.
+// Checks the arguments of adam_replay_ but for the step counts and the number of steps. Returns the
+// options with the learning rate of the tensor, if there is one.
 inline AdamOptions check_adam_arguments(const char* op, const TensorList& params,
                                         const TensorList& grads, const TensorList& exp_avgs,
                                         const TensorList& exp_avg_sqs, const TensorList& steps,

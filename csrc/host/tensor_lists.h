@@ -90,8 +90,8 @@ class OverlapCheck {
   void run() {
     std::stable_sort(ranges_.begin(), ranges_.end(),
                      [](const Range& a, const Range& b) { return a.begin < b.begin; });
-    const Range* last = nullptr;          // the one that reaches furthest,
-    const Range* last_written = nullptr;  // and the one of those that are written
+    const Range* last = nullptr;          // the range that reaches furthest
+    const Range* last_written = nullptr;  // the same among the ranges that are written
     for (const Range& range : ranges_) {
       const Range* other = range.written ? last : last_written;
       if (other && range.begin < other->end)

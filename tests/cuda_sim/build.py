@@ -71,7 +71,7 @@ def cuda_include() -> Path | None:
 
 
 def missing_tools() -> list[str]:
-    """What has to be installed before anything here can run; see README.md."""
+    """The tools and headers that are not installed; see README.md."""
     missing = [tool for tool in (CLANG, "g++", "addr2line") if not shutil.which(tool)]
     if cuda_include() is None:
         missing.append("the CUDA toolkit's headers")
@@ -177,7 +177,7 @@ def _compile_driver(kind: str, source: str, into: Path) -> None:
 
 
 def _link(kind: str, into: Path, first: str = "") -> Path:
-    """Of an inline function that several units hold, the linker takes that of the first one."""
+    """If several units hold an inline function, the linker takes the first unit's."""
     how = KINDS[kind]
     library = into / "libsim.so"
     ordered = sorted(into.glob("*.o"), key=lambda path: (path.stem != first, path.name))

@@ -118,7 +118,7 @@ def corrective_spectra(library: Library, seed: int) -> None:
 
 @case_of_values
 def corrective_condition(library: Library, seed: int) -> None:
-    """Few rows of which many join and leave, where a tableau loses digits to each that leaves."""
+    """Few rows, many of which join and leave: a tableau loses digits to each that leaves."""
     for candidates in (8, 16, 32):
         pool, query = conditioned(seed, 6, candidates, 3e4)
         for constraint, solve in SOLVERS.items():

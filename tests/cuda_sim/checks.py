@@ -21,7 +21,7 @@ CASES: dict[str, Callable[[Library, int], None]] = {}
 """Checks by name; the second argument is the schedule's seed."""
 
 ABOUT_VALUES: set[str] = set()
-"""Those that touch memory as others do: the builds that look at accesses leave them out."""
+"""Checks that touch memory as others do: the builds that look at accesses leave them out."""
 
 
 def case(check: Callable[[Library, int], None]) -> Callable[[Library, int], None]:

@@ -78,7 +78,7 @@ def assert_near_reference(
     """What the operator makes of clones: as exact as its arithmetic, and rounded once.
 
     Errors are relative to how far a parameter started from zero and travelled, since it may end
-    near zero; those of moments to the largest that they have been.
+    near zero; errors of moments to the moments' largest value so far.
     """
     after = adam_replay(tensors, repeats, **options)
     dtype = tensors.params[0].dtype

@@ -11,7 +11,7 @@ BadTensors = dict[str, tuple[str, AdamTensors]]
 
 
 def bad_adam_tensors() -> BadTensors:
-    """A message for each, and tensors of shapes [2, 3] and [4] of which some are bad."""
+    """A message for each, and tensors of shapes [2, 3] and [4], some of them bad."""
     good = make_tensors([(2, 3), 4])
     return _unlike_the_others(good) | _bad_memory(good)
 
@@ -86,7 +86,7 @@ def _bad_memory(good: AdamTensors) -> BadTensors:
 
 
 def overlapping_step_counts() -> dict[str, AdamTensors]:
-    """A message for each, and tensors of which the second has its step count in another one."""
+    """A message for each, and tensors; the second one's step count lies in another tensor."""
     good = make_tensors([3, 4])
     positive = torch.ones(4)
     steps = [torch.tensor(1.0), positive[3]]

@@ -116,7 +116,7 @@ def test_transforms_of_torch_func_compiled_or_not(
 def test_narrow_dtypes_of_every_size(
     solver: Callable, dtype: torch.dtype, scale: float, tolerance: float
 ) -> None:
-    """The residual's gradient has no size, that of the weights 1 / length."""
+    """The residual's gradient keeps its size at every scale; the weights' goes as 1 / length."""
     pool, query = (t.to(dtype) for t in make(4, 3, 6, 8, "plain"))
 
     def gradients(output: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -17,7 +17,7 @@ SHAPES = [
     (30, 40),
     (80, 20),
 ]
-# A condition number of 1e7, of which inner products keep nothing.
+# A condition number of 1e7: inner products, which square it, keep no digit.
 SOLVABLE = [kind for kind in KINDS if kind != "nearly on a line"]
 
 

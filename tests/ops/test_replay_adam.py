@@ -438,7 +438,7 @@ PEERS = [
 def test_a_state_goes_on_in_another_optimizer(
     first: OptimizerClass, second: OptimizerClass
 ) -> None:
-    """Half way with one, then on with the other, whose own options do not matter."""
+    """Half of the steps with one, the rest with the other; the state's options count."""
     model = make_model()
     before = first(model.parameters())
     train(model, before, range(5), 2)

@@ -1,4 +1,4 @@
-"""The residual that a selection reports is that of its own weights, however short it is."""
+"""The residual that a selection reports fits its own weights, however small it is."""
 
 import pytest
 import torch

@@ -67,7 +67,7 @@ def test_large_pool(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.cpu_only("threads are those of the CPU")
+@pytest.mark.cpu_only("a GPU has no such threads")
 def test_threads_that_share_a_batch_name_its_first_bad_query(
     method: str, threads: Callable[[int], None]
 ) -> None:
@@ -93,9 +93,9 @@ for batch, rows in ((8, 30), (64, 200)):
 """
 
 
-@pytest.mark.cpu_only("threads are those of the CPU")
+@pytest.mark.cpu_only("a GPU has no such threads")
 def test_a_small_batch_starts_no_thread() -> None:
-    """It would wait for one whose core is busy."""
+    """The call would wait for a thread on a busy core."""
     command = [sys.executable, "-c", STARTED_THREADS]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -144,7 +144,7 @@ def test_the_gap_ends_it() -> None:
 
 
 def test_long_rows_of_float32_are_summed_up_in_float64() -> None:
-    """Orthogonal rows of 10^7 numbers of one size, of whose squares float32 loses a hundredth."""
+    """Orthogonal rows of 10^7 numbers of one size: float32 loses 1 % of their squares."""
     pool = torch.full((2, 10**7), 0.1)
     pool[1, ::2] *= -1
     solution = hullft_ops.simplex_lstsq(pool, torch.zeros(1, 10**7))

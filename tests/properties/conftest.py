@@ -1,6 +1,6 @@
-"""The same examples in every run, so that a failure is a change of the code's; no deadline, since
-the machine may be busy. ``HYPOTHESIS_PROFILE=few`` takes fewer of them; ``search`` looks for new
-ones, many more, and makes those that fail small."""
+"""The same examples in every run, so that only a change of the code makes one fail; no deadline,
+since the machine may be busy. ``HYPOTHESIS_PROFILE=few`` takes fewer; ``search`` looks for many
+new ones, and shrinks those that fail."""
 
 import os
 from collections.abc import Iterator

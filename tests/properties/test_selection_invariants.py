@@ -28,7 +28,7 @@ from properties.selection_problems import (
 )
 
 # With n_select = 1 vanilla takes its step before it looks at the support, and the second atom's
-# weight is cut off: what it leaves is no convex combination.
+# weight is cut off: the other weights are no convex combination.
 COMBINATIONS: dict[str, Any] = {"n_select": (2, 12), "candidates": (2, 40)}
 FLOAT64 = [torch.float64]
 # Distinct rows, room in the support and few steps. Where a line search ends between two atoms they

@@ -36,7 +36,7 @@ DOCUMENTS = [
 
 
 def reference(documents, text):
-    """The score of each block, which is that of the window of it and the block before."""
+    """The score of each block: its window has the block and the one before."""
     windows = []
     for _, content in documents:
         lines = content.splitlines()
@@ -192,7 +192,7 @@ def test_a_finetuner_reads_windows():
         assert passage.positions[0] == nearest
         assert passage.text == with_separator(blocks, passage.positions)
         assert adaptation.generate(max_new_tokens=2)
-    # They can be used again, like those of the store itself.
+    # They can be used again, like the store's own.
     with finetuner.adapted(adaptation.neighbours) as again:
         assert again.passages == adaptation.passages
 

@@ -266,7 +266,7 @@ def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
 
 
 class Favourites:
-    """Processors that prefer tokens: those of the prompts, one of text, and the end."""
+    """Processors that prefer tokens: the prompts', one of text, and the end."""
 
     def __init__(self, tokenizer, *prompts):
         self.scores = torch.zeros(320)

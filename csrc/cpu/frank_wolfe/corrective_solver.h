@@ -166,7 +166,7 @@ class CorrectiveSolver {
     factor_.solve(correlations_.shares(factor_), solution_.data());
   }
 
-  // Rows of a block that would get no weight leave before the others move. Whether there are such.
+  // Rows of a block that would get no weight leave before the others move. Returns whether any did.
   bool refuse_entered() {
     const int64_t before = n_entered_;
     for (int64_t i = support_.size(); i-- > 0;)

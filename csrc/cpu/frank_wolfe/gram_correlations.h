@@ -93,7 +93,7 @@ class GramCorrelations {
   double query_square() const { return in_->query_square; }
   double squared_residual() const { return in_->square - 2 * wb_ + wu_; }
   double residual() const { return std::sqrt(std::max(squared_residual(), 0.0)); }
-  // That of the factor's entries, beside which the products may be large.
+  // The rounding of the factor's entries. Products may be larger than these.
   double rounding() const {
     return kSimplex ? in_->rounding * (1 + gram(origin_, origin_) / shift_) : in_->rounding;
   }

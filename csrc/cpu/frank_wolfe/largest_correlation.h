@@ -43,7 +43,7 @@ class LargestCorrelation {
   int64_t in_working_set(const double* residual) { return largest(working_set_, residual); }
 
   // After a search in the pool: the rows of the largest correlations above `least`, a share of the
-  // residual's length, in order. Of equal rows the first is there before others.
+  // residual's length, in order. Of equal rows, the first comes first.
   void choose_working_set(double least) {
     ranked_.clear();
     for (int64_t k = 0; k < in_->n_rows; ++k)
@@ -130,7 +130,7 @@ class LargestCorrelation {
     });
   }
 
-  // Those that may be the largest, in order. Branch-free where a branch is unpredictable; four
+  // The rows that may be the largest, in order. Branch-free where a branch is unpredictable; four
   // running maxima break the dependency chain.
   void find_contenders(const RowSet& set) {
     constexpr double kLowest = -std::numeric_limits<double>::infinity();

@@ -38,7 +38,7 @@ class GramSolver {
   }
 
  private:
-  // Entries whose reciprocals overflow are scaled by the other.
+  // A matrix of entries below kSmall is scaled by kScale: their reciprocals would overflow.
   static constexpr double kSmall = 0x1p-960, kScale = 0x1p192;
 
   // Once for the queries in a row that share the matrix.

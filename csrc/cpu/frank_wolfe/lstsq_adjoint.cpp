@@ -19,8 +19,8 @@
 namespace hullft {
 namespace {
 
-// The system of one query's support: G v = g without the sum; on the simplex of the rows less one
-// of them, the origin, whose value makes the sum 0.
+// The system of one query's support: G v = g without the sum. On the simplex, one row, the origin,
+// is first subtracted from the others, and its value makes the sum 0.
 template <typename T>
 class AdjointSystem {
  public:
@@ -70,7 +70,7 @@ class AdjointSystem {
   }
 
  private:
-  // What of a row's square the others do not explain, at most, if it depends on them.
+  // A row depends on the others if they explain all of its square but this share.
   static constexpr double kDependent = 1e-12;
 
   void begin(const std::vector<int64_t>& support, int64_t origin) {
@@ -80,7 +80,7 @@ class AdjointSystem {
 
   double entry(int64_t i, int64_t j) const { return gram_[size_t(i * m_ + j)]; }  // j <= i
 
-  // Rows that depend on those before them get 0; null_ are then the directions of dependence.
+  // A row that depends on earlier ones gets 0; null_ then has the directions of dependence.
   std::vector<double> solution(const std::vector<double>& g) {
     factor_.begin(epsilon<double>());
     joined_.clear(), null_.clear();
@@ -100,7 +100,7 @@ class AdjointSystem {
     return scattered();
   }
 
-  // Row i is the combination of those that joined, whose factors are L^-T of its entries.
+  // Row i is a combination of the rows that joined: its coefficients are L^-T times its entries.
   void note_dependence(int64_t i) {
     factor_.solve_upper(entries_.data());
     std::vector<double> direction = scattered();

@@ -164,7 +164,7 @@ class ResidualCorrelations {
     dot_kernels<T>().widen(in_->rows[row], in_->d, values);
     if (kSimplex) subtract(values, query_.get(), width_);
     const double slope = slope_of(values, length);
-    // What rounding a slope has comes from the residual, whose terms are rows times their weights.
+    // A slope is as inexact as the residual, whose terms are rows times their weights.
     double terms = kSimplex ? 0 : std::sqrt(qq_);
     for (int64_t j = 0; j < n_support_; ++j)
       terms += support_->weights()[size_t(j)] * lengths_[size_t(j)];

@@ -58,7 +58,7 @@ void adam_blocks(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
   // A gradient that decay changes has no bound.
   constexpr bool kQuick = kHasQuickQuotients && sizeof(R) == sizeof(float) &&
                           !std::is_same_v<T, BFloat16> && kDecay != WeightDecay::kCoupled;
-  // Where one block is too small for quick quotients, so are most often those after it.
+  // After a block with numbers too small for quick quotients, the next blocks most often have them.
   constexpr int64_t kRetry = 16 * kAdamBlock<T>;
   int64_t quick_from = n;
   if constexpr (kQuick) {

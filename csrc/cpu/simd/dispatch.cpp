@@ -28,7 +28,7 @@ bool has_avx512() {
 }
 #endif
 
-// Those that can run here, widest first.
+// The tables that can run here, widest first.
 std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> tables;
 #if defined(HULLFT_X86)

@@ -32,8 +32,8 @@ using Widen = void (*)(const T* x, int64_t d, double* out);
 template <typename T>
 using SquaredNorms = void (*)(const T* const* rows, int64_t n_rows, int64_t d, double* out);
 
-// out[k] = rows[k] / norms[k] * kUnitNorm, `width` integers of which those past d are 0; a row of 0
-// stays 0. quantized_width gives the width. Only a table knows the order of the integers.
+// out[k] = rows[k] / norms[k] * kUnitNorm, in `width` integers, 0 past d; a row of 0 stays 0.
+// quantized_width gives the width. Only a table knows the order of the integers.
 template <typename T>
 using UnitRows = void (*)(const T* const* rows, int64_t n_rows, int64_t d, int64_t width,
                           int16_t* out, double* norms);

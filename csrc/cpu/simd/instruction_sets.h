@@ -6,17 +6,17 @@
 
 namespace hullft {
 
-// The name of the one in use.
+// The name of the instruction set in use.
 const char* simd_level();
 
-// The names of those that this processor can run, widest first.
+// The names of the instruction sets that this processor can run, widest first.
 std::vector<std::string> simd_levels();
 
 // Chooses one by name, for tests and measurements; false when it cannot run here.
 bool choose_simd_level(const std::string& name);
 
 // Whether several Adam steps take their quotients by multiplication, with the bits of the division:
-// on Intel's processors, whose divider is what they would wait for.
+// on Intel's processors, where they would wait for the divider.
 bool quick_quotients();
 
 // For tests and measurements.

@@ -166,7 +166,7 @@ inline RowSums quantize_row(const T* x, int64_t d, float inverse, const int16_t*
   return {squares[0] + squares[1], products};
 }
 
-// Smaller squares count as this one, which bounds no less of what is lost.
+// Smaller squares count as this one, which the bound of the error allows.
 constexpr float kSmallestSquare = 0x1p-78f;
 
 // The scale of the rows to come: the largest row's so far, which is most often large enough,

@@ -1,5 +1,5 @@
-// Exact float32 quotients by multiplication, for processors whose divider, which takes the square
-// roots as well, is what several Adam steps with one gradient wait for.
+// Exact float32 quotients by multiplication. Several Adam steps with one gradient would wait for
+// the divider on some processors, which also takes the square roots.
 #pragma once
 
 #include "real.h"
@@ -20,7 +20,7 @@ constexpr bool kHasQuickQuotients = true;
 
 inline VecF larger(VecF a, VecF b) { return VecF(_mm512_max_ps(__m512(a), __m512(b))); }
 
-// The smaller and the larger of |a| and |b|, or what is not NaN of them.
+// The smaller and the larger of |a| and |b|; if one is NaN, the other.
 inline VecF smaller_size(VecF a, VecF b) {
   return VecF(_mm512_range_ps(__m512(a), __m512(b), 0b1010));
 }
@@ -66,7 +66,7 @@ inline VecF quick_quotient(VecF a, VecF b) {
   return corrected_quotient(a, b, refined_reciprocal(VecF(_mm512_rcp14_ps(__m512(b))), b));
 }
 
-// Quotients of which one asks afterwards whether all dividends were large enough.
+// Quotients that tell afterwards whether all dividends were large enough.
 class QuickQuotients {
  public:
   VecF operator()(VecF a, VecF b) {

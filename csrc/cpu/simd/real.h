@@ -96,7 +96,7 @@ inline uint64_t equal_lanes(VecD a, VecD b) {
 #endif
 }
 
-// Bit i: lane i of a is at least that of b.
+// Bit i: a[i] >= b[i].
 inline uint64_t lanes_at_least(VecF a, VecF b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GE_OQ);

@@ -64,10 +64,9 @@ struct ScreeningKernels {
   // Writes every k with b[k] - u[k] >= least, in order, and returns how many there are.
   int64_t (*estimates_from)(const float* b, const float* u, int64_t n, float least,
                             int64_t* candidates);
-  // The lowest k of the highest b[k] - u[k] among those with slots[k] < 0, or -1 if all of those
-  // are -infinity.
+  // The lowest k of the highest b[k] - u[k] where slots[k] < 0; -1 if all of these are -infinity.
   int64_t (*highest_without_slot)(const float* b, const float* u, const int32_t* slots, int64_t n);
-  // u_k after those steps from 0, with the bits that StepKernels would have left there; products
+  // u_k after the moves, from 0, with the bits that StepKernels would have left there. `products`
   // are <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
 };
