@@ -157,6 +157,11 @@ def test_what_cannot_be_updated_stays_as_it_was(embedder, other_embedder, tmp_pa
 
     assert Datastore.open(store.folder).identity == identity
 
+    # Nothing of the writes that failed holds the next one up.
+    store.update({"y": "a dog"}, embedder)
+
+    assert list(store.texts) == ["a cat", "a dog"]
+
 
 def test_a_prompt_retrieves_from_the_version_that_is_refreshed(
     model, tokenizer, tmp_path

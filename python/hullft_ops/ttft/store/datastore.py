@@ -2,7 +2,7 @@
 for what is in it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -97,8 +97,10 @@ class Datastore(Matrix):
             embedder=embedder.name if embedder else None,
             dim=embedder.dim if embedder else 0,
         )
-        with new_folder(path, resume=resume) as folder:
-            writer = Writer(folder, settings, resume=resume)
+        with (
+            new_folder(path, resume=resume) as folder,
+            closing(Writer(folder, settings, resume=resume)) as writer,
+        ):
             count = 0
             # A text without a source is a document of its own.
             rows = _rows(texts, sources)
@@ -183,11 +185,11 @@ class Datastore(Matrix):
         """What writes the next version, which is there at the end of the block."""
         with locked(self.folder, self.folder), named_in_errors(self.folder):
             self.refresh()
-            writer = Writer(self.folder, self.info.settings, self.info)
-            yield writer
-            if not writer.choose().searched:
-                raise ValueError(f"{self.folder}: no passage would be left")
-            writer.commit(embedder, source=self.info.source)
+            with closing(Writer(self.folder, self.info.settings, self.info)) as writer:
+                yield writer
+                if not writer.choose().searched:
+                    raise ValueError(f"{self.folder}: no passage would be left")
+                writer.commit(embedder, source=self.info.source)
             self.refresh()
 
     def verify(self) -> None:

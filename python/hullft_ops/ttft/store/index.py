@@ -3,6 +3,7 @@ kill."""
 
 import hashlib
 import json
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,14 @@ def index_corpus(
         with locked(path, path), named_in_errors(path):
             previous = open_version(path)[0]
             _check_settings(path, previous.settings, settings)
-            writer = Writer(path, settings, previous, resume=True)
-            _write(writer, corpus, embedder, embed)
+            with closing(Writer(path, settings, previous, resume=True)) as writer:
+                _write(writer, corpus, embedder, embed)
     else:
-        with new_folder(path, resume=True) as folder:
-            _write(Writer(folder, settings, resume=True), corpus, embedder, embed)
+        with (
+            new_folder(path, resume=True) as folder,
+            closing(Writer(folder, settings, resume=True)) as writer,
+        ):
+            _write(writer, corpus, embedder, embed)
     return Datastore.open(path)
 
 

@@ -44,7 +44,7 @@ class Counts(NamedTuple):
 class Writer:
     """Writes a version of a datastore: its documents, then `choose` and `commit`.
 
-    Nobody else may write the datastore meanwhile.
+    Nobody else may write the datastore until `close`.
 
     Args:
         folder: of the datastore.
@@ -83,6 +83,10 @@ class Writer:
         [(last,)] = self._database.execute("SELECT max(seq) FROM sqlite_sequence")
         self._id = last or 0
         self._postings = Postings()
+
+    def close(self) -> None:
+        """Let go of the file: what is not committed is lost."""
+        self._database.close()
 
     def _begin(self, previous: Info | None) -> None:
         """Copy the previous version, all at once."""
@@ -211,7 +215,7 @@ class Writer:
             self._embed(embedder, embed)
         identity = identity_in(self._database)
         self._database.commit()
-        self._database.close()
+        self.close()
         info = Info(
             version=self._version,
             settings=self._settings,
