@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "../core/frank_wolfe.h"
 #include "memory.h"

@@ -241,7 +241,6 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   const SelectionArguments arguments =
       check_selection("sift_select", pool, query, pool_sizes, candidates, true);
   check_range(arguments.op, "n_select", n_select, 1);
-  check_noise(arguments.op, noise);
   const SiftOptions options{n_select, arguments.n_targets(), noise};
   const int64_t batch = arguments.batch;
   const Sizes sizes(arguments);

@@ -64,10 +64,10 @@ class AdjointSystem {
   __device__ __forceinline__ void solve(const double* gradient, double* out) {
     if (eliminate()) find_directions();
     each([&](int i) { target(i) = gradient[rows_[i]]; });
-    project([&](int j) -> double& { return target(j); });
+    project([&](int j) -> double& { return target(j); }, m_);
     const auto solution = [&](int j) -> double& { return out[rows_[j]]; };
     multiply(solution);
-    project(solution);
+    project(solution, m_);
   }
 
  private:
@@ -145,12 +145,11 @@ class AdjointSystem {
         at(i, origin_) = -sum;
       }
       sync();
-      for (int times = 0; times < 2; ++times)  // the second time takes what rounding left
-        for (int c = 0; c < i; ++c)
-          if (depends(c)) subtract_direction(c, [&](int j) -> double& { return at(i, j); });
-      const double length = sqrt(dot(i, [&](int j) { return at(i, j); }));
+      const auto direction = [&](int j) -> double& { return at(i, j); };
+      project(direction, i), project(direction, i);  // the second time takes what rounding left
+      const double length = sqrt(dot(i, direction));
       sync();
-      each([&](int j) { at(i, j) /= length; });
+      each([&](int j) { direction(j) /= length; });
     }
   }
 
@@ -162,17 +161,15 @@ class AdjointSystem {
     return sum;
   }
 
+  // Takes the directions of the first n rows out of x.
   template <typename Vector>
-  __device__ __forceinline__ void subtract_direction(int direction, const Vector& x) const {
-    const double share = dot(direction, x);
-    sync();
-    each([&](int j) { x(j) -= share * at(direction, j); });
-  }
-
-  template <typename Vector>
-  __device__ __forceinline__ void project(const Vector& x) const {
-    for (int i = 0; i < m_; ++i)
-      if (depends(i)) subtract_direction(i, x);
+  __device__ __forceinline__ void project(const Vector& x, int n) const {
+    for (int i = 0; i < n; ++i) {
+      if (!depends(i)) continue;
+      const double share = dot(i, x);
+      sync();
+      each([&](int j) { x(j) -= share * at(i, j); });
+    }
   }
 
   template <typename Vector>

@@ -16,7 +16,6 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
       check_selection("sift_select", pool, query, pool_sizes, candidates, true);
   const char* op = arguments.op;
   check_range(op, "n_select", n_select, 1);
-  check_noise(op, noise);
   check_launch(arguments);
   check_range(op, "the number of targets", arguments.n_targets(), 1);
   // For one query, as a batch is solved in parts.

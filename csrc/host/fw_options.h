@@ -33,7 +33,6 @@ inline FwOptions check_fw_options(const char* op, int64_t n_select, int64_t max_
   check_range(op, "swap_passes", swap_passes, 0);
   const int64_t most = max_support.value_or(n_select);
   check_range(op, "max_support", most, 1);
-  if (most > n_select) value_error(op, "max_support is ", most, ", n_select is ", n_select);
   return {n_select, max_iter, tol, gap_tol, parse_variant(op, variant), swap_passes, most};
 }
 

@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <cmath>
 #include <cstdint>
 #include <optional>
 
@@ -65,11 +64,6 @@ inline SelectionArguments check_selection(const char* op, const Tensor& pool, co
   check_range(op, "the number of candidates", arguments.width, 1);
   arguments.candidates = candidates;
   return arguments;
-}
-
-inline void check_noise(const char* op, double noise) {
-  if (!(noise > 0) || std::isinf(noise) || std::isinf(1 / noise))
-    value_error(op, "noise must be finite, > 0 and have a reciprocal, got ", noise);
 }
 
 // As many different rows as knn_select returns.

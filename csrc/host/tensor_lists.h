@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <ostream>
-#include <string>
 #include <unordered_set>
 #include <utility>
 #include <vector>

@@ -60,11 +60,11 @@ def simplex_lstsq(
     rows that eight or more queries share take some ``3 * K * d`` multiply-adds a query; there the
     solutions differ from the solutions of single queries by rounding.
 
-    The squared residual is exact to some 1e-14 of the largest squared norm. On CUDA, where the
-    solver sees the rows through their Gram matrix, that is 1e-6 in float32, and rows that are close
-    together beside their distance from 0 lose digits. Subtract a point near them from pool and
-    query first: it does not change the solution. Squares below the smallest normal number are lost:
-    the longest vector must be at least 1e-146 in float64.
+    The squared residual is exact to some 1e-14 of the largest squared norm. On CUDA the solver sees
+    the rows through their Gram matrix: for float32 rows of 32,768 numbers and more that is 1e-6,
+    and rows that are close together beside their distance from 0 lose digits. Subtract a point near
+    them from pool and query first: it does not change the solution. Squares below the smallest
+    normal number are lost: the longest vector must be at least 1e-146 in float64.
 
     Weights and residual are differentiable with respect to pool, query, gram, products and square,
     in both modes and to any order; the gap, which is 0 up to rounding, is not. The gradient holds

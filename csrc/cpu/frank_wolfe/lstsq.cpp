@@ -2,12 +2,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
-#include <vector>
 
-#include "../../host/selection_arguments.h"
-#include "../../host/selection_tensors.h"
 #include "../memory.h"
 #include "../select_batch.h"
 #include "../thread_solver.h"

@@ -2,7 +2,6 @@
 // csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>

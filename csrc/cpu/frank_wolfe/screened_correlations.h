@@ -16,7 +16,6 @@
 //   bfloat16, d = 1024: 1 query 753 and 204, 64 queries 550 and 155
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
