@@ -164,8 +164,10 @@ class Streamer:
         self.puts.append(None)
 
 
+@pytest.mark.parametrize("stop_at", [None, "line"])
+@pytest.mark.parametrize("missing", [0, 1])
 def test_a_stream_has_the_text_where_tokens_split_a_character(
-    dynamic_llama, store_of, embedder
+    dynamic_llama, stop_at, missing
 ):
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     # The second stands for a space and the first two bytes of a quotation mark.
@@ -184,14 +186,17 @@ def test_a_stream_has_the_text_where_tokens_split_a_character(
     answer = finetuner.generate(
         "a ",
         streamer=streamer,
-        max_new_tokens=len(new),
+        max_new_tokens=len(new) - missing,
+        stop_at=stop_at,
         prefix_allowed_tokens_fn=lambda _, row: [new[len(row) - 1]],
     )
 
     assert new[0] == 257
-    assert answer == "“"
+    assert answer == (REPLACEMENT if missing else "“")
     assert tokenizer.decode(list(chain(*streamer.puts[1:-1]))) == answer
-    assert len(streamer.puts) == 2 + len(new)
+
+    if stop_at is None:
+        assert len(streamer.puts) == 2 + len(new) - missing
 
 
 def test_a_list_and_a_chat_are_healed_too(copier, text, monkeypatch):

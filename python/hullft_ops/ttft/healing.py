@@ -7,6 +7,7 @@ learned to continue. They are taken back, and what is written in their place is 
 
 import re
 from bisect import bisect_left, bisect_right
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -276,11 +277,13 @@ class HealedStreamer:
         elif self._tokens[-1] not in healing.vocabulary.marks:
             self._streamer.put(value)
 
-    def _pass_on(self, end: Callable[[str], int | None] | None) -> None:
+    def _pass_on(
+        self, end: Callable[[str], int | None] | None, *, is_whole: bool = False
+    ) -> None:
         """Pass on what is new of the bytes after the prompt, up to the end of their text."""
         content = self._healing.behind(0, self._tokens)
         if end is not None:
-            text = _text(content)
+            text = _text(content, is_whole=is_whole)
             content = text[: end(text)].encode()
         tokens = self._healing.vocabulary.spelled(content[self._passed :])
         if tokens:
@@ -290,13 +293,13 @@ class HealedStreamer:
     def end(self) -> None:
         """Nothing comes any more."""
         if self._healing.endings[0]:
-            self._pass_on(self._healing.endings[0].place)
+            self._pass_on(self._healing.endings[0].place, is_whole=True)
         self._streamer.end()
 
 
-def _text(content: bytes) -> str:
-    # The last character may not be whole yet.
-    return content.decode(errors="ignore")
+def _text(content: bytes, *, is_whole: bool = False) -> str:
+    """The text of bytes, without a last character that is not whole yet."""
+    return getincrementaldecoder("utf-8")("replace").decode(content, is_whole)
 
 
 def _only(scores: Tensor, tokens: Sequence[int]) -> Tensor:
