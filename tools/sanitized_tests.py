@@ -38,7 +38,7 @@ OPERATOR_TESTS = [
     # It starts another Python, which loads the extension that is installed, without sanitizers.
     "--deselect=tests/ops/test_selection_batches.py::test_a_small_batch_starts_no_thread",
 ]
-# Those in which loops run that are shared among threads: smaller selections stay on one.
+# Tests whose loops are shared among threads: smaller selections stay on one thread.
 # The instruction sets have the same loops, so one of them, the widest, is enough.
 THREAD_TESTS = ["tests/properties/test_replay.py", SHARED_LOOPS, "-k=WIDEST"]
 CHOICE = "HULLFT_PLANTED"

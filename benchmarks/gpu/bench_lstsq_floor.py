@@ -39,7 +39,7 @@ def cases(smoke: bool) -> list[Case]:
 
 
 def test_lstsq_floor(case: Case, recorder: Recorder, device: torch.device) -> None:
-    """Queries are mixtures of few rows with noise; that of gradients is 0."""
+    """Queries are mixtures of few rows with noise; for gradients, the query is 0."""
     random = partial(torch.randn, device=device)
     pools = () if case.shares_pool else (case.batch,)
     pool = random(*pools, case.rows, case.dim)

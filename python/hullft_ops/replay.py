@@ -249,7 +249,7 @@ class ReplayAdam(Optimizer):
                 [scales[param] for param in params], dtype=torch.float64, device="cpu"
             )
         if torch.compiler.is_compiling() and options["lr_tensor"] is None:
-            # A graph would be made again for each number. Those that scale a tensor are its inputs.
+            # Each number would make a new graph; the factor of a tensor is an input of the graph.
             one = torch.ones((), dtype=torch.float64, device="cpu")
             rate = one * options["lr"]
             options |= {"lr": 0.0, "lr_tensor": rate}

@@ -57,7 +57,7 @@ def adapt(
     Args:
         model: the language model.
         settings: how to adapt.
-        files: what is read of --corpus.
+        files: which files of --corpus to read, and how.
         prompt: the text to adapt to; - for stdin.
         suffix_file: file with the text after the cursor, of which the model reads what is before
             and after, if it was trained to fill in.

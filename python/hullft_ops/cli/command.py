@@ -49,7 +49,7 @@ def run_command(commands: dict[str, Callable[..., None]]) -> None:
 
 def _deferred(command: Callable[..., None]) -> Callable[..., partial[None]]:
     """The command, to be called later: tyro would print its errors in a box."""
-    # tyro would keep the line breaks in what is said of an argument.
+    # tyro would keep the line breaks in the description of an argument.
     command.__doc__ = re.sub(r"\n {8}", " ", getdoc(command) or "")
 
     @wraps(command)

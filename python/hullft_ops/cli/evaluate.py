@@ -44,7 +44,7 @@ def evaluate(
 
     Args:
         experiment: in place of what the file says.
-        settings: each takes several values, in place of those in the file.
+        settings: each takes several values, in place of the file's.
         workers: where to measure.
         config: JSON file.
         output: results file, JSONL.
@@ -84,7 +84,7 @@ def measure(
 
 
 def _measured(experiment: Experiment, output: Path, workers: Workers) -> list[Row]:
-    """An experiment's rows, after adding to ``output`` those that it lacks."""
+    """An experiment's rows; measures the ones that ``output`` lacks, and adds them to it."""
     evaluation = load_evaluation(experiment)
     prompts, keys = evaluation.prompts, list(evaluation.finetuners)
     counts = counted(len(prompts), "prompt"), counted(len(keys), "configuration")

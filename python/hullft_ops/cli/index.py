@@ -33,8 +33,7 @@ def index(
             be compressed.
         reading: how to read and cut it.
         workers: where to embed.
-        output: new folder for the datastore; or the one of an earlier call, which is brought up to
-            date.
+        output: new folder for the datastore, or an earlier call's, which is brought up to date.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;

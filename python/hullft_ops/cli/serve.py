@@ -357,7 +357,7 @@ def serve(
     Args:
         model: the language model.
         settings: what precedes an answer.
-        files: what is read of --corpus.
+        files: which files of --corpus to read, and how.
         corpus: your folder of code, which is looked at again every ten seconds. Its datastore stays
             in hullft_datastores.
         store: folder of a datastore in place of --corpus; without either, nothing is retrieved.

@@ -34,9 +34,9 @@ class Evaluation:
 
     Attributes:
         run: identity of model, tokenizer, datastore, embedder and seed.
-        prompts: those that the datastore does not hold.
+        prompts: the prompts that the datastore does not hold.
         notes: lines that say where they come from.
-        metrics: the names of what is measured.
+        metrics: the names of the metrics to measure.
         finetuners: one for each configuration, by the key of its settings. They share all memory.
     """
 
@@ -48,7 +48,7 @@ class Evaluation:
 
     @cached_property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Those of each configuration, by its key. An adapter is read to tell it from others."""
+        """The settings of each configuration, by key. Reads adapters, to tell them apart."""
         return {
             key: finetuner.config.settings()
             for key, finetuner in self.finetuners.items()

@@ -84,7 +84,7 @@ def train_adapter(
     Args:
         model: a causal language model without adapters.
         tokenizer: the model's tokenizer.
-        store: the passages. Those of fewer than 2 tokens are left out.
+        store: the passages. Passages of fewer than 2 tokens are left out.
         path: the folder to make, for ``TTFTConfig.adapter``. It appears by a rename.
         options: fields of `AdapterConfig`.
 

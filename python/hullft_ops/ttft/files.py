@@ -103,7 +103,7 @@ def _empty(folder: Path) -> None:
 def named_in_errors(path: Path) -> Iterator[None]:
     """Let the errors of a full disk, for which the system names no file, name ``path``.
 
-    Those of safetensors and of `torch.save`, which are not OSErrors, become some.
+    safetensors and `torch.save` raise errors of their own, which become OSErrors.
     """
     try:
         yield

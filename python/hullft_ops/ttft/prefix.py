@@ -15,7 +15,7 @@ from hullft_ops.ttft.tokens import count_shared
 
 @dataclass(frozen=True)
 class Passage:
-    """A retrieved passage, with those that follow it, as it stands before a prompt.
+    """A retrieved passage and the next ones of its document, as they stand before a prompt.
 
     Attributes:
         text: its text.

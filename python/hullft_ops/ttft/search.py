@@ -256,9 +256,9 @@ def with_separator(store: Store | LineBlocks, run: Sequence[int]) -> str:
 def retrieved_runs(
     store: Store, nearest: Sequence[int], following: int
 ) -> list[list[int]]:
-    """Each passage with those that follow it, up to one that stands in a run before.
+    """A run for each passage: the passage and the next ones, up to one that is in an earlier run.
 
-    A passage that stands in a run before has none of its own.
+    A passage that is in an earlier run has no run of its own.
     """
     runs = []
     read: set[int] = set()

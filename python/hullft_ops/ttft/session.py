@@ -60,7 +60,7 @@ class Session:
         self._retrieved = self._prefix = Prefix()
         self._ahead: Sequence[int] = ()
         self._tokens_per_second = 0.0
-        # The first search and the first pass take longer than those that follow.
+        # The first search and the first pass take longer than later ones.
         probe = question_of(finetuner.tokenizer, PROBE * (_LEAST_MEASURED // 8))
         prepared = finetuner.prepare(finetuner.retrieve(probe))
         self._trains = any(each.trains for each in finetuner.techniques)

@@ -16,7 +16,7 @@ PROBE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text's tokens, without those that the tokenizer appends to end a text.
+    """A text's tokens, without any that the tokenizer appends to end a text.
 
     Attributes:
         ids: the tokens.

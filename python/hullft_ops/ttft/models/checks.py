@@ -66,7 +66,7 @@ def check_causal(
 def agree(logits: Tensor, expected: Tensor, roundings: int = 4) -> bool:
     """Whether logits differ by no more than so many roundings of the largest.
 
-    Those of NaN do not: their loss is refused.
+    Logits of NaN do not differ: their loss is refused.
     """
     rounding = max(_ROUNDING, roundings * torch.finfo(logits.dtype).eps)
     difference = (logits - expected).abs().max()
@@ -110,7 +110,7 @@ def model_window(
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
-        # A longer text rotates all keys by other angles, also those that a cache holds.
+        # A longer text rotates all keys by other angles, also the cached ones.
         return int(rope["original_max_position_embeddings"])
     for name in _POSITIONS:
         positions = getattr(config, name, None)

@@ -67,7 +67,7 @@ def stated(options: Any, kind: type) -> dict[str, Any]:
     """The options of a kind that are set, without `ReadingOptions`, which techniques share. A
     function or class of one's own has its name.
 
-    Those of the kind itself come first: they tell configurations apart.
+    The kind's own options come before inherited ones: they tell configurations apart.
     """
     kinds = [each for each in kind.__mro__ if each is not ReadingOptions]
     names = [name for each in kinds for name in get_annotations(each)]
