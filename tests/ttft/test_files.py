@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from hullft_ops.ttft.files import check_output, named_in_errors, new_folder
+from hullft_ops.ttft.store.datastore import Datastore
 
 
 def contents(folder):
@@ -71,12 +72,16 @@ def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("write", [save_file, torch.save])
+def save_store(tensors, file):
+    Datastore.build([str(value) for value in tensors["a"]], None, file)
+
+
+@pytest.mark.parametrize("write", [save_file, torch.save, save_store])
 def test_libraries_that_cannot_write_raise_an_oserror(write, tmp_path):
     file = tmp_path / "weights"
 
     with (
-        pytest.raises(OSError, match=f"cannot write to {tmp_path}: ") as caught,
+        pytest.raises(OSError, match=f"cannot write to {tmp_path}.*: ") as caught,
         named_in_errors(tmp_path),
         small_files(),
     ):

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,7 +104,7 @@ def _empty(folder: Path) -> None:
 def named_in_errors(path: Path) -> Iterator[None]:
     """Let the errors of a full disk, for which the system names no file, name ``path``.
 
-    safetensors and `torch.save` raise errors of their own, which become OSErrors.
+    SQLite, safetensors and `torch.save` raise errors of their own, which become OSErrors.
     """
     try:
         yield
@@ -112,7 +113,8 @@ def named_in_errors(path: Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except Exception as error:
-        if any(words in str(error) for words in _WRITING):
+        is_database = isinstance(error, sqlite3.OperationalError)
+        if is_database or any(words in str(error) for words in _WRITING):
             reason = str(error).splitlines()[0]
             raise OSError(f"cannot write to {path}: {reason}") from error
         raise
