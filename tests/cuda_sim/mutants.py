@@ -326,8 +326,8 @@ MUTANTS = {
     "directions of dependence left in": Mutant(
         "lstsq_adjoint",
         "cuda/lstsq_adjoint.cu",
-        "x(j) -= share * at(direction, j);",
-        "x(j) -= 0 * share * at(direction, j);",
+        "x(j) -= share * at(i, j);",
+        "x(j) -= 0 * share * at(i, j);",
         ("adjoint",),
     ),
     "a column scaled before all have read it": Mutant(
