@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -245,21 +247,43 @@ def test_a_newer_request_ends_the_one_before(served: Served) -> None:
     assert json.loads(second.result()[1])["content"]
 
 
-def test_a_client_may_go_away(served: Served) -> None:
+def test_a_client_may_go_away(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
     ask = served.client.completions.create
     asked: dict[str, Any] = {"model": "toy", "prompt": TEXT, "max_tokens": 100}
     with ask(**asked, stream=True) as events:
         next(iter(events))
 
-    assert ask(**asked).choices[0].text
+    with socket.create_connection(served.server.server_address) as client:
+        # Closing resets the connection.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    assert ask(**asked, stop="").choices[0].text
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("before", ["", "\n    "])
+def test_nothing_is_written_where_nothing_stands_before(
+    served: Served, before: str
+) -> None:
+    asked = LLAMA_VIM | {"input_prefix": before, "prompt": ""}
+    status, body = served.ask("/infill", asked)
+
+    assert (status, json.loads(body)["content"]) == (200, "")
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("/v1/completions", {"prompt": [1]}, 400, "valid string"),
+        (
+            "/v1/completions",
+            {"prompt": [1]},
+            400,
+            "prompt must be a valid string, got [1]",
+        ),
         ("/v1/completions", {"prompt": " "}, 400, "must have text"),
-        ("/v1/completions", [], 400, "should be an object"),
+        ("/v1/completions", [], 400, "request: must be an object, got []"),
         ("/infill", {"n_predict": -2}, 400, "greater than or equal to -1"),
         ("/v1/chat/completions", {"messages": [{}]}, 400, "must"),
         ("/v1/embeddings", {}, 404, "null"),

@@ -1,6 +1,7 @@
 """``hullft-ops serve``: complete code in an editor, and answer clients of OpenAI's API."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -29,6 +30,7 @@ from hullft_ops.ttft.store.index import folder_datastore
 from hullft_ops.ttft.techniques import TTFTConfig
 from hullft_ops.ttft.terminal import echo, waiting
 from hullft_ops.ttft.tokens import PROBE
+from hullft_ops.ttft.validation import parse
 from hullft_ops.ttft.windows import heading
 
 # llama.cpp's paths, and OpenAI's with what they call a response.
@@ -125,7 +127,8 @@ class Answer(TextStreamer):
         self._handler = handler
         self._session = session
         self._kind = _PATHS[handler.path]
-        self._stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+        stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+        self._stops = [stop for stop in stops if stop]
         self._is_over: Callable[[], bool] = lambda: False
         # With what may begin a stop.
         self._written = ""
@@ -142,6 +145,9 @@ class Answer(TextStreamer):
         is_at_cursor = bool(suffix) or not self._kind or prompt != asked.prompt
         if is_at_cursor:
             self._is_over = self._handler.server.is_asked
+            # An editor would show an error.
+            if not prompt.strip():
+                return
             # At the end of a file, too.
             suffix = suffix or "\n"
         options: dict[str, Any] = {"do_sample": False}
@@ -265,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             size = int(self.headers.get("Content-Length", 0))
-            asked = Asked.model_validate_json(self.rfile.read(size))
+            asked = parse(Asked, self.rfile.read(size), "request")
             answer = Answer(asked, self)
             # llama.vim says what it has seen, and asks for nothing.
             if asked.length:
@@ -275,8 +281,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"data: [DONE]\n\n")
             else:
                 self._send(answer.response(answer.text))
-        except (ConnectionError, TimeoutError):
-            pass  # The client is gone.
         except Exception as error:
             is_wrong = isinstance(error, TypeError | ValueError)
             message = {"message": str(error), "type": type(error).__name__}
@@ -326,6 +330,11 @@ class Server(HTTPServer):
     ) -> None:
         super().__init__(address, Handler)
         self.session, self.stop_at = session, stop_at
+
+    def handle_error(self, *arguments: Any) -> None:
+        """A client that is gone is no error."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(*arguments)
 
     def is_asked(self) -> bool:
         """Whether another request has come."""
