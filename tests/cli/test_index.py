@@ -1,7 +1,7 @@
 """``hullft-ops index``: its options, and what it prints."""
 
 import json
-import sys
+from importlib import import_module
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_the_embedder_may_compute_in_bfloat16(run, corpus, tmp_path, monkeypatch
         loaded.append(options)
         return load_embedder(name, **options)
 
-    monkeypatch.setattr(sys.modules["hullft_ops.cli.index"], "load_embedder", load)
+    monkeypatch.setattr(import_module("hullft_ops.cli.index"), "load_embedder", load)
     options = ["--text-column", "body", "--dtype", "bfloat16"]
     run(corpus, "--output", tmp_path / "store", *options)
 

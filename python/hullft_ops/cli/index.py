@@ -43,8 +43,8 @@ def index(
     """
     check_index(output, corpus)
     settings = IndexConfig(**reading)
+    Corpus(corpus, settings)  # Refuses a wrong one before the embedder is loaded.
     engine = Workers(**workers)
-    contents = Corpus(corpus, settings)
     embed = None
     if engine.engine == "ray" and vectors:
         embed = ray_embedding(embedder, engine, dtype)
@@ -52,5 +52,5 @@ def index(
     if vectors:
         with waiting("loading the embedder"):
             loaded = load_embedder(embedder, device=device, dtype=dtype)
-    store = index_corpus(contents, output, loaded, settings, embed=embed)
+    store = index_corpus(corpus, output, loaded, settings, embed=embed)
     echo(*store.summary())

@@ -84,7 +84,7 @@ class Corpus:
     """What there is to read, as it is when this is made.
 
     Args:
-        name: a folder of text files, or a file, or a dataset that `datasets` saved.
+        name: as in `index_corpus`.
         config: how to read it.
 
     Attributes:

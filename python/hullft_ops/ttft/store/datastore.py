@@ -32,11 +32,6 @@ _FOLLOWING = (
     "JOIN positions AS other ON other.position = this.position + 1 AND other.place = this.place "
     "WHERE this.position = ? AND source IS NOT NULL"
 )
-# How many characters the passages before it have in its document.
-_BEFORE = (
-    "SELECT total(length(text)) FROM positions JOIN passages USING (id) "
-    "JOIN texts ON texts.id >= first AND texts.id < passages.id WHERE position = ?"
-)
 
 
 class Datastore(Matrix):
@@ -207,11 +202,6 @@ class Datastore(Matrix):
         for (_, source), passages in groupby(rows, key=lambda row: row[:2]):
             yield source, "".join(text or "" for _, _, text in passages)
 
-    def place(self, position: int) -> tuple[str | None, int]:
-        """The source of a text, and the character of the document at which it begins."""
-        [(start,)] = self._database.execute(_BEFORE, (position,))
-        return self.sources[position], int(start)
-
     @cached_property
     def embeddings(self) -> torch.Tensor:  # type: ignore[override]
         """Read from disk when they are first asked for."""
@@ -225,13 +215,13 @@ class Datastore(Matrix):
     @cached_property
     def words(self) -> Words:
         """Search by words."""
-        numbers = np.array([*by_position(self._database, "id, words")])
+        columns = by_position(self._database, "id, words")
+        numbers = np.fromiter(columns, np.dtype((np.int64, 2)), len(self))
         return Words(self._holders, *numbers.T)
 
-    def _holders(self, word: str) -> bytes | None:
-        query = "SELECT holders FROM words WHERE word = ?"
-        row = self._database.execute(query, (word,)).fetchone()
-        return row and row[0]  # type: ignore[no-any-return]
+    def _holders(self, word: str) -> bytes:
+        query = "SELECT holders FROM words WHERE word = ? ORDER BY first"
+        return b"".join(row for (row,) in self._database.execute(query, (word,)))
 
     def following(self, position: int) -> int | None:
         """The next position, if it is in the same document, and that has a source; else None."""

@@ -12,7 +12,13 @@ from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.files import check_output, locked, named_in_errors, new_folder
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.version import INFO, Info, Settings, open_version
+from hullft_ops.ttft.store.version import (
+    INFO,
+    Info,
+    Settings,
+    open_version,
+    read_info,
+)
 from hullft_ops.ttft.store.writer import Embed, Writer
 from hullft_ops.ttft.terminal import counted, listed, progress
 from hullft_ops.ttft.validation import InputError
@@ -22,7 +28,7 @@ DATASTORES = Path("hullft_datastores")
 
 
 def index_corpus(
-    corpus: str | Path | Corpus,
+    corpus: str | Path,
     path: str | Path,
     embedder: Embedder | None = None,
     config: IndexConfig | None = None,
@@ -34,14 +40,14 @@ def index_corpus(
 
     A document whose text the datastore has is neither cut nor embedded, nor is a passage that it
     has. A document that is not in the corpus any more is removed. Exact repetitions are not
-    searched.
+    searched. A corpus whose files have the names, sizes and times that they had is not read.
 
     ``path`` appears or changes as a whole, at the end. A killed process loses at most the last 128
     vectors that it embedded: the same call reads the corpus again, goes on from there, and makes
     the same datastore.
 
     Args:
-        corpus: what to read, as `Corpus`.
+        corpus: a folder of text files, or a file, or a dataset that `datasets` saved.
         path: a new folder, or a datastore that this function made.
         embedder: what makes the passages' vectors; None for search by words alone.
         embed: embeds groups of texts elsewhere; None for ``embedder.encode``.
@@ -53,33 +59,40 @@ def index_corpus(
             embedder or options, is damaged, or another process writes it.
     """
     config = replace(config or IndexConfig(), **options)
-    if not isinstance(corpus, Corpus):
-        corpus = Corpus(corpus, config)
-    settings = Settings(
-        embedder=embedder.name if embedder else None,
-        dim=embedder.dim if embedder else 0,
-        passage_chars=config.passage_chars,
-        min_chars=config.min_chars,
-        corpus=json.dumps({"path": str(Path(corpus.name).resolve())} | asdict(config)),
-    )
+    contents = Corpus(corpus, config)
+    settings = _settings(corpus, embedder, config)
     path = Path(path)
-    check_index(path, corpus.name)
-    if (path / INFO).exists():
-        with locked(path, path), named_in_errors(path):
-            previous = open_version(path)[0]
-            _check_settings(path, previous.settings, settings)
-            with closing(Writer(path, settings, previous, resume=True)) as writer:
-                _write(writer, corpus, embedder, embed)
-    else:
+    check_index(path, corpus)
+    if not (path / INFO).exists():
         with (
             new_folder(path, resume=True) as folder,
             closing(Writer(folder, settings, resume=True)) as writer,
         ):
-            _write(writer, corpus, embedder, embed)
+            _write(writer, contents, embedder, embed)
+        return Datastore.open(path)
+    info = read_info(path)
+    _check_settings(path, info.settings, settings)
+    if info.state != contents.state:
+        with locked(path, path), named_in_errors(path):
+            previous = open_version(path)[0]
+            with closing(Writer(path, settings, previous, resume=True)) as writer:
+                _write(writer, contents, embedder, embed)
     return Datastore.open(path)
 
 
-def check_index(path: Path, corpus: str) -> None:
+def _settings(
+    corpus: str | Path, embedder: Embedder | None, config: IndexConfig
+) -> Settings:
+    return Settings(
+        embedder=embedder.name if embedder else None,
+        dim=embedder.dim if embedder else 0,
+        passage_chars=config.passage_chars,
+        min_chars=config.min_chars,
+        corpus=json.dumps({"path": str(Path(corpus).resolve())} | asdict(config)),
+    )
+
+
+def check_index(path: Path, corpus: str | Path) -> None:
     """Refuse a folder that is neither a datastore nor an output for one; raises as
     `check_output`."""
     if not (path / INFO).exists():
@@ -128,15 +141,8 @@ def folder_datastore(
     `index_corpus`.
     """
     config = IndexConfig(**options)
-    contents = Corpus(corpus, config)
     version = Info.model_fields["format"].default
-    place = Path(corpus).resolve()
-    embedder_name = embedder.name if embedder else None
-    content = json.dumps([version, str(place), embedder_name, options])
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    path = root / f"{place.name}-{digest[:8]}"
-    if path.exists():
-        store = Datastore.open(path)
-        if store.info.state == contents.state:
-            return store
-    return index_corpus(contents, path, embedder, config)
+    settings = _settings(corpus, embedder, config).model_dump_json()
+    digest = hashlib.sha256(f"{version} {settings}".encode()).hexdigest()
+    name = f"{Path(corpus).resolve().name}-{digest[:8]}"
+    return index_corpus(corpus, root / name, embedder, config)

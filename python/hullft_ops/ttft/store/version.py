@@ -21,7 +21,8 @@ from hullft_ops.ttft.validation import InputError, input_errors, parse
 INFO = "datastore.json"
 # The passages of a text have ids in a row from `first` on. Documents with the same text share them.
 # Passages are searched by position; of several with the same text, the first. Holders are as in
-# `Postings`, with ids of deleted passages, which are not used again. Vectors are float32 [dim].
+# `Postings`, in a row for each part of the passages, which begins with `first`; ids of deleted
+# passages are not used again. Vectors are float32 [dim].
 SCHEMA = """
 CREATE TABLE documents (place INTEGER PRIMARY KEY, source TEXT, digest BLOB, first INTEGER);
 CREATE TABLE passages (
@@ -30,7 +31,9 @@ CREATE TABLE passages (
 );
 CREATE TABLE texts (id INTEGER PRIMARY KEY, text TEXT);
 CREATE TABLE positions (position INTEGER PRIMARY KEY, id INTEGER, place INTEGER);
-CREATE TABLE words (word TEXT PRIMARY KEY, holders BLOB) WITHOUT ROWID;
+CREATE TABLE words (
+    word TEXT, first INTEGER, holders BLOB, PRIMARY KEY (word, first)
+) WITHOUT ROWID;
 CREATE TABLE vectors (text_digest BLOB PRIMARY KEY, vector BLOB);
 CREATE INDEX passages_by_first ON passages (first);
 """
@@ -71,7 +74,7 @@ class Info(_Model):
         sha256: over all of this, and the version's file.
     """
 
-    format: Literal[8] = 8
+    format: Literal[9] = 9
     version: PositiveInt
     settings: Settings
     identity: str

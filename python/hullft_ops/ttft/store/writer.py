@@ -151,11 +151,10 @@ class Writer:
         return self._postings.add(id, passage)
 
     def _write_words(self) -> None:
-        self._database.executemany(
-            "INSERT INTO words VALUES (?, ?) ON CONFLICT (word) DO UPDATE "
-            "SET holders = CAST(holders || excluded.holders AS BLOB)",
-            self._postings.holders.items(),
-        )
+        # In order, nothing that is on the disk is read again.
+        for word, holders in sorted(self._postings.holders.items()):
+            values = (word, holders[0] >> 32, holders)
+            self._database.execute("INSERT INTO words VALUES (?, ?, ?)", values)
         self._postings = Postings()
 
     def choose(self) -> Counts:
