@@ -11,7 +11,7 @@ import pytest
 
 from command import Result, hullft_ops, succeeded
 from evaluation_rows import result_row
-from hullft_ops.evaluation.prompts import Document, HeldOut
+from hullft_ops.evaluation.prompts import HeldOut, passages_of
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft import (
     Datastore,
@@ -295,7 +295,7 @@ def test_a_folder_becomes_evidence(
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     stored = "\0".join(Datastore.open(datastore).texts)
     for name in held_out:
-        passages = Document(name, (folder / name).read_text()).passages()
+        passages = passages_of((folder / name).read_text())
         assert not any(passage in stored for passage in passages)
 
     table = result.stdout.removeprefix("results.jsonl\n")

@@ -10,11 +10,12 @@ import torch
 
 from hullft_ops.evaluation.prompts import (
     TORCH_SOURCES,
-    Document,
     HeldOut,
     choose_prompts,
     hold_out,
     normalised,
+    passages_of,
+    prompts_of,
     read_prompts,
 )
 from hullft_ops.ttft.store.corpus import Corpus, IndexConfig
@@ -24,10 +25,10 @@ WORDS = ["cat", "dog", "mat", "park", "ran", "sat", "the", "on", "to", "red", "b
 WORDS += ["tree"]
 
 
-def documents() -> list[Document]:
+def documents() -> dict[str, str]:
     """40 files that look like Python."""
     draw = random.Random(0)
-    files = []
+    files = {}
     for number in range(40):
         lines = []
         for _ in range(draw.randint(3, 60)):
@@ -36,7 +37,7 @@ def documents() -> list[Document]:
             words.append(" ".join(draw.choices(WORDS, k=draw.randint(1, 12))))
             lines.append(indentation + draw.choice(words))
 
-        files.append(Document(f"file{number}.py", "\n".join(lines)))
+        files[f"file{number}.py"] = "\n".join(lines)
 
     return files
 
@@ -59,13 +60,10 @@ def test_whole_documents_are_held_out() -> None:
     # One in eight.
     assert len(held_out) == 5
 
-    stored = {normalised(passage) for passage in passages}
-
-    assert len(stored) == len(passages)
-
-    for document in documents():
-        pieces = {normalised(piece) for piece in document.passages()}
-        if document.name in held_out:
+    stored = {normalised(passage) for passage, _ in passages}
+    for name, text in documents().items():
+        pieces = {normalised(piece) for piece in passages_of(text)}
+        if name in held_out:
             assert not stored & pieces
         else:
             assert pieces <= stored
@@ -74,43 +72,42 @@ def test_whole_documents_are_held_out() -> None:
 def test_a_passage_of_the_store_is_no_prompt_whatever_its_layout() -> None:
     text = "\n".join(f"the {word} sat on the mat and ran to the park" for word in WORDS)
     indented = "\n\n".join(f"    {line}  " for line in text.splitlines())
-    twins = [Document(f"twin{n}", text if n % 2 else indented) for n in range(16)]
-    passages, prompts = hold_out(twins)
+    twins = {f"twin{n}": text if n % 2 else indented for n in range(16)}
+    _, prompts = hold_out(twins)
 
     assert prompts == []
-    assert len(passages) == len(Document("", text).passages())
 
 
 def test_each_prompt_has_what_follows_it_in_its_document() -> None:
-    texts = {document.name: document.text for document in documents()}
-    passages, prompts = hold_out(documents())
+    texts = documents()
+    passages, prompts = hold_out(texts)
     for prompt in prompts:
         assert f"{prompt.text}{prompt.continuation}" in texts[prompt.domain]
         assert len(normalised(str(prompt.continuation))) >= 50
 
-    for passage, source in passages.items():
+    for passage, source in passages:
         assert passage in texts[source]
 
 
 def test_a_short_document_is_cut_into_a_prompt_and_its_continuation() -> None:
     text = "\n".join(f"the {word} sat on the mat and ran" for word in WORDS)
-    [prompt] = Document("short", text).prompts()
+    [prompt] = prompts_of("short", text)
 
     assert len(text) < 800
     assert text == f"{prompt.text}{prompt.continuation}"
 
     for text in ("", "ab"):
-        assert list(Document("tiny", text).prompts()) == []
+        assert list(prompts_of("tiny", text)) == []
 
 
 def test_sources_of_torch_give_enough_passages() -> None:
     folder = Path(torch.__file__).parent
     files = Corpus(folder, IndexConfig(include=TORCH_SOURCES)).records([])
-    passages, prompts = hold_out([Document(f["source"], f["text"]) for f in files])
+    passages, prompts = hold_out({file["source"]: file["text"] for file in files})
 
     assert 1000 < len(passages) <= 2500
     assert len(prompts) > 100
-    assert max(map(len, passages)) <= 800
+    assert max(len(passage) for passage, _ in passages) <= 800
     assert min(len(normalised(prompt.text)) for prompt in prompts) >= 50
 
 

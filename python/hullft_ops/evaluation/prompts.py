@@ -3,8 +3,7 @@
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +35,10 @@ LIMIT = 10
 Text = Annotated[str, Field(pattern=r"\S")]
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))
 class HeldOut:
     """A text to adapt to and to score, with its domain, and what follows it: the answer.
@@ -53,29 +56,23 @@ class HeldOut:
         content = self.text
         if self.continuation is not None:
             content += f"\0{self.continuation}"
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return _digest(content)[:16]
 
 
-@dataclass(frozen=True)
-class Document:
-    """A file or a record, which is held out as a whole."""
+def passages_of(text: str) -> list[str]:
+    """The passages of a document."""
+    return [piece for piece in split_passages(text, PASSAGE_CHARS) if piece.strip()]
 
-    name: str
-    text: str
 
-    def passages(self) -> list[str]:
-        pieces = split_passages(self.text, PASSAGE_CHARS)
-        return [piece for piece in pieces if piece.strip()]
-
-    def prompts(self) -> Iterator[HeldOut]:
-        """Each passage with the next one; a document of one passage is cut into two."""
-        pieces = self.passages()
-        if len(pieces) == 1:
-            first = next(split_passages(self.text, max(4, len(self.text) // 2 + 1)))
-            pieces = [first, self.text[len(first) :]]
-        for text, continuation in itertools.pairwise(pieces):
-            if text.strip() and continuation.strip():
-                yield HeldOut(text, self.name, continuation)
+def prompts_of(name: str, text: str) -> Iterator[HeldOut]:
+    """Each passage of a document with the next one; a document of one is cut into two."""
+    pieces = passages_of(text)
+    if len(pieces) == 1:
+        first = next(split_passages(text, max(4, len(text) // 2 + 1)))
+        pieces = [first, text[len(first) :]]
+    for prompt, continuation in itertools.pairwise(pieces):
+        if prompt.strip() and continuation.strip():
+            yield HeldOut(prompt, name, continuation)
 
 
 def read_prompts(path: Path) -> list[HeldOut]:
@@ -88,30 +85,30 @@ def read_prompts(path: Path) -> list[HeldOut]:
     return list(prompts.values())
 
 
-def hold_out(documents: Sequence[Document]) -> tuple[dict[str, str], list[HeldOut]]:
+def hold_out(
+    documents: Mapping[str, str],
+) -> tuple[list[tuple[str, str]], list[HeldOut]]:
     """Hold out one document in eight, by a hash of its name, and cut all.
+
+    Args:
+        documents: the text of each, by its name.
 
     Returns:
         The passages of the others, each with the name of its document, and the prompts, whose
-        domain is their document. Passages that others have already, whatever their layout, are
-        left out of both.
+        domain is their document. Prompts of which the others have a passage, whatever its layout,
+        are left out.
     """
-    stored = sorted(
-        documents,
-        key=lambda document: hashlib.sha256(document.name.encode()).hexdigest(),
-    )
-    held_out = stored[::HELD_OUT_ONE_IN]
-    del stored[::HELD_OUT_ONE_IN]
-    passages: dict[str, str] = {}
-    known: set[str] = set()
-    for document in stored:
-        for passage in document.passages():
-            if normalised(passage) not in known:
-                known.add(normalised(passage))
-                passages[passage] = document.name
+    names = sorted(documents, key=_digest)
+    passages = [
+        (passage, name)
+        for number, name in enumerate(names)
+        if number % HELD_OUT_ONE_IN
+        for passage in passages_of(documents[name])
+    ]
+    known = {normalised(passage) for passage, _ in passages}
     prompts: dict[str, HeldOut] = {}
-    for document in held_out:
-        for prompt in document.prompts():
+    for name in names[::HELD_OUT_ONE_IN]:
+        for prompt in prompts_of(name, documents[name]):
             texts = [prompt.text, prompt.continuation or ""]
             keys = [normalised(text) for text in [*texts, "".join(texts)]]
             if min(map(len, keys)) >= PROMPT_CHARS and known.isdisjoint(keys):
@@ -136,10 +133,7 @@ def choose_prompts(
         raise InputError(
             f"limit is {count or 1}, there are {len(prompts)} held-out prompts"
         )
-    ranked = sorted(
-        prompts,
-        key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt.text}".encode()).digest(),
-    )
+    ranked = sorted(prompts, key=lambda prompt: _digest(f"{seed}\n{prompt.text}"))
     turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
     return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
 
@@ -177,10 +171,8 @@ def _held_out_texts(
         exclude=experiment.exclude,
     )
     skipped: list[str] = []
-    documents = [
-        Document(record["source"], record["text"])
-        for record in Corpus(corpus, config).records(skipped)
-    ]
+    records = Corpus(corpus, config).records(skipped)
+    documents = {record["source"]: record["text"] for record in records}
     passages, every = hold_out(documents)
     if not (every and passages):
         raise InputError(
@@ -194,10 +186,10 @@ def _held_out_texts(
     notes = [f"{count} of {len(every)} held-out prompts, of {listed(domains)}"]
     if skipped:
         notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
-    name = embedder.name if embedder else ""
-    content = "\0".join([name, *passages, *passages.values()])
-    path = DATASTORES / hashlib.sha256(content.encode()).hexdigest()[:16]
-    if not path.exists():
-        sources = list(passages.values())
-        Datastore.build(passages, embedder, path, sources=sources, resume=True)
-    return Datastore.open(path), prompts, notes
+    name = embedder.name if embedder else None
+    path = DATASTORES / _digest(repr([name, passages]))[:16]
+    if path.exists():
+        return Datastore.open(path), prompts, notes
+    texts, sources = zip(*passages, strict=True)
+    store = Datastore.build(texts, embedder, path, sources=sources, resume=True)
+    return store, prompts, notes

@@ -23,8 +23,7 @@ class Embedder(Protocol):
     """Anything that turns texts into unit vectors; equal names must mean equal vectors.
 
     If it also has ``encode_query``, with the signature of ``encode``, that embeds prompts, and
-    ``encode`` only passages. If it has ``tokenizer`` and ``max_tokens``, a prompt that is longer is
-    cut to its end. `SentenceTransformerEmbedder` has all three.
+    ``encode`` only passages.
     """
 
     @property
@@ -40,32 +39,10 @@ class Embedder(Protocol):
 
 
 def encode_queries(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """The vectors of prompts: by ``encode_query``, or by ``encode`` of a one-sided embedder.
-
-    Of a prompt that is longer than the embedder reads, it reads the end, which the answer follows.
-    """
+    """The vectors of prompts: by ``encode_query``, or by ``encode`` of a one-sided embedder."""
     encode = getattr(embedder, "encode_query", embedder.encode)
-    tokenizer = getattr(embedder, "tokenizer", None)
-    length = getattr(embedder, "max_tokens", None)
-    if tokenizer is not None and length is not None:
-        texts = [_last_tokens(text, tokenizer, length) for text in texts]
     vectors: np.ndarray = encode(texts)
     return vectors
-
-
-def _last_tokens(text: str, tokenizer: "PreTrainedTokenizerBase", count: int) -> str:
-    """The end of ``text``, of ``count`` tokens."""
-    end = text[-_PROMPT_CHARS:]
-    # Tokenizers warn of texts beyond a model's context, which need not fit here.
-    encoding = tokenizer(
-        end,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        truncation=False,
-        verbose=False,
-    )
-    starts = [begin for begin, _ in encoding["offset_mapping"]]
-    return end[starts[-count] :] if len(starts) > count else end
 
 
 class SentenceTransformerEmbedder:
@@ -153,8 +130,29 @@ class SentenceTransformerEmbedder:
         return self._encoded(texts, self._before_passage, self._model.encode_document)
 
     def encode_query(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of prompts, as `Embedder.encode`."""
-        return self._encoded(texts, self._before_query, self._model.encode_query)
+        """The vectors of prompts, as `Embedder.encode`.
+
+        Of a prompt that is longer than the model reads, it reads the end, which the answer follows.
+        """
+        ends = [self._end(text) for text in texts]
+        return self._encoded(ends, self._before_query, self._model.encode_query)
+
+    def _end(self, text: str) -> str:
+        """As much of the end of a text as the model reads."""
+        count = self.max_tokens
+        if count is None:
+            return text
+        end = text[-_PROMPT_CHARS:]
+        # Tokenizers warn of texts beyond a model's context, which need not fit here.
+        encoding = self.tokenizer(
+            end,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            truncation=False,
+            verbose=False,
+        )
+        starts = [begin for begin, _ in encoding["offset_mapping"]]
+        return end[starts[-count] :] if len(starts) > count else end
 
     def _encoded(self, texts: Sequence[str], before: str, encode: Any) -> np.ndarray:
         device, is_cast = self._model.device.type, self._dtype is not None
