@@ -337,6 +337,8 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text("".join(LINES))
     words = [sys.executable, "-m", "hullft_ops", "serve", "--corpus", "code"]
+    # In the background of a shell it is ignored, and a process inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*words, "--port", "0"],
         stdout=subprocess.PIPE,
@@ -344,6 +346,7 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
+    signal.signal(signal.SIGINT, before)
     line = process.stdout.readline()
     url = line.split()[2].rstrip(",")
     body = json.dumps(LLAMA_VIM).encode()
