@@ -19,8 +19,7 @@ def digest_of(*files: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
-            while block := content.read(2**20):
-                digest.update(block)
+            hashlib.file_digest(content, lambda: digest)
     return digest.hexdigest()
 
 
