@@ -19,12 +19,14 @@ from hullft_ops.ttft.store.cutting import PASSAGE_CHARS
 from hullft_ops.ttft.validation import InputError, input_errors, parse
 
 INFO = "datastore.json"
-# The passages of a text have ids in a row from `first` on. Documents with the same text share them.
+# The passages of a text have ids in a row from `first` on. Documents with the same text share them,
+# which `cuts` finds by its digest.
 # Passages are searched by position; of several with the same text, the first. Holders are as in
 # `Postings`, in a row for each part of the passages, which begins with `first`; ids of deleted
 # passages are not used again. Vectors are float32 [dim].
 SCHEMA = """
 CREATE TABLE documents (place INTEGER PRIMARY KEY, source TEXT, digest BLOB, first INTEGER);
+CREATE TABLE cuts (digest BLOB PRIMARY KEY, first INTEGER) WITHOUT ROWID;
 CREATE TABLE passages (
     id INTEGER PRIMARY KEY AUTOINCREMENT, first INTEGER, text_digest BLOB, is_long INTEGER,
     words INTEGER

@@ -76,8 +76,6 @@ class Writer:
             self._database.execute(f"PRAGMA user_version = {mark}")
         # A kill ends the process, not the system.
         self._database.execute("PRAGMA synchronous = OFF")
-        documents = self._database.execute("SELECT digest, first FROM documents")
-        self._firsts: dict[bytes, int] = dict(documents)
         if resume:
             self._database.execute("DELETE FROM documents")
         [(last,)] = self._database.execute("SELECT max(seq) FROM sqlite_sequence")
@@ -116,8 +114,8 @@ class Writer:
 
     def add_passages(self, source: str | None, passages: list[str]) -> None:
         """Append a document that is cut."""
-        first = self._add_passages(passages)
-        self._add_document(source, text_digest("".join(passages)), first)
+        digest = text_digest("".join(passages))
+        self._add_document(source, digest, self._add_passages(digest, passages))
 
     def _add_document(self, source: str | None, digest: bytes, first: int) -> None:
         query = "INSERT INTO documents (source, digest, first) VALUES (?, ?, ?)"
@@ -125,12 +123,14 @@ class Writer:
 
     def _first(self, digest: bytes, text: str) -> int:
         """The first passage of a text."""
-        if digest not in self._firsts:
-            passages = split_passages(text, self._settings.passage_chars)
-            self._firsts[digest] = self._add_passages(passages)
-        return self._firsts[digest]
+        query = "SELECT first FROM cuts WHERE digest = ?"
+        for (first,) in self._database.execute(query, (digest,)):
+            return int(first)
+        passages = split_passages(text, self._settings.passage_chars)
+        return self._add_passages(digest, passages)
 
-    def _add_passages(self, passages: Iterable[str]) -> int:
+    def _add_passages(self, digest: bytes, passages: Iterable[str]) -> int:
+        """Add the passages of a text, and return the first."""
         first = self._id + 1
         for passage in passages:
             self._id += 1
@@ -142,7 +142,10 @@ class Writer:
             )
             query = "INSERT INTO texts VALUES (?, ?)"
             self._database.execute(query, (self._id, passage))
-        return first if self._id >= first else 0
+        first = first if self._id >= first else 0
+        query = "INSERT OR REPLACE INTO cuts VALUES (?, ?)"
+        self._database.execute(query, (digest, first))
+        return first
 
     def _index(self, id: int, passage: str) -> int:
         """Index the words of a passage; how many it has."""
@@ -163,6 +166,7 @@ class Writer:
         self._write_words()
         # Of equal passages the first is searched.
         self._database.executescript("""
+            DELETE FROM cuts WHERE first NOT IN (SELECT first FROM documents);
             DELETE FROM passages WHERE first NOT IN (SELECT first FROM documents);
             DELETE FROM texts WHERE id NOT IN (SELECT id FROM passages);
             DELETE FROM vectors WHERE text_digest NOT IN (SELECT text_digest FROM passages);
