@@ -130,6 +130,7 @@ def test_weights_stay_changed_until_the_end(finetuner):
             text = session.answer("def area(", **OPTIONS)
 
         assert text == session.finetuner.generate("def area(", **OPTIONS)
+        assert session.n_read > 0
 
         with closing(Session(finetuner)), pytest.raises(RuntimeError, match="in use"):
             finetuner.generate("def area(")

@@ -110,6 +110,7 @@ class Session:
         max_new_tokens = min(max_new_tokens, model.window // 4)
         options["max_new_tokens"] = max_new_tokens
         if self._trains:
+            self.n_read = len(question.ids)
             return str(finetuner.generate(question, **options))
         self._prepare(question, chunks[-_CHUNKS:])
         budget = model.window
