@@ -42,9 +42,8 @@ def index(
             seconds.
     """
     check_index(output, corpus)
-    settings = IndexConfig(**reading)
+    settings, engine = IndexConfig(**reading), Workers(**workers)
     Corpus(corpus, settings)  # Refuses a wrong one before the embedder is loaded.
-    engine = Workers(**workers)
     embed = None
     if engine.engine == "ray" and vectors:
         embed = ray_embedding(embedder, engine, dtype)
