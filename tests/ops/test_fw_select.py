@@ -129,6 +129,20 @@ def test_max_support_bounds_the_rows_and_not_the_units(
     assert_selects(sel, pool, query, 20, **options)
 
 
+@pytest.mark.parametrize("max_support", [2, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_of_a_limited_support_by_their_products(
+    max_support: int, dtype: torch.dtype
+) -> None:
+    """The rows enter in the order of the reference, the first by its product with the query."""
+    pool, query = make_problem(16, 2, 8, 40_000, dtype)
+    pool[:, 3] *= 2
+    options = {"variant": "corrective", "max_support": max_support}
+    sel = hullft_ops.fw_select(pool, query, 9, **options)
+
+    assert_selects(sel, pool, query, 9, tolerance=1e-6, **options)
+
+
 @pytest.mark.parametrize(
     ("length", "steps"),
     [

@@ -41,10 +41,7 @@ class CorrectiveSelection {
   bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
     const CorrectiveOptions corrective{options.max_iter, options.tol, options.gap_tol,
                                        options.max_support};
-    const bool may_multiply = in.d >= solver_.kLongRow && options.max_support >= in.n_rows;
-    if (!(may_multiply ? solver_.solve(corrective, in, answer)
-                       : solver_.solve_by_rows(corrective, in, answer)))
-      return false;
+    if (!solver_.solve(corrective, in, answer, solver_.kLongRow)) return false;
     rows_.clear();
     for (const int64_t k : answer.indices) rows_.push_back(in.rows[k]);
     answer.counts.assign(rows_.size(), 0);

@@ -25,6 +25,7 @@ struct GramProblem {
   double square;            // of the query
   double rounding;          // of the products, relative
   double query_square = 0;  // where a tolerance asks for it
+  int64_t first = -1;       // the row that begins; without one, the row nearest to the query
 };
 
 // On the simplex the factor belongs to the rows less the first row of the support. It does not need
@@ -50,6 +51,7 @@ class GramCorrelations {
       if (k == 0 || nearness > nearest) nearest = nearness, origin_ = k;
     }
     if (!(poison == 0)) return false;
+    if (in.first >= 0) origin_ = in.first;
     look();
     if (kSimplex) entering_ = {origin_, 0, false};
     return true;
