@@ -107,7 +107,7 @@ DAMAGE = {
         "has no datastore.json",
     ),
     "no JSON": (lambda p: (p / "datastore.json").write_text("{"), "json: Invalid JSON"),
-    "another format": (lambda p: change_info(p, format=7), "json: format must be 9"),
+    "another format": (lambda p: change_info(p, format=7), "json: format must be 10"),
     "too many fields": (lambda p: change_info(p, code="x"), "json: code: Extra"),
     "no version": (lambda p: (p / VERSION).unlink(), f"{VERSION}: .*No such file"),
     "a bit of a version": (lambda p: flip(p / VERSION), f"{VERSION}: is damaged"),

@@ -78,7 +78,9 @@ def test_repeated_and_short_passages_are_left_out(embedder, tmp_path):
 def test_another_engine_that_gives_too_few_vectors_is_refused(
     corpus, embedder, tmp_path
 ):
-    with pytest.raises(ValueError, match=r"must be float32 \[128, 24\], got float32"):
+    with pytest.raises(
+        ValueError, match=r"must be an ndarray of float32 \[128, 24\], got"
+    ):
         index_corpus(
             corpus,
             tmp_path / "bad",

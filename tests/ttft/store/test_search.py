@@ -112,7 +112,12 @@ def test_bad_queries_are_refused(texts, embedder, queries, k, error, message):
         ("ab", unit(2), TypeError, "texts must be a sequence of str, got one str"),
         (["a", 3], unit(2), TypeError, r"texts\[1\] must be a str, got int"),
         (["a", "\ud800"], unit(2), ValueError, r"texts\[1\] must be valid Unicode"),
-        (["a"], unit(2), ValueError, r"float32 \[1, 16\], got float32 \[2, 16\]"),
+        (
+            ["a"],
+            unit(2),
+            ValueError,
+            r"float32 \[1, 16\], got ndarray of float32 \[2, 16\]",
+        ),
         (["a"], unit(1).astype(float), ValueError, r"got float64 \[1, 16\]"),
         (["a"], np.nan * unit(1), ValueError, "unit vectors, row 0 has norm nan"),
     ],

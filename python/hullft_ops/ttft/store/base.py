@@ -224,8 +224,10 @@ def checked_vectors(
 ) -> np.ndarray:
     """The vectors, writable and in C order; ValueError unless they are ``count`` unit vectors."""
     if vectors.dtype != np.float32 or vectors.shape != (count, dim):
-        shape = f"{vectors.dtype} {list(vectors.shape)}"
-        raise ValueError(f"{what} must be float32 [{count}, {dim}], got {shape}")
+        shape = f"{type(vectors).__name__} of {vectors.dtype} {list(vectors.shape)}"
+        raise ValueError(
+            f"{what} must be an ndarray of float32 [{count}, {dim}], got {shape}"
+        )
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     # The comparison is false for NaN.
     bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))

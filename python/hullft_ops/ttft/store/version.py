@@ -76,7 +76,7 @@ class Info(_Model):
         sha256: over all of this, and the version's file.
     """
 
-    format: Literal[9] = 9
+    format: Literal[10] = 10
     version: PositiveInt
     settings: Settings
     identity: str
