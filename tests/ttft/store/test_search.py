@@ -118,7 +118,7 @@ def test_bad_queries_are_refused(texts, embedder, queries, k, error, message):
             ValueError,
             r"float32 \[1, 16\], got ndarray of float32 \[2, 16\]",
         ),
-        (["a"], unit(1).astype(float), ValueError, r"got float64 \[1, 16\]"),
+        (["a"], unit(1).astype(float), ValueError, r"of float64 \[1, 16\]"),
         (["a"], np.nan * unit(1), ValueError, "unit vectors, row 0 has norm nan"),
     ],
 )
